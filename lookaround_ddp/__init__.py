@@ -1,0 +1,6 @@
+"""Lookaround: k steps around, 1 step average, on any number of GPUs (arXiv 2306.07684)."""
+
+from lookaround_ddp.averaging import Lookaround
+
+__all__ = ["Lookaround"]
+__version__ = "0.1.0"

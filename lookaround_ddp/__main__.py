@@ -1,0 +1,6 @@
+"""`python -m lookaround_ddp`."""
+
+from lookaround_ddp.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""`Lookaround`: k steps around, 1 step average, for any training loop (arXiv 2306.07684, Algorithm 1).
+
+It needs torch alone. A replica is a model that a rank trains with an optimizer and data of its own;
+`Lookaround` starts all replicas from one point, counts their steps, and after every k-th replaces the
+replicas by their mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lookaround_ddp.exchange import Members, average_, broadcast_, layout_of
+
+RUNNING_STATISTICS = ("running_mean", "running_var")  # of every norm layer that keeps them
+WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
+
+
+class Lookaround:
+    """Replaces the replicas' weights by their mean after every k steps of all replicas.
+
+        around = Lookaround(model, k=5)
+        for images, labels in loader:
+            optimizer.zero_grad()
+            loss_fn(model(images), labels).backward()
+            optimizer.step()
+            around.step()
+
+    Creating it is collective: parameters and buffers of all replicas become those of the first one.
+
+    The mean is over floating-point (and complex) parameters and the running statistics of norm layers,
+    summed in fp64 in replica order and rounded once: the same bits on every rank, for any number of
+    ranks. Other buffers stay with their replica. `step` counts *attempted* steps, so a step that a
+    `GradScaler` skips on one rank does not shift that rank's averages.
+
+    Args:
+        models: the model of this rank, or the models that this rank hosts, as many on every rank. Replica
+            numbers run through the ranks: rank 0's models first.
+        k: steps in a round; None never averages (independent replicas).
+        start: steps before the first round begins.
+        group: the ranks to average over; by default all, or this process alone where none are set up.
+        shards: where several ranks train one replica with DDP, the group of these ranks; a replica's
+            buffers are then those of the group's first rank.
+        buffers: names of further floating-point buffers to average.
+        exact: False sums in the backend's own order: on one machine and one number of ranks that is still
+            deterministic for most backends, but not the same for another number of ranks.
+        optimizers: the models' optimizers, for an `optimizer_state` other than "local".
+        optimizer_state: what the average step does with it: "local" leaves it with its replica (the
+            paper's code), "average" averages it too, "reset" clears it.
+        measure: keep the distances of the replicas to their mean in `distances` at each average step.
+
+    Attributes:
+        steps: steps of each replica so far.
+        distances: L2 distance of each replica's parameters to the mean at the last average step,
+            shape (d,), fp64; None before the first, and unless `measure`.
+
+    Raises:
+        ValueError: k < 1, start < 0, a model that is wrapped in DDP or FSDP, models or ranks that differ
+            in structure, an unknown name in `buffers`.
+    """
+
+    def __init__(
+        self,
+        models: nn.Module | Sequence[nn.Module],
+        k: int | None = 5,
+        *,
+        start: int = 0,
+        group: dist.ProcessGroup | None = None,
+        shards: dist.ProcessGroup | None = None,
+        buffers: Iterable[str] = (),
+        exact: bool = True,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+        optimizer_state: Literal["local", "average", "reset"] = "local",
+        measure: bool = False,
+    ) -> None:
+        self.models = [models] if isinstance(models, nn.Module) else list(models)
+        self.k, self.start, self.exact, self.measure = k, start, exact, measure
+        self.extra_buffers = frozenset(buffers)
+        self.optimizers, self.optimizer_state = list(optimizers), optimizer_state
+        self.shards = shards
+        self.steps = 0
+        self.distances: Tensor | None = None
+        self._check_arguments()
+        if group is None and dist.is_available() and dist.is_initialized():
+            group = dist.group.WORLD
+        self.members = Members(group, hosted=len(self.models))
+        self._check_ranks()
+        self._layouts = [[layout_of(t) for t in tensors] for tensors in self._averaged_tensors(self.models[0])]
+        self._layouts = self.members.gather_objects(self._layouts)[0]  # type: ignore[assignment]  # of objects
+        self._start_from_the_first()
+
+    @property
+    def replicas(self) -> int:
+        """d, the number of replicas on all ranks."""
+        return self.members.replicas
+
+    def due(self, steps: int) -> bool:
+        """Whether an average step follows step number `steps`, counted from 1."""
+        return self.k is not None and steps > self.start and (steps - self.start) % self.k == 0
+
+    def step(self) -> bool:
+        """Counts a step of every replica; the last of a round is followed by the average step.
+
+        Call it on every rank after each step, attempted or skipped. Returns whether it averaged.
+        """
+        self.steps += 1
+        if not self.due(self.steps):
+            return False
+        self.average()
+        return True
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """The average step, now, on all ranks: theta_j = phi = 1/d sum_i theta_i for every replica j.
+
+        Raises:
+            FloatingPointError: on every rank, before any weight is touched, if a replica is not finite.
+        """
+        self.synchronize_shards()
+        self.check_finite()
+        squares = self._average_models(spread=True)
+        self.distances = None if squares is None else squares.sqrt()
+        if self.optimizer_state == "reset":
+            for optimizer in self.optimizers:
+                optimizer.state.clear()
+        elif self.optimizer_state == "average":
+            self._average_optimizer_state()
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """Lends the mean model phi: this rank's first model, with the mean's weights while the block runs.
+
+        Collective, like the average step; on leaving, the replica is restored bit for bit, integer and
+        other buffers included. Buffers that are not averaged are replica 0's meanwhile.
+
+        Raises:
+            FloatingPointError: on every rank, if a replica is not finite.
+        """
+        self.synchronize_shards()
+        self.check_finite()
+        model = self.models[0]
+        tensors = [*model.parameters(), *model.buffers()]
+        with torch.no_grad():
+            kept = [tensor.detach().clone() for tensor in tensors]
+            try:
+                self._average_models(spread=False)
+                broadcast_(self._local_tensors(model), self.members.group)
+                with torch.enable_grad():
+                    yield model
+            finally:
+                for tensor, value in zip(tensors, kept, strict=True):
+                    tensor.detach().copy_(value)
+
+    @torch.no_grad()
+    def synchronize_shards(self) -> None:
+        """Gives all ranks of a replica the buffers of the first; collective.
+
+        DDP's ranks each keep statistics of their own share of the batch, until the next forward pass
+        does the same.
+        """
+        for model in self.models:
+            broadcast_(list(model.buffers()), self.shards)
+
+    @torch.no_grad()
+    def check_finite(self) -> None:
+        """Raises FloatingPointError on all ranks, naming replica and step, if a weight is inf or NaN."""
+        flags = torch.stack([_finite(self._averaged_tensors(model)) for model in self.models])
+        bad = (~self.members.gather(flags).bool()).nonzero().flatten().tolist()
+        if bad:
+            which = "replica " + str(bad[0]) if len(bad) == 1 else "replicas " + ", ".join(map(str, bad))
+            raise FloatingPointError(
+                f"{which} not finite after iteration {self.steps}: lower the learning rate, clip the "
+                f"gradient or use bf16 instead of fp16"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = int(state["steps"])
+
+    # What is averaged
+
+    def _averaged_tensors(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        parameters = [p for p in model.parameters() if _is_number(p)]
+        buffers = [b for name, b in model.named_buffers() if self._is_averaged(name) and _is_number(b)]
+        return parameters, buffers
+
+    def _local_tensors(self, model: nn.Module) -> list[Tensor]:
+        integers = [p for p in model.parameters() if not _is_number(p)]
+        buffers = [b for name, b in model.named_buffers() if not (self._is_averaged(name) and _is_number(b))]
+        return integers + buffers
+
+    def _is_averaged(self, name: str) -> bool:
+        return name.rpartition(".")[2] in RUNNING_STATISTICS or name in self.extra_buffers
+
+    def _average_models(self, *, spread: bool) -> Tensor | None:
+        parameters, buffers = zip(*(self._averaged_tensors(model) for model in self.models), strict=True)
+        how = {"exact": self.exact, "spread": spread}
+        squares = average_(parameters, self._layouts[0], self.members, measure=self.measure, **how)
+        average_(buffers, self._layouts[1], self.members, **how)
+        return squares
+
+    def _average_optimizer_state(self) -> None:
+        """Every tensor of the states but step counts, which agree unless a scaler skipped a step."""
+        rows = []
+        for optimizer in self.optimizers:
+            states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
+            named = [(key, state[key]) for state in states for key in sorted(state) if key != "step"]
+            rows.append([value for _, value in named if isinstance(value, Tensor) and value.is_floating_point()])
+        shapes = [[tuple(value.shape) for value in row] for row in rows]
+        if any(other != shapes for other in self.members.gather_objects(shapes)) or shapes.count(shapes[0]) < len(rows):
+            raise ValueError(
+                "optimizer_state='average': the replicas' optimizers hold different states; a parameter "
+                "that only some replicas use has none on the others, so keep 'local' or 'reset'"
+            )
+        layouts = [tuple(range(len(shape))) for shape in shapes[0]]
+        average_(rows, layouts, self.members, exact=self.exact)
+
+    # Refusals and the common start
+
+    def _check_arguments(self) -> None:
+        if self.k is not None and self.k < 1:
+            raise ValueError(f"k is {self.k}: a round has at least 1 step; None never averages")
+        if self.start < 0:
+            raise ValueError(f"start is {self.start}: give the number of steps before the first round, 0 or more")
+        if not self.models:
+            raise ValueError("no model: every rank hosts at least one replica")
+        if self.optimizer_state not in ("local", "average", "reset"):
+            raise ValueError(f"optimizer_state is {self.optimizer_state!r}: use 'local', 'average' or 'reset'")
+        if self.optimizer_state != "local" and len(self.optimizers) != len(self.models):
+            raise ValueError(f"optimizer_state={self.optimizer_state!r} needs `optimizers`, one for each model")
+        for model in self.models:
+            wrapped = {c.__name__ for m in model.modules() for c in type(m).__mro__}.intersection(WRAPPERS)
+            if wrapped:
+                raise ValueError(
+                    f"the model is wrapped in {wrapped.pop()}, whose ranks hold one replica together: pass the "
+                    f"bare module (model.module), and the group of ranks that hold different replicas as `group`"
+                )
+            if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+                raise ValueError("the model has lazy parameters without a shape: run one forward pass first")
+            unknown = self.extra_buffers - {name for name, _ in model.named_buffers()}
+            if unknown:
+                raise ValueError(f"no buffer named {sorted(unknown)[0]!r} in the model: see model.named_buffers()")
+        if len({_structure(model) for model in self.models}) > 1:
+            raise ValueError("the hosted models differ in structure: names, shapes and dtypes must be the same")
+
+    def _check_ranks(self) -> None:
+        mine = (len(self.models), self.k, self.start, self.exact, _structure(self.models[0]))
+        for rank, theirs in enumerate(self.members.gather_objects(mine)):
+            if theirs != mine:
+                raise ValueError(
+                    f"rank {rank} has another (number of models, k, start, exact, structure) than rank "
+                    f"{self.members.rank}: {theirs} and {mine}; all ranks must build the same"
+                )
+
+    @torch.no_grad()
+    def _start_from_the_first(self) -> None:
+        first = [*self.models[0].parameters(), *self.models[0].buffers()]
+        broadcast_(first, self.members.group)
+        for model in self.models[1:]:
+            for tensor, value in zip([*model.parameters(), *model.buffers()], first, strict=True):
+                tensor.detach().copy_(value)
+
+
+def _is_number(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _finite(tensors: Iterable[list[Tensor]]) -> Tensor:
+    """1 if every element is finite, else 0, on the tensors' device and without waiting for it.
+
+    A sum is not finite if a term is not. (It can also overflow on its own, at weights of 1e38 and more.)
+    """
+    sums = [t.detach().sum(dtype=_SUM_DTYPES.get(t.dtype)) for ts in tensors for t in ts]
+    return torch.stack([s.isfinite() for s in sums]).all().to(torch.uint8) if sums else torch.ones((), dtype=torch.uint8)
+
+
+_SUM_DTYPES = {torch.float16: torch.float32, torch.bfloat16: torch.float32}  # fp64 sums take 4 times as long
+
+
+def _structure(model: nn.Module) -> str:
+    """A digest of the names, shapes and dtypes of parameters and buffers."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    text = repr([(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,204 @@
+"""Checkpoints that are whole or not there: one file per replica, one for the run, renamed into place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lookaround_ddp.config import UserError
+from lookaround_ddp.distributed import World
+from lookaround_ddp.replica import Replica
+
+METADATA = "lookaround_ddp"  # one key alone: safetensors writes several in random order, and the file would differ
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run.
+
+    `<iteration>/replica-<j>.pt` hold the replicas, `<iteration>/run.json` everything else and the SHA-256
+    of each file. A checkpoint is written to a temporary folder, synced to disk, and renamed; the file
+    LATEST beside the folder, for people and scripts, moves last.
+
+    Args:
+        run: the run's folder, which all ranks see.
+        keep: how many of the newest to keep.
+        warn: called on rank 0 with each line that the user must see.
+    """
+
+    def __init__(self, run: Path, keep: int, world: World, warn: Callable[[str], None]) -> None:
+        self.folder, self.keep, self.world, self.warn = run / "checkpoints", keep, world, warn
+
+    def save(self, iteration: int, replicas: Sequence[Replica], state: dict[str, Any]) -> None:
+        """Writes a checkpoint; collective. `state` is JSON-able, and rank 0's counts.
+
+        Raises:
+            UserError: on every rank, if a file cannot be written; the checkpoints before stay.
+        """
+        final, temporary = self.folder / str(iteration), self.folder / f".writing-{iteration}"
+        with self.world.together():
+            if self.world.main:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+        digests: dict[str, str] = {}
+        with self.world.together():
+            for replica in replicas if self.world.shard == 0 else []:
+                path = temporary / f"replica-{replica.number}.pt"
+                _write(path, lambda file, replica=replica: torch.save(replica.state_dict(), file))
+                digests[path.name] = _digest(path)
+        digests = {name: digest for each in self.world.gather(digests) for name, digest in each.items()}
+        with self.world.together():
+            if self.world.main:
+                self._finish(temporary, final, {**state, "iteration": iteration, "files": digests})
+
+    def restore(self, replicas: Sequence[Replica], accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+        """Loads the newest whole checkpoint into the replicas and returns its state; None if there is none.
+
+        Collective. A checkpoint that is damaged anywhere is passed over, with a warning, for the one before.
+        `accept` sees a state before its replicas are read, and raises UserError if they will not fit.
+
+        Raises:
+            UserError: there are checkpoints, and all of them are damaged; or what `accept` raises.
+        """
+        iterations = self.world.share(self.iterations())
+        names = [f"replica-{replica.number}.pt" for replica in replicas]
+        for iteration in iterations:
+            state, _ = self.inspect(iteration)
+            if state:
+                accept(state)
+            state, problem = self.inspect(iteration, names)
+            problems = [text for text in self.world.gather(problem) if text]
+            if not problems:
+                for replica, name in zip(replicas, names, strict=True):
+                    replica.load_state_dict(_load(self.folder / str(iteration) / name))
+                return state
+            self.warn(f"checkpoint {iteration} is damaged ({problems[0]}): passed over for the one before")
+        if iterations:
+            raise UserError(f"every checkpoint in {self.folder} is damaged: delete the folder to start anew")
+        return None
+
+    def iterations(self) -> list[int]:
+        """The iterations of the checkpoints, newest first."""
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+    def inspect(self, iteration: int, names: Sequence[str] = ()) -> tuple[dict[str, Any], str | None]:
+        """The state of a checkpoint, and what is wrong with it or with its files of these names."""
+        path = self.folder / str(iteration)
+        try:
+            state = json.loads((path / "run.json").read_text())
+            digest = state.pop("digest")
+            if digest != _json_digest(state):
+                return {}, "run.json: its checksum differs"
+            for name in names:
+                if _digest(path / name) != state["files"].get(name):
+                    return {}, f"{name}: its checksum differs"
+        except FileNotFoundError as error:
+            return {}, f"{Path(error.filename).name} is missing"
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            return {}, f"run.json: {error}"
+        return state, None
+
+    def newest_model(self, replica: int) -> dict[str, Tensor]:
+        """A replica's state dict from the newest checkpoint in which it is whole; not collective.
+
+        Raises:
+            UserError: there is none.
+        """
+        name = f"replica-{replica}.pt"
+        for iteration in self.iterations():
+            if self.inspect(iteration, [name])[1] is None:
+                return _load(self.folder / str(iteration) / name)["model"]
+        raise UserError(f"no whole checkpoint in {self.folder}: only the mean model can be evaluated (evaluate.replicas=false)")
+
+    def _finish(self, temporary: Path, final: Path, state: dict[str, Any]) -> None:
+        expected = [f"replica-{number}.pt" for number in range(self.world.replicas)]
+        missing = [name for name in expected if not (temporary / name).is_file()]
+        if missing:
+            raise UserError(f"{temporary} has no {missing[0]}: `out` must be a folder that all nodes share")
+        text = json.dumps({**state, "digest": _json_digest(state)}, indent=1)
+        _write(temporary / "run.json", lambda file: file.write(text.encode()))
+        _sync(temporary)
+        if final.exists():  # damaged, or it would have been resumed from
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _sync(self.folder)
+        write_atomically(self.folder.parent / "LATEST", f"{final.name}\n".encode())
+        for old in self.iterations()[self.keep :]:
+            shutil.rmtree(self.folder / str(old))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The file has its old content or the new one, whenever the process is killed."""
+    temporary = path.with_name(f".writing-{path.name}")
+    _write(temporary, lambda file: file.write(content))
+    temporary.rename(path)
+    _sync(path.parent)
+
+
+def save_model(path: Path, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """A state dict as safetensors, with JSON-able metadata; written atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}  # ties become copies
+    temporary = path.with_name(f".writing-{path.name}")
+    save_file(tensors, temporary, metadata={METADATA: json.dumps(metadata, sort_keys=True)})
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    _sync(path.parent)
+
+
+def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict and the metadata of a file that `save_model` wrote.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads(file.metadata()[METADATA])
+        return load_file(path), metadata
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}: the run has not finished; the same train command goes on with it") from None
+    except Exception as error:  # safetensors' own exception type, a missing key, bad JSON: all mean the same
+        raise UserError(f"{path} is not a model of this package: {error}") from None
+
+
+def _load(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _write(path: Path, write: Callable[[Any], object]) -> None:
+    with path.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Makes renames in the folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _json_digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,115 @@
+"""The command line: `python -m lookaround_ddp train | evaluate | report | bench`, alone or under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from lookaround_ddp.config import UserError, load_config
+from lookaround_ddp.distributed import join
+from lookaround_ddp.finished import evaluate_run, run_config
+from lookaround_ddp.record import score_text
+from lookaround_ddp.report.curves import draw_curves
+from lookaround_ddp.report.runs import read_run
+from lookaround_ddp.report.table import results_table
+from lookaround_ddp.train import fit
+
+TRAIN_HELP = "a YAML file (without one: handwritten digits), and values that replace the file's"
+MISTAKE, NOT_FINITE, INTERRUPTED = 2, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command; a user's mistake is one line from one rank, and exit status 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except UserError as error:
+        _say_once(f"error: {error}")
+        sys.exit(MISTAKE)
+    except FloatingPointError as error:
+        _say_once(f"stopped: {error}")
+        sys.exit(NOT_FINITE)
+    except KeyboardInterrupt:
+        _say_once("interrupted: the same command goes on from the last checkpoint")
+        sys.exit(INTERRUPTED)
+
+
+def train(options: argparse.Namespace) -> None:
+    named = [argument for argument in options.arguments if "=" not in argument]
+    if len(named) > 1:
+        raise UserError(f"one config at a time: {named[0]} or {named[1]}? Values are written key.path=value")
+    config = load_config(named[0] if named else None, [each for each in options.arguments if "=" in each])
+    with join(config) as world:
+        fit(config, world)
+        if world.main:
+            run = read_run(Path(config.out))
+            draw_curves([run], Path(config.out) / "curves.png")
+            Console().print(results_table([run]))
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    config = run_config(options.run, options.overrides)
+    with join(config) as world:
+        scores = evaluate_run(options.run, config, world)
+        if world.main:
+            for name, score in scores.items():
+                for number, each in enumerate(score if isinstance(score, list) else [score]):
+                    print(f"replica {number}" if name == "replicas" else name, score_text(each))
+
+
+def report(options: argparse.Namespace) -> None:
+    runs = [read_run(run) for run in options.runs]
+    if options.curves is not None:
+        draw_curves(runs, options.curves)
+    Console().print(results_table(runs))
+
+
+def bench(options: argparse.Namespace) -> None:
+    from lookaround_ddp.bench import average, training  # spawns its own ranks, and nobody else needs it
+
+    if options.what in ("average", "all"):
+        average.report(options)
+    if options.what in ("train", "all"):
+        training.report(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lookaround_ddp", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("train", help="train, or go on with, the run that a config describes")
+    command.add_argument("arguments", nargs="*", metavar="[CONFIG] [key.path=value ...]", help=TRAIN_HELP)
+    command.set_defaults(command=train)
+
+    command = commands.add_parser("evaluate", help="measure a finished run's scores again")
+    command.add_argument("run", type=Path)
+    command.add_argument("overrides", nargs="*", metavar="key.path=value")
+    command.set_defaults(command=evaluate)
+
+    command = commands.add_parser("report", help="a table of runs' scores")
+    command.add_argument("runs", nargs="+", type=Path)
+    command.add_argument("--curves", type=Path, metavar="PNG", help="also draw their curves into this file")
+    command.set_defaults(command=report)
+
+    command = commands.add_parser("bench", help="measure the average step and the trainer on this machine")
+    command.add_argument("what", nargs="?", choices=("all", "average", "train"), default="all")
+    command.add_argument("--model", default="timm:resnet50", help="whose parameters to average (1,000 classes)")
+    command.add_argument("--ranks", type=int, default=3, help="processes that average")
+    command.add_argument("--repeats", type=int, default=15)
+    command.set_defaults(command=bench)
+    return parser
+
+
+def _say_once(text: str) -> None:
+    """Rank 0 speaks; another rank speaks only if it is still alive when rank 0 should have ended the job."""
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(3)
+        text = f"rank {rank}: {text}"
+    print(text, file=sys.stderr, flush=True)

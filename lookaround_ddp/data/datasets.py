@@ -1,0 +1,209 @@
+"""Labelled images by name: digits, Fashion-MNIST, CIFAR-10 and -100, folders of images."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torchvision
+from PIL import Image
+from torchvision.transforms import AutoAugmentPolicy
+
+from lookaround_ddp import seeds
+from lookaround_ddp.config import DataConfig, UserError
+
+
+class Images(Protocol):
+    """A split: labels by index at once, images by index on demand."""
+
+    labels: Sequence[int]
+
+    def __len__(self) -> int: ...
+    def image(self, index: int) -> Image.Image: ...
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images in memory: uint8, shape (N, H, W) or (N, H, W, 3)."""
+
+    pixels: np.ndarray
+    labels: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images in files, read as RGB."""
+
+    paths: Sequence[str]
+    labels: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        with Image.open(self.paths[index]) as image:
+            return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of another split, in the given order."""
+
+    whole: Images
+    indices: Sequence[int]
+
+    @property
+    def labels(self) -> Sequence[int]:
+        return [self.whole.labels[index] for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, index: int) -> Image.Image:
+        return self.whole.image(self.indices[index])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The splits of a dataset and what a network and its augmentations must know of it."""
+
+    train: Images
+    test: Images
+    classes: int
+    channels: int
+    size: int  # side of the square images that the network sees
+    native: int | None  # side of the stored images; None: they vary
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    policy: AutoAugmentPolicy
+    validation: Images | None = None
+
+
+def open_dataset(config: DataConfig, seed: int) -> Dataset:
+    """The dataset that the config names, with its training images limited and split as it says.
+
+    Raises:
+        UserError: files are missing (and how to get them), or more images are asked for than there are.
+    """
+    dataset = OPENERS[config.name](config)
+    if config.mean is not None and config.std is not None:
+        dataset = replace(dataset, mean=config.mean, std=config.std)
+    if len(dataset.mean) != dataset.channels or len(dataset.std) != dataset.channels:
+        raise UserError(f"data.mean and data.std need {dataset.channels} values each for {config.name}")
+    if config.size is not None:
+        dataset = replace(dataset, size=config.size)
+    available = len(dataset.train)
+    count = config.train_images or available - config.validation
+    if count < 1 or count + config.validation > available:
+        raise UserError(
+            f"data.train_images ({config.train_images}) and data.validation ({config.validation}) ask for more "
+            f"than the {available} training images of {config.name}"
+        )
+    if count < available:
+        order = seeds.permutation(available, seed, seeds.SPLIT).tolist()
+        whole = dataset.train
+        held_out = Subset(whole, order[available - config.validation :]) if config.validation else None
+        dataset = replace(dataset, train=Subset(whole, order[:count]), validation=held_out)
+    return dataset
+
+
+def _digits(config: DataConfig) -> Dataset:
+    """1,797 handwritten digits (UCI optdigits, from scikit-learn), 8 x 8 pixels enlarged to 16 x 16.
+
+    In file order, the first 1,000 train and the last 797 test.
+    """
+    from sklearn.datasets import load_digits  # takes a second to import, and only digits need it
+
+    bunch = load_digits()
+    small = [Image.fromarray(pixels) for pixels in np.uint8(bunch.images * (255 / 16))]
+    pixels = np.stack([np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR)) for image in small])
+    labels = bunch.target.tolist()
+    train, test = Arrays(pixels[:1000], labels[:1000]), Arrays(pixels[1000:], labels[1000:])
+    return Dataset(train, test, 10, 1, 16, 16, (0.306,), (0.319,), AutoAugmentPolicy.SVHN)
+
+
+def _fashion_mnist(config: DataConfig) -> Dataset:
+    """28 x 28 clothes, from torchvision's folder or from a flat folder of idx files, gzipped or not."""
+    root = Path(config.root)
+    if not (root / "train-images-idx3-ubyte.gz").is_file() and not (root / "train-images-idx3-ubyte").is_file():
+        train, test = (_torchvision(torchvision.datasets.FashionMNIST, config, train) for train in (True, False))
+        splits = [Arrays(split.data.numpy(), split.targets.tolist()) for split in (train, test)]
+    else:
+        splits = [
+            Arrays(_idx(root / f"{stem}-images-idx3-ubyte", 3), _idx(root / f"{stem}-labels-idx1-ubyte", 1).tolist())
+            for stem in ("train", "t10k")
+        ]
+    return Dataset(*splits, 10, 1, 28, 28, (0.2860,), (0.3530,), AutoAugmentPolicy.CIFAR10)
+
+
+def _cifar10(config: DataConfig) -> Dataset:
+    return _cifar(config, torchvision.datasets.CIFAR10, 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+
+
+def _cifar100(config: DataConfig) -> Dataset:
+    return _cifar(config, torchvision.datasets.CIFAR100, 100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+
+
+def _cifar(config: DataConfig, kind: type, classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Dataset:
+    train, test = (_torchvision(kind, config, train) for train in (True, False))
+    splits = [Arrays(split.data, split.targets) for split in (train, test)]
+    return Dataset(*splits, classes, 3, 32, 32, mean, std, AutoAugmentPolicy.CIFAR10)
+
+
+def _imagefolder(config: DataConfig) -> Dataset:
+    """`root`/train/CLASS/*.jpg and `root`/val/CLASS/*.jpg; ImageNet is such a folder."""
+    folders = []
+    for name in ("train", "val"):
+        path = Path(config.root) / name
+        try:
+            folders.append(torchvision.datasets.ImageFolder(str(path)))
+        except FileNotFoundError as error:
+            raise UserError(f"no images in {path}: imagefolder reads {config.root}/train/CLASS/ and /val/CLASS/ ({error})") from None
+    train, val = folders
+    if train.classes != val.classes:
+        differing = sorted({*train.classes} ^ {*val.classes})
+        raise UserError(f"{config.root}: train and val have different classes, such as {differing[0]!r}")
+    splits = [Files([path for path, _ in folder.samples], folder.targets) for folder in folders]
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return Dataset(*splits, len(train.classes), 3, 224, None, mean, std, AutoAugmentPolicy.IMAGENET)
+
+
+OPENERS = {
+    "digits": _digits,
+    "fashion_mnist": _fashion_mnist,
+    "cifar10": _cifar10,
+    "cifar100": _cifar100,
+    "imagefolder": _imagefolder,
+}
+
+
+def _torchvision(kind: type, config: DataConfig, train: bool):  # type: ignore[no-untyped-def]  # torchvision has no types
+    try:
+        return kind(config.root, train=train, download=config.download)
+    except RuntimeError as error:
+        hint = "data.root=DIR says where it is, data.download=true fetches it"
+        if config.name == "fashion_mnist":
+            hint += "; Debian's package dataset-fashion-mnist installs it in /usr/share/datasets/fashion-mnist"
+        raise UserError(f"no {config.name} under {Path(config.root).resolve()} ({error}): {hint}") from None
+
+
+def _idx(path: Path, dimensions: int) -> np.ndarray:
+    """The uint8 array of an idx file (LeCun's MNIST format): a magic number, the shape, the bytes."""
+    try:
+        data = path.read_bytes() if path.is_file() else gzip.decompress(path.with_name(path.name + ".gz").read_bytes())
+        magic, *shape = np.frombuffer(data, ">i4", 1 + dimensions)
+        if magic != 0x800 + dimensions:
+            raise ValueError(f"magic number {magic:#x}")
+        return np.frombuffer(data, np.uint8, offset=4 * (1 + dimensions)).reshape(shape)
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path} is not a readable idx file: {error}") from None

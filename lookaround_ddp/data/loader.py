@@ -1,0 +1,162 @@
+"""Batches as a pure function of (seed, iteration): any worker of any rank computes the same."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import data
+
+from lookaround_ddp import seeds
+from lookaround_ddp.config import UserError
+from lookaround_ddp.data.augment import Pipeline
+from lookaround_ddp.data.datasets import Images
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images an iteration uses.
+
+    Args:
+        images: size of the training set.
+        batch_size: images of an update of one replica.
+        shared: all replicas use the same minibatch; otherwise each has its own order.
+    """
+
+    images: int
+    batch_size: int
+    seed: int
+    shared: bool
+    drop_last: bool = False
+
+    @property
+    def iterations(self) -> int:
+        """Iterations in an epoch; the last one's batch may be smaller."""
+        full, rest = divmod(self.images, self.batch_size)
+        return full if self.drop_last or rest == 0 else full + 1
+
+    def check(self, shards: int) -> None:
+        """Raises UserError if some batch has fewer than two images for each rank of a replica.
+
+        Batch-norm cannot train on a single image, and ranks must never run out of images.
+        """
+        rest = 0 if self.drop_last else self.images % self.batch_size
+        smallest = rest if rest and self.iterations > 1 else min(self.batch_size, self.images)
+        if self.iterations == 0:
+            raise UserError(f"data.batch_size is {self.batch_size}, more than the {self.images} training images")
+        if smallest < 2 * shards:
+            raise UserError(
+                f"an epoch's smallest batch has {smallest} of {self.images} images, fewer than 2 for each of a "
+                f"replica's {shards} ranks: change data.batch_size ({self.batch_size}) or set data.drop_last=true"
+            )
+
+    def indices(self, iteration: int, replica: int) -> Tensor:
+        """The images of a replica's minibatch, int64; every epoch visits each image once."""
+        epoch, number = divmod(iteration, self.iterations)
+        order = _order(self.images, self.seed, epoch, 0 if self.shared else replica + 1)
+        return order[number * self.batch_size : (number + 1) * self.batch_size]
+
+
+@lru_cache(maxsize=16)
+def _order(images: int, seed: int, epoch: int, replica: int) -> Tensor:
+    return seeds.permutation(images, seed, seeds.ORDER, epoch, replica)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images of one update: uint8 (n, C, H, W), and their labels, int64 (n,).
+
+    share is n * D / N, for n of the minibatch's N images on this one of the replica's D ranks: with the
+    loss weighted by it, the mean of the ranks' gradients is the minibatch's gradient.
+    """
+
+    images: Tensor
+    labels: Tensor
+    share: float
+
+    def pin_memory(self) -> Batch:
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.share)
+
+
+class Iterations(data.Dataset[list[list[Batch]]]):
+    """iteration -> for each hosted replica, for each of its augmentations, a batch."""
+
+    def __init__(
+        self,
+        split: Images,
+        plan: Plan,
+        pipelines: dict[int, Sequence[Pipeline]],
+        shard: int = 0,
+        shards: int = 1,
+    ) -> None:
+        self.split, self.plan, self.pipelines = split, plan, pipelines
+        self.shard, self.shards = shard, shards
+        self.labels = torch.tensor(split.labels)
+
+    def __getitem__(self, iteration: int) -> list[list[Batch]]:
+        epoch = iteration // self.plan.iterations
+        result = []
+        for replica, pipelines in self.pipelines.items():
+            whole = self.plan.indices(iteration, replica)
+            indices = whole.tensor_split(self.shards)[self.shard]
+            share = len(indices) * self.shards / len(whole)
+            result.append(
+                [
+                    Batch(self._augmented(indices, pipeline, (epoch, replica, number)), self.labels[indices], share)
+                    for number, pipeline in enumerate(pipelines)
+                ]
+            )
+        return result
+
+    def _augmented(self, indices: Tensor, pipeline: Pipeline, key: tuple[int, int, int]) -> Tensor:
+        images = []
+        for index in indices.tolist():
+            seeds.seed_cpu(self.plan.seed, seeds.AUGMENT, *key, index)
+            if pipeline.custom:
+                seeds.seed_python(self.plan.seed, seeds.AUGMENT, *key, index)
+            images.append(pipeline.transform(self.split.image(index)))
+        return torch.stack(images)
+
+
+class EvaluationBatches(data.Dataset[Batch]):
+    """Batch number -> consecutive images: the same batches on any number of ranks, every image in one."""
+
+    def __init__(self, split: Images, transform: Callable[[Any], Tensor], batch_size: int) -> None:
+        self.split, self.transform, self.batch_size = split, transform, batch_size
+        self.labels = torch.tensor(split.labels)
+
+    def __len__(self) -> int:
+        return -(-len(self.split) // self.batch_size)
+
+    def __getitem__(self, number: int) -> Batch:
+        indices = range(number * self.batch_size, min((number + 1) * self.batch_size, len(self.split)))
+        images = torch.stack([self.transform(self.split.image(index)) for index in indices])
+        return Batch(images, self.labels[indices.start : indices.stop], 1.0)
+
+
+def load(dataset: data.Dataset[Any], keys: Sequence[int] | range, workers: int, pin: bool) -> Iterator[Any]:
+    """dataset[key] for each key in turn, computed ahead by worker processes if there are any."""
+    loader = data.DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=keys,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_quiet_worker,
+        collate_fn=_as_it_is,
+    )
+    return iter(loader)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _quiet_worker(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the trainer alone decides when its workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

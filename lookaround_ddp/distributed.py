@@ -1,0 +1,158 @@
+"""`World`: the processes of a run, their devices, and which replica each of them trains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from importlib.metadata import version
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from lookaround_ddp.config import Config, UserError, changed_keys
+
+T = TypeVar("T")
+VERSIONS = ("lookaround_ddp", "torch", "torchvision", "timm")  # that must be the same on all ranks
+
+
+@dataclass(frozen=True)
+class World:
+    """W processes that train d replicas; one of W and d divides the other.
+
+    W <= d: rank r hosts the d / W replicas from r * d / W on. W > d: the D = W / d ranks from j * D on
+    are the shards of replica j, and share its batches.
+    """
+
+    rank: int
+    size: int
+    replicas: int
+    device: torch.device
+    backend: str
+    replica_group: dist.ProcessGroup | None = None  # the ranks that an average runs over; None: one process
+    shard_group: dist.ProcessGroup | None = None  # the ranks of this rank's replica; None: it has one
+
+    @property
+    def hosted(self) -> range:
+        """The numbers of the replicas that this rank trains."""
+        if self.size > self.replicas:
+            replica = self.rank // self.shards
+            return range(replica, replica + 1)
+        count = self.replicas // self.size
+        return range(self.rank * count, (self.rank + 1) * count)
+
+    @property
+    def shards(self) -> int:
+        """D, the number of ranks of one replica."""
+        return max(1, self.size // self.replicas)
+
+    @property
+    def shard(self) -> int:
+        """This rank's place among the ranks of its replica."""
+        return self.rank % self.shards
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """One picklable value from each rank, in rank order."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def share(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks, in place, on the CPU."""
+        if self.size > 1:
+            on_wire = values.to(self.device if self.backend == "nccl" else "cpu")
+            dist.all_reduce(on_wire)
+            values.copy_(on_wire)
+        return values
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Runs a step that may fail on any rank; then fails on all, with the first message.
+
+        Without it, the ranks that succeeded would wait in the next collective for one that has left.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except (UserError, OSError) as caught:
+            error = caught
+        messages = self.gather(None if error is None else str(error))
+        for rank, message in enumerate(messages):
+            if message is not None:
+                where = f" (rank {rank})" if None in messages else ""
+                raise UserError(message + where) from error
+
+
+@contextmanager
+def join(config: Config) -> Iterator[World]:
+    """Joins the processes that torchrun started, or runs as one process without it.
+
+    Raises:
+        UserError: the number of processes and of replicas do not divide (before this rank waits for any
+            other), or the ranks have different configs or package versions (on every rank).
+    """
+    rank, size, local_rank = (_environment(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    replicas = len(config.replicas)
+    if replicas % size and size % replicas:
+        counts = ", ".join(str(count) for count in range(1, replicas + 1) if replicas % count == 0)
+        raise UserError(
+            f"{size} processes cannot share {replicas} replicas evenly: start {counts} or a multiple of {replicas}"
+        )
+    device, backend = _device(local_rank)
+    if size == 1:
+        yield World(0, 1, replicas, device, "none")
+        return
+    dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout))
+    world = World(rank, size, replicas, device, backend)
+    _agree(world, config)  # before groups are made, which would hang if the ranks disagreed on their shape
+    kind = "cuda" if backend == "nccl" else "cpu"
+    mesh = init_device_mesh(kind, (size // world.shards, world.shards), mesh_dim_names=("replica", "shard"))
+    shard_group = mesh.get_group("shard") if world.shards > 1 else None
+    yield replace(world, replica_group=mesh.get_group("replica"), shard_group=shard_group)
+    dist.destroy_process_group()  # not after an error: it would wait for ranks that have gone
+
+
+def _agree(world: World, config: Config) -> None:
+    values = config.model_dump(mode="json") | {"versions": {name: version(name) for name in VERSIONS}}
+    for rank, theirs in enumerate(world.gather(values)):
+        differences = list(changed_keys(world.share(values), theirs))
+        if differences:
+            raise UserError(f"rank {rank} has another configuration than rank 0: {'; '.join(differences)}")
+
+
+def _environment(name: str) -> int:
+    text = os.environ.get(name, "1" if name == "WORLD_SIZE" else "0")
+    if not text.isdigit():
+        raise UserError(f"the environment variable {name} is {text!r}: start the ranks with torchrun, or unset it")
+    return int(text)
+
+
+def _device(local_rank: int) -> tuple[torch.device, str]:
+    """A GPU of its own and NCCL; a GPU shared by several ranks, or the CPU, and gloo."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), "gloo"
+    count = torch.cuda.device_count()
+    device = torch.device("cuda", local_rank % count)
+    torch.cuda.set_device(device)
+    shared = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > count
+    return device, "gloo" if shared else "nccl"

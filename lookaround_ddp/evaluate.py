@@ -1,0 +1,139 @@
+"""Scores of a network on a split: every image counted once, the same figures on any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lookaround_ddp.config import Config
+from lookaround_ddp.data.augment import evaluation_transform
+from lookaround_ddp.data.datasets import Dataset, Images
+from lookaround_ddp.data.loader import Batch, EvaluationBatches, load
+from lookaround_ddp.distributed import World
+from lookaround_ddp.replica import Normalize, autocast
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+Score = dict[str, float]  # top1 and top5 in percent (top5 with 5 classes or more), nll in nats per image
+
+
+class Evaluator:
+    """Evaluates networks on one split.
+
+    The split is cut into batches, and batch b's sums are one row of a table, whoever computes them; the
+    rows are added in order. So the figures depend on neither the number of ranks nor their shares.
+    """
+
+    def __init__(
+        self, batches: EvaluationBatches, classes: int, normalize: Normalize, precision: str, workers: int, world: World
+    ) -> None:
+        self.batches, self.normalize, self.precision = batches, normalize, precision
+        self.classes, self.workers, self.world = classes, workers, world
+
+    def shared(self, model: nn.Module) -> Score:
+        """The score of a model that all ranks hold, each evaluating its share. Collective."""
+        table = self._table(model, self.world.rank, self.world.size)
+        return self._score(self.world.sum(table))
+
+    def replicas(self, models: Iterable[nn.Module]) -> list[Score]:
+        """The score of each of the d replicas, in order, each evaluated by the ranks that train it. Collective."""
+        tables = torch.zeros(self.world.replicas, len(self.batches), 3, dtype=torch.float64)
+        for number, model in zip(self.world.hosted, models, strict=True):
+            tables[number] = self._table(model, self.world.shard, self.world.shards)
+        return [self._score(table) for table in self.world.sum(tables)]
+
+    @torch.no_grad()
+    def _table(self, model: nn.Module, first: int, step: int) -> Tensor:
+        """Shape (batches, 3), fp64: images right at the first guess, right in five, sum of -log p; 0 for others' rows."""
+        numbers = range(first, len(self.batches), step)
+        table = torch.zeros(len(self.batches), 3, dtype=torch.float64, device=self.world.device)
+        with evaluating(model):
+            pinned = self.world.device.type == "cuda"
+            for number, batch in zip(numbers, load(self.batches, numbers, self.workers, pinned), strict=True):
+                labels = batch.labels.to(self.world.device, non_blocking=True)
+                with autocast(self.precision, self.world.device):
+                    logits = model(self.normalize(batch.images))
+                logits = logits.double()
+                hits = logits.topk(min(5, self.classes)).indices == labels[:, None]
+                table[number, 0] = hits[:, 0].sum()
+                table[number, 1] = hits.sum()
+                table[number, 2] = cross_entropy(logits, labels, reduction="sum")
+        return table.cpu()
+
+    def _score(self, table: Tensor) -> Score:
+        total = torch.zeros(3, dtype=torch.float64)
+        for row in table:
+            total += row
+        top1, top5, nll = (total / len(self.batches.split)).tolist()
+        score = {"top1": 100 * top1, "top5": 100 * top5, "nll": nll}
+        if self.classes < 5:
+            del score["top5"]
+        return score
+
+
+def make_evaluator(config: Config, dataset: Dataset, split: Images, world: World) -> Evaluator:
+    """The evaluator of one of a dataset's splits, as the config says."""
+    normalize = Normalize(dataset, world, config.channels_last)
+    batches = EvaluationBatches(split, evaluation_transform(dataset), config.evaluate.batch_size)
+    workers = config.data.workers if dataset.native is None else 0  # arrays need no decoding
+    return Evaluator(batches, dataset.classes, normalize, config.precision, workers, world)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every module's own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def recalibrate(
+    model: nn.Module, batches: Iterable[list[list[Batch]]], normalize: Normalize, precision: str, world: World
+) -> None:
+    """Sets batch-norm's running statistics to those of the model's own activations on these batches. Collective.
+
+    Mean and variance follow from the sums over all batches, replicas and augmentations of every rank: with
+    batch means m_b and variances v_b, mean = E[m_b] and variance = E[v_b] + Var[m_b].
+
+    Args:
+        model: the same on every rank.
+        batches: for each iteration, for each replica that this rank hosts, a batch of each augmentation.
+    """
+    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
+    if not norms:
+        return
+    momenta = [m.momentum for m in norms]
+    sums: list[Tensor] = []
+    with evaluating(model):
+        for norm in norms:
+            norm.train()
+            norm.momentum = 1.0  # running statistics become this batch's
+        for batch in (batch for hosted in batches for updates in hosted for batch in updates):
+            with autocast(precision, world.device):
+                model(normalize(batch.images))
+            sums.append(_moments(norms))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    moments = world.sum(torch.stack(sums).sum(0).cpu())
+    count = world.sum(torch.tensor([float(len(sums))], dtype=torch.float64))
+    means, squares, variances = (moments / count).view(3, -1)
+    variances = variances + squares - means**2
+    features = [norm.num_features for norm in norms]
+    for norm, mean, variance in zip(norms, means.split(features), variances.split(features), strict=True):
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+
+
+def _moments(norms: list[nn.Module]) -> Tensor:
+    """Of the last batch, fp64, shape (3 * features of all norms,): means, squared means, variances."""
+    means = torch.cat([norm.running_mean for norm in norms]).double()
+    variances = torch.cat([norm.running_var for norm in norms]).double()
+    return torch.cat([means, means**2, variances])

@@ -1,0 +1,47 @@
+"""Base optimizers by name: timm's factory."""
+
+from __future__ import annotations
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from torch import nn
+
+from lookaround_ddp.config import OptimizerConfig, UserError
+
+PLAIN_SGD = ("sgd", "momentum")
+
+
+def create_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of one replica, over all of its parameters that require a gradient.
+
+    Weight decay falls on everything unless `no_decay` says otherwise. timm's `sgd` has Nesterov's
+    momentum; here it has only if `nesterov` is set, as in the paper.
+
+    Raises:
+        UserError: an unknown name, or options that the optimizer does not take.
+    """
+    options = dict(config.options)
+    if config.name in PLAIN_SGD:
+        options["nesterov"] = config.nesterov
+    elif config.nesterov:
+        raise UserError(f"optimizer.nesterov is for sgd: timm has {config.name}'s variants as names of their own")
+    if config.name not in list_optimizers():
+        raise UserError(f"unknown optimizer {config.name!r}: timm knows {', '.join(list_optimizers())}")
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=config.name,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            filter_bias_and_bn=config.no_decay == "norm_bias",
+            **options,
+        )
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"optimizer {config.name} with {options}: {error}") from None
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Groups that timm scales (layer decay) keep their scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)

@@ -1,0 +1,183 @@
+"""What a run shows and keeps: a live display or plain lines, metrics.jsonl, and Weights & Biases if asked."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lookaround_ddp.checkpoint import write_atomically
+from lookaround_ddp.config import Config
+
+
+class Record:
+    """The record of a run on rank 0; on other ranks every call does nothing.
+
+    Args:
+        config: the run's config.
+        main: whether this is rank 0.
+        total: iterations of the run.
+        console: where to show progress; by default standard error.
+    """
+
+    def __init__(self, config: Config, main: bool, total: int, console: Console | None = None) -> None:
+        self.main, self.total = main, total
+        self.folder = Path(config.out)
+        self.console = console or Console(stderr=True, soft_wrap=True, highlight=False)
+        self.progress: Progress | None = None
+        self.tracker: Any = None
+        self.config = config
+        self.warned = False
+
+    def open(self, iteration: int) -> None:
+        """Begins, or goes on after `iteration`: later lines of a run that was killed are dropped."""
+        if not self.main:
+            return
+        path = self.folder / "metrics.jsonl"
+        kept = [line for line in _lines(path) if json.loads(line)["iteration"] <= iteration]
+        write_atomically(path, "".join(line + "\n" for line in kept).encode())
+        self.metrics = path.open("a")
+        self.tracker = self._start_wandb()
+        if self.console.is_terminal:
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            self.progress = Progress(*columns, console=self.console)
+            self.task = self.progress.add_task("", total=self.total, completed=iteration)
+            self.progress.start()
+
+    def say(self, text: str) -> None:
+        if self.main:
+            self.console.print(text, markup=False)
+
+    def train(self, line: Mapping[str, Any]) -> None:
+        """A line of training figures: iteration, epoch, lr, loss, distance, images_per_second, seconds, eta."""
+        if not self.main:
+            return
+        self._write(line)
+        losses = " ".join(f"{loss:.3f}" for loss in line["loss"])
+        distances = " ".join(f"{distance:.3f}" for distance in line["distance"] or [])
+        text = (
+            f"iteration {line['iteration']}/{self.total} | epoch {line['epoch']:.2f} | lr {line['lr']:.4g} | loss {losses}"
+            + (f" | distance {distances}" if distances else "")
+            + f" | {line['images_per_second']:.0f} images/s | ETA {duration(line['eta'])}"
+        )
+        if self.progress is not None:
+            self.progress.update(self.task, completed=line["iteration"], description=f"loss {losses} | {line['images_per_second']:.0f} images/s")
+        else:
+            self.say(text)
+
+    def evaluation(self, line: Mapping[str, Any]) -> None:
+        """A line of scores: iteration, epoch, and those of mean, replicas and validation that there are."""
+        if not self.main:
+            return
+        self._write(line)
+        parts = [f"{name} {score_text(line[name])}" for name in ("mean", "validation") if line.get(name)]
+        if line.get("replicas"):
+            parts.append("replicas " + " ".join(f"{score['top1']:.2f}" for score in line["replicas"]))
+        self.say(f"epoch {line['epoch']:.4g} | " + " | ".join(parts))
+
+    def close(self) -> None:
+        """Ends the display and the files, whatever happened."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+        if self.main and hasattr(self, "metrics"):
+            self.metrics.close()
+        self._wandb(lambda: self.tracker.finish())
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self.metrics.write(json.dumps(line) + "\n")
+        self.metrics.flush()
+        self._wandb(lambda: self.tracker.log(_flat(line), step=line["iteration"]))
+
+    def _start_wandb(self) -> Any:
+        """A wandb run that a resumed training goes on with; None if there is to be none, or it fails."""
+        settings = self.config.record
+        if settings.wandb == "disabled":
+            return None
+        try:
+            import wandb  # half a second, and only those who track need it
+
+            if settings.wandb == "online" and not (wandb.api.api_key or sys.stdin.isatty()):
+                raise RuntimeError("no API key; `wandb login` stores one")
+            return wandb.init(
+                project=settings.project,
+                name=self.folder.name,
+                id=_wandb_id(self.folder),
+                resume="allow",
+                dir=str(self.folder),
+                mode=settings.wandb,
+                config=self.config.model_dump(mode="json"),
+                settings=wandb.Settings(init_timeout=20),
+            )
+        except Exception as error:  # whatever a tracker raises, it must not end a training
+            self.say(f"wandb: {error}: this run is recorded in {self.folder} alone")
+            return None
+
+    def _wandb(self, call: Any) -> None:
+        if self.tracker is None:
+            return
+        try:
+            call()
+        except Exception as error:  # as above
+            self.say(f"wandb: {error}: recording goes on in {self.folder} alone")
+            self.tracker = None
+
+
+class Stopwatch:
+    """Seconds of training, without the pauses for evaluation and saving; runs on over a resumed run."""
+
+    def __init__(self, elapsed: float) -> None:
+        self.elapsed, self.since = elapsed, time.perf_counter()
+
+    def pause(self) -> None:
+        self.elapsed += time.perf_counter() - self.since
+
+    def go(self) -> None:
+        self.since = time.perf_counter()
+
+    def seconds(self) -> float:
+        return self.elapsed + time.perf_counter() - self.since
+
+
+def score_text(score: Mapping[str, float]) -> str:
+    top5 = f" top-5 {score['top5']:.2f}" if "top5" in score else ""
+    return f"top-1 {score['top1']:.2f}{top5} NLL {score['nll']:.4f}"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _lines(path: Path) -> list[str]:
+    """The whole lines of a file; a line that a kill cut short is left out."""
+    if not path.is_file():
+        return []
+    return [line[:-1] for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            value = dict(enumerate(value))
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}/")
+        elif value is not None:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _wandb_id(folder: Path) -> str:
+    """The id that this run folder got when it was first tracked."""
+    path = folder / "wandb-id"
+    if not path.is_file():
+        write_atomically(path, f"{folder.name}-{time.time_ns():x}"[-64:].encode())
+    return path.read_text()

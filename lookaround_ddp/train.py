@@ -1,0 +1,161 @@
+"""`fit`: the paper's Algorithm 1 on any number of processes, from a config to a run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from lookaround_ddp.averaging import Lookaround
+from lookaround_ddp.checkpoint import Checkpoints, write_atomically
+from lookaround_ddp.config import Config, UserError, changed_keys
+from lookaround_ddp.data.augment import train_pipelines
+from lookaround_ddp.data.datasets import Dataset, open_dataset
+from lookaround_ddp.data.loader import Iterations, Plan, load
+from lookaround_ddp.distributed import World
+from lookaround_ddp.record import Record
+from lookaround_ddp.replica import Replica
+from lookaround_ddp.run import START, Run, State
+from lookaround_ddp.schedule import learning_rate
+
+
+def fit(config: Config, world: World) -> State:
+    """Trains the config's replicas, from the newest checkpoint in `out` if there is one.
+
+    Collective: every rank of the world calls it with the same config. A run that has finished is not
+    trained again. Returns, on every rank, what result.json holds.
+
+    Raises:
+        UserError: a mistake in the config, the data or the run folder.
+        FloatingPointError: a replica is no longer finite; the last checkpoint stays.
+    """
+    dataset = prepare(config, world)
+    with world.together():
+        batches, replicas = build(config, dataset, world)
+    plan = batches.plan
+    total = config.epochs * plan.iterations
+    around = lookaround(config, replicas, plan.iterations, world)
+    record = Record(config, world.main, total)
+    checkpoints = Checkpoints(Path(config.out), config.checkpoint.keep, world, record.say)
+    state = checkpoints.restore(replicas, lambda found: check_resumable(config, dataset, found)) or START
+    finished = world.share(read_result(config))
+    if finished is not None:
+        record.say(f"{config.out} has finished: give another `out` to train anew")
+        return finished
+
+    run = Run(config, dataset, batches, replicas, around, world, record, state)
+    record.open(state["iteration"])
+    record.say(describe(config, dataset, world, replicas, total))
+    around.load_state_dict(state)
+    try:
+        if state["iteration"] > 0:
+            record.say(f"resumed after iteration {state['iteration']}")
+            around.step()  # a checkpoint is written before the average step of its iteration
+        upcoming = range(state["iteration"], total)
+        pin = world.device.type == "cuda"
+        for iteration, hosted in zip(upcoming, load(batches, upcoming, config.data.workers, pin), strict=True):
+            rate = learning_rate(config.schedule, config.optimizer.lr, iteration, plan.iterations, config.epochs)
+            run.count([replica.step(own, iteration, rate) for replica, own in zip(replicas, hosted, strict=True)])
+            done = iteration + 1
+            if done % config.record.every == 0 or done == total:
+                run.record_training(done, rate)
+            if due(done, config.evaluate.every, plan.iterations) or done == total:
+                run.evaluate(done)
+            if due(done, config.checkpoint.every, plan.iterations) or done == total:
+                run.save(done, checkpoints)
+            around.step()
+        return run.finish()
+    except FloatingPointError:
+        run.check_losses(around.steps)  # names the very iteration, where a loss tells it
+        raise
+    finally:
+        record.close()
+
+
+def prepare(config: Config, world: World) -> Dataset:
+    """Makes the run folder and opens the dataset; rank 0 first, since it may have to download it."""
+    with world.together():
+        if world.main:
+            folder = Path(config.out)
+            folder.mkdir(parents=True, exist_ok=True)
+            dataset = open_dataset(config.data, config.seed)
+    with world.together():
+        if not world.main:
+            dataset = open_dataset(config.data, config.seed)
+    return dataset
+
+
+def build(config: Config, dataset: Dataset, world: World) -> tuple[Iterations, list[Replica]]:
+    """The batches of this rank, and the replicas that it trains on them."""
+    plan = Plan(
+        images=len(dataset.train),
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        shared=config.data.batches == "shared",
+        drop_last=config.data.drop_last,
+    )
+    plan.check(world.shards)
+    pipelines = {
+        number: train_pipelines(config.augment, config.replicas[number], dataset, config.label_smoothing)
+        for number in world.hosted
+    }
+    replicas = [Replica(config, number, dataset, pipelines[number], world) for number in world.hosted]
+    return Iterations(dataset.train, plan, pipelines, world.shard, world.shards), replicas
+
+
+def lookaround(config: Config, replicas: list[Replica], per_epoch: int, world: World) -> Lookaround:
+    steps = {"epoch": per_epoch, "never": None}
+    try:
+        return Lookaround(
+            [replica.model for replica in replicas],
+            k=config.average.k if isinstance(config.average.k, int) else steps[config.average.k],
+            start=round(config.average.start * per_epoch),
+            group=world.replica_group,
+            shards=world.shard_group,
+            buffers=config.average.buffers,
+            exact=config.average.exact,
+            optimizers=[replica.optimizer for replica in replicas],
+            optimizer_state=config.average.optimizer_state,
+            measure=True,
+        )
+    except ValueError as error:
+        raise UserError(f"average: {error}") from None
+
+
+def due(done: int, epochs: float, per_epoch: int) -> bool:
+    """Whether something that happens every so many epochs happens after this many iterations."""
+    return done % max(1, round(epochs * per_epoch)) == 0
+
+
+def check_resumable(config: Config, dataset: Dataset, state: State) -> None:
+    """Raises UserError if the checkpoint of this state was made with other data or another config."""
+    if state["classes"] != dataset.classes:
+        raise UserError(
+            f"the checkpoint in {config.out} has {state['classes']} classes, the data has {dataset.classes}: "
+            f"train in another `out`"
+        )
+    changes = list(changed_keys(state["config"], config.identity()))
+    if changes:
+        raise UserError(
+            f"the checkpoint in {config.out} was made with another config ({'; '.join(changes)}): "
+            f"change it back, or train in another `out`"
+        )
+
+
+def read_result(config: Config) -> State | None:
+    path = Path(config.out) / "result.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def describe(config: Config, dataset: Dataset, world: World, replicas: list[Replica], total: int) -> str:
+    """One line on what runs where; also writes the resolved config, on rank 0."""
+    if world.main:
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        write_atomically(Path(config.out) / "config.yaml", text.encode())
+    millions = sum(parameter.numel() for parameter in replicas[0].model.parameters()) / 1e6
+    placement = f"{world.replicas} replicas on {world.size} process{'es' if world.size > 1 else ''} ({world.device.type}, {world.backend})"
+    return (
+        f"{config.model.name}, {millions:.2f} M parameters | {config.data.name}, {len(dataset.train)} images | "
+        f"{placement} | k = {config.average.k} | {total} iterations | {config.out}"
+    )
