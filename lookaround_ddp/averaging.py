@@ -188,7 +188,7 @@ class Lookaround:
     # What is averaged
 
     def _averaged_tensors(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        parameters = [p for p in model.parameters() if _is_number(p)]
+        parameters: list[Tensor] = [p for p in model.parameters() if _is_number(p)]
         buffers = [b for name, b in model.named_buffers() if self._is_averaged(name) and _is_number(b)]
         return parameters, buffers
 
@@ -279,7 +279,9 @@ def _finite(tensors: Iterable[list[Tensor]]) -> Tensor:
     A sum is not finite if a term is not. (It can also overflow on its own, at weights of 1e38 and more.)
     """
     sums = [t.detach().sum(dtype=_SUM_DTYPES.get(t.dtype)) for ts in tensors for t in ts]
-    return torch.stack([s.isfinite() for s in sums]).all().to(torch.uint8) if sums else torch.ones((), dtype=torch.uint8)
+    return (
+        torch.stack([s.isfinite() for s in sums]).all().to(torch.uint8) if sums else torch.ones((), dtype=torch.uint8)
+    )
 
 
 _SUM_DTYPES = {torch.float16: torch.float32, torch.bfloat16: torch.float32}  # fp64 sums take 4 times as long

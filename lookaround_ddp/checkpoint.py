@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Checkpoints:
         with self.world.together():
             for replica in replicas if self.world.shard == 0 else []:
                 path = temporary / f"replica-{replica.number}.pt"
-                _write(path, lambda file, replica=replica: torch.save(replica.state_dict(), file))
+                _write(path, partial(torch.save, replica.state_dict()))
                 digests[path.name] = _digest(path)
         digests = {name: digest for each in self.world.gather(digests) for name, digest in each.items()}
         with self.world.together():
@@ -118,7 +119,9 @@ class Checkpoints:
         for iteration in self.iterations():
             if self.inspect(iteration, [name])[1] is None:
                 return _load(self.folder / str(iteration) / name)["model"]
-        raise UserError(f"no whole checkpoint in {self.folder}: only the mean model can be evaluated (evaluate.replicas=false)")
+        raise UserError(
+            f"no whole checkpoint in {self.folder}: only the mean model can be evaluated (evaluate.replicas=false)"
+        )
 
     def _finish(self, temporary: Path, final: Path, state: dict[str, Any]) -> None:
         expected = [f"replica-{number}.pt" for number in range(self.world.replicas)]
@@ -167,7 +170,9 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = json.loads(file.metadata()[METADATA])
         return load_file(path), metadata
     except FileNotFoundError:
-        raise UserError(f"there is no {path}: the run has not finished; the same train command goes on with it") from None
+        raise UserError(
+            f"there is no {path}: the run has not finished; the same train command goes on with it"
+        ) from None
     except Exception as error:  # safetensors' own exception type, a missing key, bad JSON: all mean the same
         raise UserError(f"{path} is not a model of this package: {error}") from None
 

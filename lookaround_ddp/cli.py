@@ -71,12 +71,19 @@ def report(options: argparse.Namespace) -> None:
 
 
 def bench(options: argparse.Namespace) -> None:
-    from lookaround_ddp.bench import average, training  # spawns its own ranks, and nobody else needs it
+    from lookaround_ddp.bench import average, machine, training  # spawns its own ranks, and nobody else needs it
 
-    if options.what in ("average", "all"):
-        average.report(options)
-    if options.what in ("train", "all"):
-        training.report(options)
+    machine.check_writable(options.json)
+    figures = {}
+    try:
+        for name, part in {"average": average, "train": training}.items():
+            if options.what in (name, "all"):
+                figures[name] = part.report(options)
+                if options.json is not None:
+                    machine.write_figures(options.json, figures)
+    except KeyboardInterrupt:
+        _say_once("interrupted: every process that was started has ended")
+        sys.exit(INTERRUPTED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,9 +106,20 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("bench", help="measure the average step and the trainer on this machine")
     command.add_argument("what", nargs="?", choices=("all", "average", "train"), default="all")
-    command.add_argument("--model", default="timm:resnet50", help="whose parameters to average (1,000 classes)")
-    command.add_argument("--ranks", type=int, default=3, help="processes that average")
-    command.add_argument("--repeats", type=int, default=15)
+    command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures into this file")
+    group = command.add_argument_group("average")
+    group.add_argument("--model", default="timm:resnet50", help="whose parameters to average (1,000 classes)")
+    group.add_argument("--ranks", type=int, default=3, help="processes that average")
+    group.add_argument("--repeats", type=int, default=15)
+    group = command.add_argument_group("train")
+    group.add_argument("--train-model", default="resnet8", metavar="MODEL")
+    group.add_argument("--data", default="digits", help="digits (the default) need no files")
+    group.add_argument("--root", default="data", metavar="DIR", help="where other data is")
+    group.add_argument("--batch-size", type=int, default=128)
+    group.add_argument("--workers", type=int, default=0, help="loader processes of each rank")
+    group.add_argument("--channels-last", action="store_true")
+    group.add_argument("--iterations", type=int, default=56, help="of each replica in each run, in whole epochs")
+    group.add_argument("--rounds", type=int, default=3, help="runs of each competitor")
     command.set_defaults(command=bench)
     return parser
 

@@ -140,9 +140,9 @@ class RecordConfig(Section):
 class Config(Section):
     out: str = "runs/digits-resnet8-lookaround"
     seed: int = Field(0, ge=0)
-    epochs: int = Field(60, ge=1)
+    epochs: int = Field(20, ge=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    channels_last: bool = True
+    channels_last: bool = False
     compile: bool = False
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     timeout: float = Field(600, gt=0)
@@ -210,13 +210,17 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
 def _check(config: Config) -> None:
     """What one field alone cannot tell."""
     if not config.replicas or not all(config.replicas):
-        raise UserError("replicas: give at least one replica, and each at least one augmentation ('none' for no change)")
+        raise UserError(
+            "replicas: give at least one replica, and each at least one augmentation ('none' for no change)"
+        )
     if isinstance(config.average.k, int) and config.average.k < 1:
         raise UserError(f"average.k is {config.average.k}: a round has at least 1 iteration, or use epoch or never")
     if config.schedule.name == "multistep" and not config.schedule.milestones:
         raise UserError("schedule.milestones is empty: multistep needs the epochs at which the rate falls")
     if config.schedule.warmup_epochs >= config.epochs:
-        raise UserError(f"schedule.warmup_epochs is {config.schedule.warmup_epochs}: it must end before epoch {config.epochs}")
+        raise UserError(
+            f"schedule.warmup_epochs is {config.schedule.warmup_epochs}: it must end before epoch {config.epochs}"
+        )
     if (config.data.mean is None) != (config.data.std is None):
         raise UserError("data.mean and data.std go together: set both or neither")
 

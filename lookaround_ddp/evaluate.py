@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,10 @@ class Evaluator:
 
     @torch.no_grad()
     def _table(self, model: nn.Module, first: int, step: int) -> Tensor:
-        """Shape (batches, 3), fp64: images right at the first guess, right in five, sum of -log p; 0 for others' rows."""
+        """Shape (batches, 3), fp64: images right at the first guess, right in five, sum of -log p.
+
+        Rows of batches that other ranks evaluate are 0.
+        """
         numbers = range(first, len(self.batches), step)
         table = torch.zeros(len(self.batches), 3, dtype=torch.float64, device=self.world.device)
         with evaluating(model):
@@ -110,30 +114,38 @@ def recalibrate(
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
     if not norms:
         return
-    momenta = [m.momentum for m in norms]
     sums: list[Tensor] = []
-    with evaluating(model):
-        for norm in norms:
-            norm.train()
-            norm.momentum = 1.0  # running statistics become this batch's
+    with evaluating(model), _statistics_of_the_batch(norms):
         for batch in (batch for hosted in batches for updates in hosted for batch in updates):
             with autocast(precision, world.device):
                 model(normalize(batch.images))
             sums.append(_moments(norms))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
     moments = world.sum(torch.stack(sums).sum(0).cpu())
     count = world.sum(torch.tensor([float(len(sums))], dtype=torch.float64))
     means, squares, variances = (moments / count).view(3, -1)
     variances = variances + squares - means**2
     features = [norm.num_features for norm in norms]
     for norm, mean, variance in zip(norms, means.split(features), variances.split(features), strict=True):
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
+        norm.get_buffer("running_mean").copy_(mean)
+        norm.get_buffer("running_var").copy_(variance)
 
 
-def _moments(norms: list[nn.Module]) -> Tensor:
+@contextmanager
+def _statistics_of_the_batch(norms: Sequence[Any]) -> Iterator[None]:
+    """While the block runs, a norm's running statistics are those of the last batch."""
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.train()
+            norm.momentum = 1.0
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def _moments(norms: Sequence[nn.Module]) -> Tensor:
     """Of the last batch, fp64, shape (3 * features of all norms,): means, squared means, variances."""
-    means = torch.cat([norm.running_mean for norm in norms]).double()
-    variances = torch.cat([norm.running_var for norm in norms]).double()
+    means = torch.cat([norm.get_buffer("running_mean") for norm in norms]).double()
+    variances = torch.cat([norm.get_buffer("running_var") for norm in norms]).double()
     return torch.cat([means, means**2, variances])

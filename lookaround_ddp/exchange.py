@@ -75,7 +75,7 @@ def broadcast_(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> No
 
 def layout_of(tensor: Tensor) -> Layout:
     """The order of dimensions in which the tensor's memory is one piece, if it has no gaps."""
-    return tuple(sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim)))
+    return tuple(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
 
 
 def average_(

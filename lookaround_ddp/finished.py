@@ -50,7 +50,9 @@ def evaluate_run(run: Path, config: Config, world: World) -> dict[str, Score | l
         if classes != dataset.classes:
             raise UserError(f"the model in {run} has {classes} classes, the data has {dataset.classes}")
     model = _placed(model, config, world)
-    scores: dict[str, Score | list[Score]] = {"mean": make_evaluator(config, dataset, dataset.test, world).shared(model)}
+    scores: dict[str, Score | list[Score]] = {
+        "mean": make_evaluator(config, dataset, dataset.test, world).shared(model)
+    }
     if dataset.validation is not None:
         scores["validation"] = make_evaluator(config, dataset, dataset.validation, world).shared(model)
     if config.evaluate.replicas:
@@ -67,4 +69,4 @@ def evaluate_run(run: Path, config: Config, world: World) -> dict[str, Score | l
 
 def _placed(model: nn.Module, config: Config, world: World) -> nn.Module:
     layout = torch.channels_last if config.channels_last else torch.preserve_format
-    return model.to(world.device, memory_format=layout)  # type: ignore[call-overload]  # torch's stub lacks it
+    return model.to(world.device).to(memory_format=layout)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
@@ -25,8 +27,12 @@ def create_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.O
         options["nesterov"] = config.nesterov
     elif config.nesterov:
         raise UserError(f"optimizer.nesterov is for sgd: timm has {config.name}'s variants as names of their own")
-    if config.name not in list_optimizers():
-        raise UserError(f"unknown optimizer {config.name!r}: timm knows {', '.join(list_optimizers())}")
+    known = [str(name) for name in list_optimizers()]
+    if config.name not in known:
+        close = difflib.get_close_matches(config.name, known, n=1)
+        raise UserError(
+            f"unknown optimizer {config.name!r}: {f'did you mean {close[0]}?' if close else ', '.join(known)}"
+        )
     try:
         return create_optimizer_v2(
             model,

@@ -61,13 +61,15 @@ class Record:
         self._write(line)
         losses = " ".join(f"{loss:.3f}" for loss in line["loss"])
         distances = " ".join(f"{distance:.3f}" for distance in line["distance"] or [])
-        text = (
-            f"iteration {line['iteration']}/{self.total} | epoch {line['epoch']:.2f} | lr {line['lr']:.4g} | loss {losses}"
-            + (f" | distance {distances}" if distances else "")
-            + f" | {line['images_per_second']:.0f} images/s | ETA {duration(line['eta'])}"
-        )
+        parts = [f"iteration {line['iteration']}/{self.total}", f"epoch {line['epoch']:.2f}", f"lr {line['lr']:.4g}"]
+        parts += [f"loss {losses}", *([f"distance {distances}"] if distances else [])]
+        text = " | ".join([*parts, f"{line['images_per_second']:.0f} images/s", f"ETA {duration(line['eta'])}"])
         if self.progress is not None:
-            self.progress.update(self.task, completed=line["iteration"], description=f"loss {losses} | {line['images_per_second']:.0f} images/s")
+            self.progress.update(
+                self.task,
+                completed=line["iteration"],
+                description=f"loss {losses} | {line['images_per_second']:.0f} images/s",
+            )
         else:
             self.say(text)
 

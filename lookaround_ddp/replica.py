@@ -17,7 +17,7 @@ from lookaround_ddp.data.augment import Pipeline
 from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.loader import Batch
 from lookaround_ddp.distributed import World
-from lookaround_ddp.models import compensate_norm_momentum, create_model
+from lookaround_ddp.models import compensate_norm_momentum, create_model, refuse_unsafe_layout
 from lookaround_ddp.optim import create_optimizer, set_learning_rate
 
 
@@ -57,8 +57,10 @@ class Replica:
         model = create_model(config.model, dataset.classes, dataset.channels)
         if config.average.k != "never" and config.average.norm_momentum == "compensated":
             compensate_norm_momentum(model, world.replicas)
+        if config.channels_last and world.device.type == "cpu":
+            refuse_unsafe_layout(model)
         layout = torch.channels_last if config.channels_last else torch.preserve_format
-        self.model: nn.Module = model.to(world.device, memory_format=layout)
+        self.model: nn.Module = model.to(world.device).to(memory_format=layout)
         if config.compile:
             self.model.compile()
         self.network: nn.Module = self.model

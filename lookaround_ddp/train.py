@@ -44,6 +44,7 @@ def fit(config: Config, world: World) -> State:
         record.say(f"{config.out} has finished: give another `out` to train anew")
         return finished
 
+    write_config(config, world)
     run = Run(config, dataset, batches, replicas, around, world, record, state)
     record.open(state["iteration"])
     record.say(describe(config, dataset, world, replicas, total))
@@ -148,13 +149,19 @@ def read_result(config: Config) -> State | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def write_config(config: Config, world: World) -> None:
+    """The resolved config into the run folder."""
+    with world.together():
+        if world.main:
+            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            write_atomically(Path(config.out) / "config.yaml", text.encode())
+
+
 def describe(config: Config, dataset: Dataset, world: World, replicas: list[Replica], total: int) -> str:
-    """One line on what runs where; also writes the resolved config, on rank 0."""
-    if world.main:
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        write_atomically(Path(config.out) / "config.yaml", text.encode())
+    """One line on what runs where."""
     millions = sum(parameter.numel() for parameter in replicas[0].model.parameters()) / 1e6
-    placement = f"{world.replicas} replicas on {world.size} process{'es' if world.size > 1 else ''} ({world.device.type}, {world.backend})"
+    processes = "1 process" if world.size == 1 else f"{world.size} processes"
+    placement = f"{world.replicas} replicas on {processes} ({world.device.type}, {world.backend})"
     return (
         f"{config.model.name}, {millions:.2f} M parameters | {config.data.name}, {len(dataset.train)} images | "
         f"{placement} | k = {config.average.k} | {total} iterations | {config.out}"

@@ -15,13 +15,15 @@ from torch import Tensor
 from torchvision import transforms as T
 from torchvision.transforms.functional import pil_to_tensor
 
-from lookaround_ddp.config import AugmentConfig, Augmentation, UserError
+from lookaround_ddp.config import Augmentation, AugmentConfig, UserError
 from lookaround_ddp.data.datasets import Dataset
 
 # name -> transform of a PIL image, given the dataset and the arguments of a {name: {argument: value}} entry
 NAMES: dict[str, Callable[..., Any]] = {
     "none": lambda data: torch.nn.Identity(),
-    "crop": lambda data, padding=None, **kw: T.RandomCrop(data.size, data.size // 8 if padding is None else padding, **kw),
+    "crop": lambda data, padding=None, **kw: T.RandomCrop(
+        data.size, data.size // 8 if padding is None else padding, **kw
+    ),
     "hflip": lambda data, **kw: T.RandomHorizontalFlip(**kw),
     "vflip": lambda data, **kw: T.RandomVerticalFlip(**kw),
     "rotation": lambda data, degrees=15, **kw: T.RandomRotation(degrees, **kw),
@@ -135,5 +137,7 @@ def _to_tensor(image: Any) -> Tensor:
     """A PIL image, or the uint8 tensor that somebody's own transform returned."""
     tensor = image if isinstance(image, Tensor) else pil_to_tensor(image)
     if tensor.dtype != torch.uint8:
-        raise UserError(f"an augmentation returned a {tensor.dtype} tensor: return a PIL image or uint8, it is normalized later")
+        raise UserError(
+            f"an augmentation returned a {tensor.dtype} tensor: return a PIL image or uint8, it is normalized later"
+        )
     return tensor

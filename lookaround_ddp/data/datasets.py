@@ -6,7 +6,7 @@ import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torchvision
@@ -20,8 +20,8 @@ from lookaround_ddp.config import DataConfig, UserError
 class Images(Protocol):
     """A split: labels by index at once, images by index on demand."""
 
-    labels: Sequence[int]
-
+    @property
+    def labels(self) -> Sequence[int]: ...
     def __len__(self) -> int: ...
     def image(self, index: int) -> Image.Image: ...
 
@@ -125,7 +125,7 @@ def _digits(config: DataConfig) -> Dataset:
     from sklearn.datasets import load_digits  # takes a second to import, and only digits need it
 
     bunch = load_digits()
-    small = [Image.fromarray(pixels) for pixels in np.uint8(bunch.images * (255 / 16))]
+    small = [Image.fromarray(pixels) for pixels in (bunch.images * (255 / 16)).astype(np.uint8)]
     pixels = np.stack([np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR)) for image in small])
     labels = bunch.target.tolist()
     train, test = Arrays(pixels[:1000], labels[:1000]), Arrays(pixels[1000:], labels[1000:])
@@ -135,15 +135,15 @@ def _digits(config: DataConfig) -> Dataset:
 def _fashion_mnist(config: DataConfig) -> Dataset:
     """28 x 28 clothes, from torchvision's folder or from a flat folder of idx files, gzipped or not."""
     root = Path(config.root)
-    if not (root / "train-images-idx3-ubyte.gz").is_file() and not (root / "train-images-idx3-ubyte").is_file():
-        train, test = (_torchvision(torchvision.datasets.FashionMNIST, config, train) for train in (True, False))
-        splits = [Arrays(split.data.numpy(), split.targets.tolist()) for split in (train, test)]
+    flat = root / "train-images-idx3-ubyte"
+    if flat.is_file() or flat.with_suffix(".gz").is_file():
+        train, test = _idx_split(root, "train"), _idx_split(root, "t10k")
     else:
-        splits = [
-            Arrays(_idx(root / f"{stem}-images-idx3-ubyte", 3), _idx(root / f"{stem}-labels-idx1-ubyte", 1).tolist())
-            for stem in ("train", "t10k")
-        ]
-    return Dataset(*splits, 10, 1, 28, 28, (0.2860,), (0.3530,), AutoAugmentPolicy.CIFAR10)
+        train, test = (
+            Arrays(split.data.numpy(), split.targets.tolist())
+            for split in _torchvision_splits(torchvision.datasets.FashionMNIST, config)
+        )
+    return Dataset(train, test, 10, 1, 28, 28, (0.2860,), (0.3530,), AutoAugmentPolicy.CIFAR10)
 
 
 def _cifar10(config: DataConfig) -> Dataset:
@@ -155,9 +155,8 @@ def _cifar100(config: DataConfig) -> Dataset:
 
 
 def _cifar(config: DataConfig, kind: type, classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Dataset:
-    train, test = (_torchvision(kind, config, train) for train in (True, False))
-    splits = [Arrays(split.data, split.targets) for split in (train, test)]
-    return Dataset(*splits, classes, 3, 32, 32, mean, std, AutoAugmentPolicy.CIFAR10)
+    train, test = (Arrays(split.data, split.targets) for split in _torchvision_splits(kind, config))
+    return Dataset(train, test, classes, 3, 32, 32, mean, std, AutoAugmentPolicy.CIFAR10)
 
 
 def _imagefolder(config: DataConfig) -> Dataset:
@@ -168,14 +167,16 @@ def _imagefolder(config: DataConfig) -> Dataset:
         try:
             folders.append(torchvision.datasets.ImageFolder(str(path)))
         except FileNotFoundError as error:
-            raise UserError(f"no images in {path}: imagefolder reads {config.root}/train/CLASS/ and /val/CLASS/ ({error})") from None
-    train, val = folders
-    if train.classes != val.classes:
-        differing = sorted({*train.classes} ^ {*val.classes})
-        raise UserError(f"{config.root}: train and val have different classes, such as {differing[0]!r}")
-    splits = [Files([path for path, _ in folder.samples], folder.targets) for folder in folders]
+            raise UserError(
+                f"no images in {path}: imagefolder reads {config.root}/train/CLASS/ and /val/CLASS/ ({error})"
+            ) from None
+    classes = [set(folder.classes) for folder in folders]
+    if classes[0] != classes[1]:
+        differing = sorted(classes[0] ^ classes[1])[0]
+        raise UserError(f"{config.root}: train and val have different classes, such as {differing!r}")
+    train, val = (Files([path for path, _ in folder.samples], folder.targets) for folder in folders)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return Dataset(*splits, len(train.classes), 3, 224, None, mean, std, AutoAugmentPolicy.IMAGENET)
+    return Dataset(train, val, len(classes[0]), 3, 224, None, mean, std, AutoAugmentPolicy.IMAGENET)
 
 
 OPENERS = {
@@ -187,9 +188,11 @@ OPENERS = {
 }
 
 
-def _torchvision(kind: type, config: DataConfig, train: bool):  # type: ignore[no-untyped-def]  # torchvision has no types
+def _torchvision_splits(kind: type, config: DataConfig) -> tuple[Any, Any]:
+    """torchvision's dataset of that class, for training and for testing."""
     try:
-        return kind(config.root, train=train, download=config.download)
+        train, test = (kind(config.root, train=train, download=config.download) for train in (True, False))
+        return train, test
     except RuntimeError as error:
         hint = "data.root=DIR says where it is, data.download=true fetches it"
         if config.name == "fashion_mnist":
@@ -197,10 +200,15 @@ def _torchvision(kind: type, config: DataConfig, train: bool):  # type: ignore[n
         raise UserError(f"no {config.name} under {Path(config.root).resolve()} ({error}): {hint}") from None
 
 
+def _idx_split(root: Path, stem: str) -> Arrays:
+    pixels = _idx(root / f"{stem}-images-idx3-ubyte", 3)
+    return Arrays(pixels, _idx(root / f"{stem}-labels-idx1-ubyte", 1).tolist())
+
+
 def _idx(path: Path, dimensions: int) -> np.ndarray:
     """The uint8 array of an idx file (LeCun's MNIST format): a magic number, the shape, the bytes."""
     try:
-        data = path.read_bytes() if path.is_file() else gzip.decompress(path.with_name(path.name + ".gz").read_bytes())
+        data = path.read_bytes() if path.is_file() else gzip.decompress(path.with_suffix(".gz").read_bytes())
         magic, *shape = np.frombuffer(data, ">i4", 1 + dimensions)
         if magic != 0x800 + dimensions:
             raise ValueError(f"magic number {magic:#x}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -90,7 +90,7 @@ class Iterations(data.Dataset[list[list[Batch]]]):
         self,
         split: Images,
         plan: Plan,
-        pipelines: dict[int, Sequence[Pipeline]],
+        pipelines: Mapping[int, Sequence[Pipeline]],
         shard: int = 0,
         shards: int = 1,
     ) -> None:

@@ -47,7 +47,9 @@ def create_model(config: ModelConfig, num_classes: int, in_chans: int = 3) -> nn
     else:
         raise UserError(f"unknown model {config.name!r}: {_nearest(config.name, [*SMALL, *CIFAR])}, or timm:NAME")
     if config.pretrained is True:
-        raise UserError(f"there are no published weights for {config.name}: give model.pretrained a path, or use timm:NAME")
+        raise UserError(
+            f"there are no published weights for {config.name}: give model.pretrained a path, or use timm:NAME"
+        )
     if config.pretrained:
         load_weights(model, Path(config.pretrained), head="fc")
     return model
@@ -69,7 +71,9 @@ def load_weights(model: nn.Module, path: Path, head: str) -> None:
     missing = [name for name in own if name not in fitting and not name.startswith(head + ".")]
     if misfits or missing:
         name = (misfits or missing)[0]
-        raise UserError(f"{path} does not fit the model: {len(misfits)} tensors too many, {len(missing)} missing, such as {name}")
+        raise UserError(
+            f"{path} does not fit the model: {len(misfits)} tensors too many, {len(missing)} missing, such as {name}"
+        )
     model.load_state_dict(fitting, strict=False)
 
 
@@ -78,7 +82,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"model.pretrained: there is no file {path}")
     try:
-        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except Exception as error:  # each format has exceptions of its own; the user needs the file's name
         raise UserError(f"{path} is not a readable state dict: {' '.join(str(error).split())[:200]}") from None
     for key in ("state_dict", "model"):
@@ -99,6 +107,21 @@ def compensate_norm_momentum(model: nn.Module, replicas: int) -> None:
         momentum = getattr(module, "momentum", None)
         if hasattr(module, "running_mean") and isinstance(momentum, float):
             module.momentum = 1 - (1 - momentum) ** replicas  # type: ignore[assignment]  # a norm layer's float
+
+
+def refuse_unsafe_layout(model: nn.Module) -> None:
+    """Raises UserError for a network whose gradients a CPU computes wrongly in channels_last.
+
+    The backward pass of a strided 1x1 convolution with fewer input channels than a vector register holds
+    writes outside its buffer, silently or with a crash (oneDNN issue 6035, seen with torch 2.14.1).
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1):
+            if module.in_channels // module.groups < 16:
+                raise UserError(
+                    f"channels_last on a CPU corrupts memory in {name} (a strided 1x1 convolution of "
+                    f"{module.in_channels} channels; oneDNN issue 6035): set channels_last=false or a width of 16"
+                )
 
 
 def _timm_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 from lookaround_ddp.report.runs import RunRecord
 from lookaround_ddp.report.table import augmentation_name
@@ -16,6 +17,8 @@ MEAN = "black"
 
 def draw_curves(runs: Sequence[RunRecord], path: Path) -> None:
     """Training loss of each replica, and test accuracy of replicas and mean model, by epoch."""
+    from matplotlib.figure import Figure  # takes seconds to import, and only rank 0 draws
+
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     for number, run in enumerate(runs):
@@ -42,7 +45,14 @@ def _draw(run: RunRecord, loss: Axes, accuracy: Axes, dashed: bool, prefix: str)
         name = f"{prefix}replica {number}: {', '.join(map(augmentation_name, own))}"
         if len(run.config.replicas) == 1:
             name = f"{prefix}single network: {', '.join(map(augmentation_name, own))}"
-        loss.plot([line["epoch"] for line in training], [line["loss"][number] for line in training], style, color=color, lw=1, label=name)
+        loss.plot(
+            [line["epoch"] for line in training],
+            [line["loss"][number] for line in training],
+            style,
+            color=color,
+            lw=1,
+            label=name,
+        )
         own_scores = [(line["epoch"], line["replicas"][number]["top1"]) for line in scores if line.get("replicas")]
         if own_scores and len(run.config.replicas) > 1:
             accuracy.plot(*zip(*own_scores, strict=True), style, color=color, lw=1, alpha=0.8, label=name)

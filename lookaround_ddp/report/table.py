@@ -14,29 +14,30 @@ from lookaround_ddp.report.runs import RunRecord
 def results_table(runs: Sequence[RunRecord]) -> Table:
     """A row for each replica and for the mean model of each run: top-1 in percent, NLL in nats, seconds.
 
-    Figures are the last epoch's; a run's best epoch, and what it was selected by, has a row of its own.
+    Figures are the last epoch's; a run's best epoch, and what it was selected by, has a row of its own if it was an earlier one.
     """
-    table = Table(title="Last epoch, test set")
-    for heading in ("run", "network", "top-1 %", "top-5 %", "NLL", "seconds"):
-        table.add_column(heading, justify="left" if heading in ("run", "network") else "right")
+    table = Table(title="Test set, last epoch")
+    for heading in ("network", "top-1 %", "top-5 %", "NLL", "seconds"):
+        table.add_column(heading, justify="left" if heading == "network" else "right")
     for run in runs:
         result = run.result
         if result is None:
-            table.add_row(run.name, "not finished", *["-"] * 4)
+            table.add_row(f"{run.name}: not finished", *["-"] * 4)
             continue
         alone = len(run.config.replicas) == 1
+        table.add_row(run.name, style="italic")
         for number, score in enumerate(result.get("replicas") or []):
             if not alone:
                 own = ", ".join(augmentation_name(entry) for entry in run.config.replicas[number])
-                table.add_row(run.name, f"replica {number}: {own}", *_scores(score), "")
+                table.add_row(f"  replica {number}: {own}", *_scores(score), "")
         if "mean" in result:
             own = ", ".join(augmentation_name(entry) for entry in run.config.replicas[0])
             name = f"single network: {own}" if alone else "mean model"
-            table.add_row(run.name, name, *_scores(result["mean"]), f"{result['seconds']:.0f}", style="bold")
-        if result.get("best"):
-            best = result["best"]
-            label = f"best epoch ({best['epoch']:.4g}) by {best['selected_by']}"
-            table.add_row(run.name, label, *_scores(best["mean"]), "", style="dim")
+            table.add_row("  " + name, *_scores(result["mean"]), f"{result['seconds']:.0f}", style="bold")
+        best = result.get("best")
+        if best and best["iteration"] < result["iterations"]:
+            label = f"  best epoch, {best['epoch']:.4g}, by the {best['selected_by']} set"
+            table.add_row(label, *_scores(best["mean"]), "", style="dim")
         table.add_section()
     return table
 
