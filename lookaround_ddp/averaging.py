@@ -146,16 +146,15 @@ class Lookaround:
         self.check_finite()
         model = self.models[0]
         tensors = [*model.parameters(), *model.buffers()]
-        with torch.no_grad():
-            kept = [tensor.detach().clone() for tensor in tensors]
-            try:
+        kept = [tensor.detach().clone() for tensor in tensors]
+        try:
+            with torch.no_grad():
                 self._average_models(spread=False)
                 broadcast_(self._local_tensors(model), self.members.group)
-                with torch.enable_grad():
-                    yield model
-            finally:
-                for tensor, value in zip(tensors, kept, strict=True):
-                    tensor.detach().copy_(value)
+            yield model
+        finally:
+            for tensor, value in zip(tensors, kept, strict=True):
+                tensor.detach().copy_(value)
 
     @torch.no_grad()
     def synchronize_shards(self) -> None:
@@ -168,14 +167,18 @@ class Lookaround:
             broadcast_(list(model.buffers()), self.shards)
 
     @torch.no_grad()
-    def check_finite(self) -> None:
-        """Raises FloatingPointError on all ranks, naming replica and step, if a weight is inf or NaN."""
+    def check_finite(self, step: int | None = None) -> None:
+        """Raises FloatingPointError on all ranks, naming replica and step, if a weight is inf or NaN.
+
+        Args:
+            step: the number of the last step, if it has not been counted yet.
+        """
         flags = torch.stack([_finite(self._averaged_tensors(model)) for model in self.models])
         bad = (~self.members.gather(flags).bool()).nonzero().flatten().tolist()
         if bad:
             which = "replica " + str(bad[0]) if len(bad) == 1 else "replicas " + ", ".join(map(str, bad))
             raise FloatingPointError(
-                f"{which} not finite after iteration {self.steps}: lower the learning rate, clip the "
+                f"{which} not finite after iteration {step or self.steps}: lower the learning rate, clip the "
                 f"gradient or use bf16 instead of fp16"
             )
 

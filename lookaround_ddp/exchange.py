@@ -234,7 +234,7 @@ def _mean(values: list[Tensor]) -> Tensor:
         offset = torch.zeros_like(values[0])
         for value in values[1:]:
             offset += value - values[0]
-        return values[0] + offset / len(values)
+        return torch.where(offset == 0, values[0], values[0] + offset / len(values))  # -0.0 stays -0.0
     total = values[0].double()
     for value in values[1:]:
         total += value

@@ -53,15 +53,17 @@ class Run:
         self.validation = None if held_out is None else make_evaluator(config, dataset, held_out, world)
         self.pending: list[Tensor] = []  # losses of the last iterations, shape (hosted,), still on the device
         self.losses: list[Tensor] = []  # those of all replicas since the last line, shape (iterations, d)
-        self.since = (state["iteration"], self.watch.seconds())
+        self.counted: int = state["iteration"]
+        self.since = (self.counted, self.watch.seconds())
 
     def count(self, losses: list[Tensor]) -> None:
         """Takes in an iteration's loss of each hosted replica, without waiting for the device. Not collective."""
         self.pending.append(torch.stack(losses))
+        self.counted += 1
 
     def record_training(self, iteration: int, rate: float) -> None:
         """A line of the record: mean losses since the last one, distances to phi, speed."""
-        self.check_losses(iteration)
+        self.check_losses()
         losses, self.losses = torch.cat(self.losses).double(), []
         before, seconds = self.since
         self.since = (iteration, self.watch.seconds())
@@ -80,7 +82,7 @@ class Run:
             }
         )
 
-    def check_losses(self, iteration: int) -> None:
+    def check_losses(self) -> None:
         """Gathers the pending losses; waits for the device.
 
         Raises:
@@ -95,13 +97,14 @@ class Run:
         if bad and self.config.precision != "fp16":
             row, replica = bad[0]
             raise FloatingPointError(
-                f"the loss of replica {replica} is not finite at iteration {iteration - len(losses) + row + 1}: "
+                f"the loss of replica {replica} is not finite at iteration {self.counted - len(losses) + row + 1}: "
                 f"lower optimizer.lr or set optimizer.clip_norm; the last checkpoint is kept"
             )
 
     def evaluate(self, iteration: int) -> None:
         """Scores of the mean model, and of each replica as it is before the average step, if asked for."""
-        self.check_losses(iteration)
+        self.check_losses()
+        self.around.check_finite(iteration)
         self.watch.pause()
         self.around.synchronize_shards()
         scores: State = {}
@@ -120,8 +123,8 @@ class Run:
 
     def save(self, iteration: int, checkpoints: Checkpoints) -> None:
         """A checkpoint of the replicas as they are before the average step of this iteration."""
-        self.check_losses(iteration)
-        self.around.check_finite()
+        self.check_losses()
+        self.around.check_finite(iteration)
         self.watch.pause()
         state = {
             "steps": self.around.steps,

@@ -68,7 +68,7 @@ def fit(config: Config, world: World) -> State:
             around.step()
         return run.finish()
     except FloatingPointError:
-        run.check_losses(around.steps)  # names the very iteration, where a loss tells it
+        run.check_losses()  # names the very iteration, where a loss tells it
         raise
     finally:
         record.close()

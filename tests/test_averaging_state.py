@@ -360,7 +360,6 @@ def test_inexact_means_average_too() -> None:
     assert [model.vector.tolist() for model in models] == [[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]]
 
 
-@pytest.mark.xfail(strict=True, reason="averaged() enables gradients in the caller's block")
 def test_lending_leaves_the_callers_grad_mode() -> None:
     with torch.no_grad(), Lookaround(Weights()).averaged():
         assert not torch.is_grad_enabled()

@@ -199,7 +199,7 @@ def test_averaging_equal_hosted_replicas_changes_no_bit(replicas: int, dtype: to
         torch.float32,
         torch.bfloat16,
         torch.complex64,
-        pytest.param(torch.float64, marks=pytest.mark.xfail(strict=True, reason="-0.0 + 0.0 is 0.0 in exchange._mean")),
+        torch.float64,
     ],
 )
 def test_averaging_negative_zeros_leaves_them_negative(dtype: torch.dtype) -> None:

@@ -45,7 +45,7 @@ def create_model(config: ModelConfig, num_classes: int, in_chans: int = 3) -> nn
     elif config.name in CIFAR:
         model = CIFAR[config.name](num_classes, in_chans, config.dropout)
     else:
-        raise UserError(f"unknown model {config.name!r}: {_nearest(config.name, [*SMALL, *CIFAR])}, or timm:NAME")
+        raise UserError(f"unknown model {config.name!r}: {_nearest(config.name, [*SMALL, *CIFAR])} Any timm model is timm:NAME")
     if config.pretrained is True:
         raise UserError(
             f"there are no published weights for {config.name}: give model.pretrained a path, or use timm:NAME"
@@ -116,12 +116,12 @@ def refuse_unsafe_layout(model: nn.Module) -> None:
     writes outside its buffer, silently or with a crash (oneDNN issue 6035, seen with torch 2.14.1).
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1):
-            if module.in_channels // module.groups < 16:
-                raise UserError(
-                    f"channels_last on a CPU corrupts memory in {name} (a strided 1x1 convolution of "
-                    f"{module.in_channels} channels; oneDNN issue 6035): set channels_last=false or a width of 16"
-                )
+        strided = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
+        if strided and module.in_channels // module.groups < 16:
+            raise UserError(
+                f"channels_last on a CPU corrupts memory in {name} (a strided 1x1 convolution of "
+                f"{module.in_channels} channels; oneDNN issue 6035): set channels_last=false or a width of 16"
+            )
 
 
 def _timm_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
@@ -144,4 +144,4 @@ def _timm_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Modu
 def _nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known[:12])}"
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known[:12])}."

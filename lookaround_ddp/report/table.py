@@ -14,7 +14,8 @@ from lookaround_ddp.report.runs import RunRecord
 def results_table(runs: Sequence[RunRecord]) -> Table:
     """A row for each replica and for the mean model of each run: top-1 in percent, NLL in nats, seconds.
 
-    Figures are the last epoch's; a run's best epoch, and what it was selected by, has a row of its own if it was an earlier one.
+    Figures are the last epoch's. A run's best epoch, if it was an earlier one, has a row of its own that
+    says what it was selected by.
     """
     table = Table(title="Test set, last epoch")
     for heading in ("network", "top-1 %", "top-5 %", "NLL", "seconds"):
