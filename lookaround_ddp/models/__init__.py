@@ -45,7 +45,9 @@ def create_model(config: ModelConfig, num_classes: int, in_chans: int = 3) -> nn
     elif config.name in CIFAR:
         model = CIFAR[config.name](num_classes, in_chans, config.dropout)
     else:
-        raise UserError(f"unknown model {config.name!r}: {_nearest(config.name, [*SMALL, *CIFAR])} Any timm model is timm:NAME")
+        raise UserError(
+            f"unknown model {config.name!r}: {_nearest(config.name, [*SMALL, *CIFAR])} Any timm model is timm:NAME"
+        )
     if config.pretrained is True:
         raise UserError(
             f"there are no published weights for {config.name}: give model.pretrained a path, or use timm:NAME"

@@ -1,0 +1,115 @@
+"""Networks, their starting weights, and their optimizers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from lookaround_ddp.config import ModelConfig, OptimizerConfig, UserError
+from lookaround_ddp.models import compensate_norm_momentum, create_model
+from lookaround_ddp.optim import create_optimizer, set_learning_rate
+
+
+# The paper's Table 12 gives 11.22, 23.71, 42.70 and 58.34 million for 100 classes
+@pytest.mark.parametrize(
+    ("name", "millions"), [("resnet18", 11.22), ("resnet50", 23.71), ("resnet101", 42.70), ("resnet152", 58.34)]
+)
+def test_parameter_counts_of_the_cifar_resnets(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        model = create_model(ModelConfig(name=name), num_classes=100)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(("name", "depth"), [("resnet8", 8), ("resnet14", 14), ("resnet20", 20)])
+def test_small_resnets_have_their_depth_and_keep_the_resolution_at_first(name: str, depth: int) -> None:
+    model = create_model(ModelConfig(name=name), num_classes=10, in_chans=1)
+    weighted = [m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and "shortcut" not in n]
+    assert len(weighted) == depth
+    sizes: list[tuple[int, ...]] = []
+    for stage in model.stages:  # type: ignore[union-attr]
+        stage.register_forward_hook(lambda module, args, out: sizes.append(tuple(out.shape[1:])))
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert sizes == [(16, 28, 28), (32, 14, 14), (64, 7, 7)]
+
+
+def test_any_timm_model_with_its_own_head_channels_and_options() -> None:
+    config = ModelConfig(name="timm:vit_tiny_patch16_224", dropout=0.2, options={"img_size": 32, "patch_size": 8})
+    model = create_model(config, num_classes=7, in_chans=1)
+    assert model.eval()(torch.zeros(1, 1, 32, 32)).shape == (1, 7)
+    assert [m.p for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+
+
+def test_pretrained_from_a_file_with_a_new_head(tmp_path: Path) -> None:
+    source = create_model(ModelConfig(), num_classes=10)
+    save_file(source.state_dict(), tmp_path / "ten.safetensors")
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "ten.pt")
+    for name in ("ten.safetensors", "ten.pt"):
+        same = create_model(ModelConfig(pretrained=str(tmp_path / name)), num_classes=10)
+        other = create_model(ModelConfig(pretrained=str(tmp_path / name)), num_classes=3)
+        assert torch.equal(same.fc.weight, source.fc.weight)  # type: ignore[arg-type, union-attr]
+        assert torch.equal(other.conv1.weight, source.conv1.weight)  # type: ignore[arg-type, union-attr]
+        assert other.fc.weight.shape == (3, 64)  # type: ignore[union-attr]
+
+
+def test_pretrained_timm_model_from_a_file(tmp_path: Path) -> None:
+    source = timm.create_model("resnet10t", num_classes=1000)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    model = create_model(ModelConfig(name="timm:resnet10t", pretrained=str(tmp_path / "w.pth")), num_classes=4)
+    assert torch.equal(model.layer1[0].conv1.weight, source.layer1[0].conv1.weight)  # type: ignore[arg-type, index, union-attr]
+    assert model.fc.weight.shape == (4, 512)  # type: ignore[union-attr]
+
+
+def test_weights_that_do_not_fit_or_cannot_be_read(tmp_path: Path) -> None:
+    save_file(create_model(ModelConfig(), num_classes=10).state_dict(), tmp_path / "eight.safetensors")
+    with pytest.raises(UserError, match="does not fit the model: 0 tensors too many, 72 missing, such as stages"):
+        create_model(ModelConfig(name="resnet20", pretrained=str(tmp_path / "eight.safetensors")), num_classes=10)
+    (tmp_path / "code.pt").write_bytes(b"not a state dict")
+    with pytest.raises(UserError, match=r"code.pt is not a readable state dict"):
+        create_model(ModelConfig(pretrained=str(tmp_path / "code.pt")), num_classes=10)
+
+
+def test_batch_norm_momentum_of_d_replicas() -> None:
+    """1 - (1 - 0.1)^3 = 0.271; a norm that takes the cumulative average keeps it."""
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm1d(4, momentum=None), nn.LayerNorm(4))  # type: ignore[arg-type]
+    compensate_norm_momentum(model, 3)
+    assert model[0].momentum == pytest.approx(0.271)
+    assert model[1].momentum is None
+
+
+def test_sgd_is_plain_and_decays_everything_by_default() -> None:
+    optimizer = create_optimizer(OptimizerConfig(), create_model(ModelConfig(), 10))
+    assert type(optimizer) is torch.optim.SGD
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [5e-4]
+    assert not optimizer.param_groups[0]["nesterov"]
+    with_nesterov = create_optimizer(OptimizerConfig(nesterov=True), create_model(ModelConfig(), 10))
+    assert with_nesterov.param_groups[0]["nesterov"]
+
+
+def test_no_decay_on_norms_and_biases() -> None:
+    model = create_model(ModelConfig(), 10)
+    optimizer = create_optimizer(OptimizerConfig(name="adamw", weight_decay=0.01, no_decay="norm_bias"), model)
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert {decays[id(p)] for p in model.parameters() if p.dim() == 1} == {0.0}
+    assert {decays[id(p)] for p in model.parameters() if p.dim() > 1} == {0.01}
+
+
+def test_adam_couples_weight_decay_and_adamw_does_not() -> None:
+    """Without a gradient, Adam's coupled decay moves a weight by lr; AdamW's by lr * decay * weight."""
+    for name, expected in (("adam", 2.0 - 0.1), ("adamw", 2.0 - 0.1 * 0.5 * 2.0)):
+        model = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(model.weight, 2.0)
+        optimizer = create_optimizer(OptimizerConfig(name=name, lr=0.1, weight_decay=0.5), model)
+        model.weight.grad = torch.zeros(1, 1)
+        optimizer.step()
+        assert model.weight.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_groups_keep_timms_scale_of_the_learning_rate() -> None:
+    optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr_scale": 0.5}], lr=1.0)
+    set_learning_rate(optimizer, 0.2)
+    assert optimizer.param_groups[0]["lr"] == 0.1
