@@ -100,16 +100,23 @@ def test_an_augmentation_depends_on_seed_epoch_replica_and_place(digits: Dataset
         place = plan.indices(iteration, replica).tolist().index(3)
         return Iterations(split, plan, pipelines)[iteration][0][own].images[place]
 
-    draws = [images(seed, epoch, replica, own) for seed in (0, 1) for epoch in (0, 1) for replica in (0, 1) for own in (0, 1)]
+    draws = [
+        images(seed, epoch, replica, own) for seed in (0, 1) for epoch in (0, 1) for replica in (0, 1) for own in (0, 1)
+    ]
     assert torch.equal(images(), draws[0])
     assert len({draw.numpy().tobytes() for draw in draws}) > 8  # half of the perspectives leave the image alone
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_processes_deliver_the_same_batches_in_order(digits: Dataset, workers: int) -> None:
-    pipelines = {0: train_pipelines(PLAIN, ["randaugment"], digits, 0.0), 2: train_pipelines(PLAIN, ["crop"], digits, 0.0)}
+    pipelines = {
+        0: train_pipelines(PLAIN, ["randaugment"], digits, 0.0),
+        2: train_pipelines(PLAIN, ["crop"], digits, 0.0),
+    }
     batches = Iterations(Subset(digits.train, range(40)), Plan(40, 16, 0, True), pipelines)
-    expected = [batch.images for hosted in load(batches, range(2, 6), 0, False) for updates in hosted for batch in updates]
+    expected = [
+        batch.images for hosted in load(batches, range(2, 6), 0, False) for updates in hosted for batch in updates
+    ]
     delivered = [
         batch.images for hosted in load(batches, range(2, 6), workers, False) for updates in hosted for batch in updates
     ]
@@ -133,7 +140,9 @@ def test_names_are_torchvisions_transforms_with_the_papers_values(digits: Datase
 def test_every_name_makes_a_uint8_image_of_the_networks_size(name: str, channels: int, digits: Dataset) -> None:
     shape = (4, 20, 20) if channels == 1 else (4, 20, 20, 3)
     split = Arrays(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), [0, 1, 2, 3])
-    data = Dataset(split, split, 10, channels, 16, 20, (0.5,) * channels, (0.5,) * channels, T.AutoAugmentPolicy.CIFAR10)
+    data = Dataset(
+        split, split, 10, channels, 16, 20, (0.5,) * channels, (0.5,) * channels, T.AutoAugmentPolicy.CIFAR10
+    )
     batch = Iterations(split, Plan(4, 4, 0, True), {0: train_pipelines(PLAIN, [name], data, 0.0)})[0][0][0]
     assert batch.images.shape == (4, channels, 16, 16)
     assert batch.images.dtype == torch.uint8
@@ -200,7 +209,9 @@ def test_a_broken_idx_file_is_named(tmp_path: Path) -> None:
         open_dataset(DataConfig(name="fashion_mnist", root=str(tmp_path)), seed=0)
 
 
-@pytest.mark.skipif(not os.environ.get("FASHION_MNIST"), reason="FASHION_MNIST=DIR names the folder of Debian's package")
+@pytest.mark.skipif(
+    not os.environ.get("FASHION_MNIST"), reason="FASHION_MNIST=DIR names the folder of Debian's package"
+)
 def test_the_real_fashion_mnist() -> None:
     data = open_dataset(DataConfig(name="fashion_mnist", root=os.environ["FASHION_MNIST"]), seed=0)
     assert (len(data.train), len(data.test)) == (60_000, 10_000)

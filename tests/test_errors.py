@@ -171,7 +171,10 @@ def poison(only: int, iteration: int, what: str, rank: int) -> None:
 
 @pytest.mark.parametrize(
     ("what", "message"),
-    [("weights", "replica 2 not finite after iteration 6"), ("loss", "the loss of replica 2 is not finite at iteration 6")],
+    [
+        ("weights", "replica 2 not finite after iteration 6"),
+        ("loss", "the loss of replica 2 is not finite at iteration 6"),
+    ],
 )
 def test_a_replica_that_is_not_finite_stops_the_run(tmp_path: Path, what: str, message: str) -> None:
     out = tmp_path / "run"

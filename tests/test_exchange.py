@@ -58,6 +58,8 @@ def tensors_of(replica: int) -> list[Tensor]:
         randn(29, dtype=torch.float64),
         torch.complex(randn(11), randn(11)),
         randn(300) * 1e-42,  # subnormal
+        # The order of the sum shows: 2^80 - 2^80 + 1 is 1, and 1 - 2^80 + 2^80 is 0.
+        torch.full((5,), {0: 2.0**80, 1: -(2.0**80)}.get(replica, 1.0)),
     ]
 
 
@@ -157,6 +159,14 @@ def test_six_replicas_have_the_same_bits_in_any_placement(on_ranks: list[dict[st
                 assert all(same_bits(a, b) for a, b in zip(row, alone[0], strict=True)), (placement, sizes)
 
 
+def test_the_order_is_that_of_the_replicas(on_ranks: list[dict[str, Any]]) -> None:
+    """2^80, -2^80, 1, 1, 1, 1: 4 / 6 in this order; 0 from the other end."""
+    for placement in [(1, 6), (2, 3), (3, 2), (6, 1)]:
+        for sizes in SIZES:
+            means = torch.stack([row[-1] for row in rows_of(on_ranks, placement, sizes)])
+            assert same_bits(means, torch.full((6, 5), 4 / 6))
+
+
 def test_a_plain_fp32_sum_would_have_other_bits() -> None:
     """So the bitwise comparisons above can tell an exact mean from an ordinary one."""
     values = [tensors_of(replica)[0] for replica in range(6)]
@@ -215,7 +225,8 @@ def test_inexact_mean_is_close_and_the_same_on_all_ranks(
 ) -> None:
     for sizes in SIZES:
         rows = rows_of(on_ranks, placement, f"{sizes} inexact")
-        for number, values in enumerate(zip(*(tensors_of(replica) for replica in range(len(rows))), strict=True)):
+        all_but_the_last = (tensors_of(replica)[:-1] for replica in range(len(rows)))  # the last asks for an order
+        for number, values in enumerate(zip(*all_but_the_last, strict=True)):
             half = values[0].dtype in (torch.float16, torch.bfloat16)  # their sums round at 2**-11 and 2**-8
             expected = mean_by_hand(list(values))
             torch.testing.assert_close(rows[0][number], expected, rtol=0, atol=0.05 if half else 1e-6)
