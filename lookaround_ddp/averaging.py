@@ -7,19 +7,18 @@ replicas by their mean.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lookaround_ddp.exchange import Members, average_, broadcast_, layout_of
-
-RUNNING_STATISTICS = ("running_mean", "running_var")  # of every norm layer that keeps them
-WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
+from lookaround_ddp.exchange import Layout, average_, broadcast_, layout_of
+from lookaround_ddp.members import Members
+from lookaround_ddp.structure import all_finite, averaged_tensors, check_models, digest, is_number, local_tensors
 
 
 class Lookaround:
@@ -79,20 +78,20 @@ class Lookaround:
         optimizer_state: Literal["local", "average", "reset"] = "local",
         measure: bool = False,
     ) -> None:
-        self.models = [models] if isinstance(models, nn.Module) else list(models)
+        alone = isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList)
+        self.models: list[nn.Module] = [models] if alone else list(models)  # type: ignore[arg-type, list-item]
         self.k, self.start, self.exact, self.measure = k, start, exact, measure
         self.extra_buffers = frozenset(buffers)
         self.optimizers, self.optimizer_state = list(optimizers), optimizer_state
         self.shards = shards
         self.steps = 0
         self.distances: Tensor | None = None
-        self._check_arguments()
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
         self.members = Members(group, hosted=len(self.models))
-        self._check_ranks()
-        self._layouts = [[layout_of(t) for t in tensors] for tensors in self._averaged_tensors(self.models[0])]
-        self._layouts = self.members.gather_objects(self._layouts)[0]  # type: ignore[assignment]  # of objects
+        self._check()
+        layouts = [[layout_of(t) for t in tensors] for tensors in self._averaged_tensors(self.models[0])]
+        self._layouts: list[list[Layout]] = self.members.gather_objects(layouts)[0]
         self._start_from_the_first()
 
     @property
@@ -121,16 +120,19 @@ class Lookaround:
 
         Raises:
             FloatingPointError: on every rank, before any weight is touched, if a replica is not finite.
+            ValueError: on every rank, before any weight is touched, if optimizer states to average differ.
         """
         self.synchronize_shards()
         self.check_finite()
-        squares = self._average_models(spread=True)
+        states = self._optimizer_states() if self.optimizer_state == "average" else None
+        squares = self._average_models(spread=True, measure=self.measure)
         self.distances = None if squares is None else squares.sqrt()
+        if states is not None:
+            layouts = [tuple(range(value.dim())) for value in states[0]]  # on every rank, however it is laid out there
+            average_(states, layouts, self.members, exact=self.exact)
         if self.optimizer_state == "reset":
             for optimizer in self.optimizers:
                 optimizer.state.clear()
-        elif self.optimizer_state == "average":
-            self._average_optimizer_state()
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -150,7 +152,7 @@ class Lookaround:
         try:
             with torch.no_grad():
                 self._average_models(spread=False)
-                broadcast_(self._local_tensors(model), self.members.group)
+                broadcast_(local_tensors(model, self.extra_buffers), self.members.group)
             yield model
         finally:
             for tensor, value in zip(tensors, kept, strict=True):
@@ -173,7 +175,7 @@ class Lookaround:
         Args:
             step: the number of the last step, if it has not been counted yet.
         """
-        flags = torch.stack([_finite(self._averaged_tensors(model)) for model in self.models])
+        flags = torch.stack([all_finite(chain(*self._averaged_tensors(model))) for model in self.models])
         bad = (~self.members.gather(flags).bool()).nonzero().flatten().tolist()
         if bad:
             which = "replica " + str(bad[0]) if len(bad) == 1 else "replicas " + ", ".join(map(str, bad))
@@ -191,77 +193,74 @@ class Lookaround:
     # What is averaged
 
     def _averaged_tensors(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        parameters: list[Tensor] = [p for p in model.parameters() if _is_number(p)]
-        buffers = [b for name, b in model.named_buffers() if self._is_averaged(name) and _is_number(b)]
-        return parameters, buffers
+        return averaged_tensors(model, self.extra_buffers)
 
-    def _local_tensors(self, model: nn.Module) -> list[Tensor]:
-        integers = [p for p in model.parameters() if not _is_number(p)]
-        buffers = [b for name, b in model.named_buffers() if not (self._is_averaged(name) and _is_number(b))]
-        return integers + buffers
-
-    def _is_averaged(self, name: str) -> bool:
-        return name.rpartition(".")[2] in RUNNING_STATISTICS or name in self.extra_buffers
-
-    def _average_models(self, *, spread: bool) -> Tensor | None:
+    def _average_models(self, *, spread: bool, measure: bool = False) -> Tensor | None:
+        """Squared distances of the parameters, if measured."""
         parameters, buffers = zip(*(self._averaged_tensors(model) for model in self.models), strict=True)
         how = {"exact": self.exact, "spread": spread}
-        squares = average_(parameters, self._layouts[0], self.members, measure=self.measure, **how)
+        squares = average_(parameters, self._layouts[0], self.members, measure=measure, **how)
         average_(buffers, self._layouts[1], self.members, **how)
         return squares
 
-    def _average_optimizer_state(self) -> None:
+    def _optimizer_states(self) -> list[list[Tensor]]:
         """Every tensor of the states but step counts, which agree unless a scaler skipped a step."""
         rows = []
         for optimizer in self.optimizers:
             states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
             named = [(key, state[key]) for state in states for key in sorted(state) if key != "step"]
-            rows.append([value for _, value in named if isinstance(value, Tensor) and value.is_floating_point()])
-        shapes = [[tuple(value.shape) for value in row] for row in rows]
+            rows.append([value for _, value in named if isinstance(value, Tensor) and is_number(value)])
+        shapes = [[(tuple(value.shape), str(value.dtype)) for value in row] for row in rows]
         if any(other != shapes for other in self.members.gather_objects(shapes)) or shapes.count(shapes[0]) < len(rows):
             raise ValueError(
                 "optimizer_state='average': the replicas' optimizers hold different states; a parameter "
                 "that only some replicas use has none on the others, so keep 'local' or 'reset'"
             )
-        layouts = [tuple(range(len(shape))) for shape in shapes[0]]
-        average_(rows, layouts, self.members, exact=self.exact)
+        return rows
 
     # Refusals and the common start
+
+    def _check(self) -> None:
+        """Raises ValueError on all ranks if there is something wrong with one of them."""
+        try:
+            self._check_arguments()
+            check_models(self.models, self.extra_buffers)
+            refusal = None
+        except ValueError as error:
+            refusal = error
+        mine = {
+            "refusal": None if refusal is None else str(refusal),
+            "number of models": len(self.models),
+            "k": self.k,
+            "start": self.start,
+            "buffers": sorted(self.extra_buffers),
+            "exact": self.exact,
+            "optimizer_state": self.optimizer_state,
+            "measure": self.measure,
+            "structure of the model (digest)": digest(self.models[0]) if refusal is None else None,
+        }
+        everyone = self.members.gather_objects(mine)
+        if refusal is not None:
+            raise refusal
+        for rank, theirs in enumerate(everyone):
+            if theirs["refusal"] is not None:
+                raise ValueError(f"refused on rank {rank}: {theirs['refusal']}")
+            for name in mine:
+                if theirs[name] != mine[name]:
+                    raise ValueError(
+                        f"rank {rank} has another {name} than rank {self.members.rank}: {theirs[name]!r}, not "
+                        f"{mine[name]!r}; all ranks must build the same"
+                    )
 
     def _check_arguments(self) -> None:
         if self.k is not None and self.k < 1:
             raise ValueError(f"k is {self.k}: a round has at least 1 step; None never averages")
         if self.start < 0:
             raise ValueError(f"start is {self.start}: give the number of steps before the first round, 0 or more")
-        if not self.models:
-            raise ValueError("no model: every rank hosts at least one replica")
         if self.optimizer_state not in ("local", "average", "reset"):
             raise ValueError(f"optimizer_state is {self.optimizer_state!r}: use 'local', 'average' or 'reset'")
         if self.optimizer_state != "local" and len(self.optimizers) != len(self.models):
             raise ValueError(f"optimizer_state={self.optimizer_state!r} needs `optimizers`, one for each model")
-        for model in self.models:
-            wrapped = {c.__name__ for m in model.modules() for c in type(m).__mro__}.intersection(WRAPPERS)
-            if wrapped:
-                raise ValueError(
-                    f"the model is wrapped in {wrapped.pop()}, whose ranks hold one replica together: pass the "
-                    f"bare module (model.module), and the group of ranks that hold different replicas as `group`"
-                )
-            if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
-                raise ValueError("the model has lazy parameters without a shape: run one forward pass first")
-            unknown = self.extra_buffers - {name for name, _ in model.named_buffers()}
-            if unknown:
-                raise ValueError(f"no buffer named {sorted(unknown)[0]!r} in the model: see model.named_buffers()")
-        if len({_structure(model) for model in self.models}) > 1:
-            raise ValueError("the hosted models differ in structure: names, shapes and dtypes must be the same")
-
-    def _check_ranks(self) -> None:
-        mine = (len(self.models), self.k, self.start, self.exact, _structure(self.models[0]))
-        for rank, theirs in enumerate(self.members.gather_objects(mine)):
-            if theirs != mine:
-                raise ValueError(
-                    f"rank {rank} has another (number of models, k, start, exact, structure) than rank "
-                    f"{self.members.rank}: {theirs} and {mine}; all ranks must build the same"
-                )
 
     @torch.no_grad()
     def _start_from_the_first(self) -> None:
@@ -270,28 +269,3 @@ class Lookaround:
         for model in self.models[1:]:
             for tensor, value in zip([*model.parameters(), *model.buffers()], first, strict=True):
                 tensor.detach().copy_(value)
-
-
-def _is_number(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _finite(tensors: Iterable[list[Tensor]]) -> Tensor:
-    """1 if every element is finite, else 0, on the tensors' device and without waiting for it.
-
-    A sum is not finite if a term is not. (It can also overflow on its own, at weights of 1e38 and more.)
-    """
-    sums = [t.detach().sum(dtype=_SUM_DTYPES.get(t.dtype)) for ts in tensors for t in ts]
-    return (
-        torch.stack([s.isfinite() for s in sums]).all().to(torch.uint8) if sums else torch.ones((), dtype=torch.uint8)
-    )
-
-
-_SUM_DTYPES = {torch.float16: torch.float32, torch.bfloat16: torch.float32}  # fp64 sums take 4 times as long
-
-
-def _structure(model: nn.Module) -> str:
-    """A digest of the names, shapes and dtypes of parameters and buffers."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    text = repr([(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors])
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -68,10 +68,7 @@ class Evaluator:
         return table.cpu()
 
     def _score(self, table: Tensor) -> Score:
-        total = torch.zeros(3, dtype=torch.float64)
-        for row in table:
-            total += row
-        top1, top5, nll = (total / len(self.batches.split)).tolist()
+        top1, top5, nll = (_sum_in_order(table) / len(self.batches.split)).tolist()
         score = {"top1": 100 * top1, "top5": 100 * top5, "nll": nll}
         if self.classes < 5:
             del score["top5"]
@@ -105,7 +102,8 @@ def recalibrate(
     """Sets batch-norm's running statistics to those of the model's own activations on these batches. Collective.
 
     Mean and variance follow from the sums over all batches, replicas and augmentations of every rank: with
-    batch means m_b and variances v_b, mean = E[m_b] and variance = E[v_b] + Var[m_b].
+    batch means m_b and variances v_b, mean = E[m_b] and variance = E[v_b] + Var[m_b]. Each replica has a row
+    of sums and the rows are added in order, so the result does not depend on which ranks host the replicas.
 
     Args:
         model: the same on every rank.
@@ -114,17 +112,18 @@ def recalibrate(
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
     if not norms:
         return
-    sums: list[Tensor] = []
-    with evaluating(model), _statistics_of_the_batch(norms):
-        for batch in (batch for hosted in batches for updates in hosted for batch in updates):
-            with autocast(precision, world.device):
-                model(normalize(batch.images))
-            sums.append(_moments(norms))
-    moments = world.sum(torch.stack(sums).sum(0).cpu())
-    count = world.sum(torch.tensor([float(len(sums))], dtype=torch.float64))
-    means, squares, variances = (moments / count).view(3, -1)
-    variances = variances + squares - means**2
     features = [norm.num_features for norm in norms]
+    rows = torch.zeros(world.replicas, 1 + 3 * sum(features), dtype=torch.float64, device=world.device)
+    with evaluating(model), _statistics_of_the_batch(norms):
+        for hosted in batches:
+            for number, updates in zip(world.hosted, hosted, strict=True):
+                for batch in updates:
+                    with autocast(precision, world.device):
+                        model(normalize(batch.images))
+                    rows[number] += _moments(norms)
+    count, *moments = _sum_in_order(world.sum(rows.cpu())).split([1, *[sum(features)] * 3])
+    means, squares, variances = (moment / count for moment in moments)
+    variances = variances + (squares - means**2).clamp(min=0)  # which rounding could make negative
     for norm, mean, variance in zip(norms, means.split(features), variances.split(features), strict=True):
         norm.get_buffer("running_mean").copy_(mean)
         norm.get_buffer("running_var").copy_(variance)
@@ -132,20 +131,33 @@ def recalibrate(
 
 @contextmanager
 def _statistics_of_the_batch(norms: Sequence[Any]) -> Iterator[None]:
-    """While the block runs, a norm's running statistics are those of the last batch."""
+    """While the block runs, a norm's running statistics are those of the last batch.
+
+    Its count of batches is restored too: it would differ with the number of replicas on this rank.
+    """
     momenta = [norm.momentum for norm in norms]
+    counts = [norm.num_batches_tracked.clone() for norm in norms]
     try:
         for norm in norms:
             norm.train()
             norm.momentum = 1.0
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
             norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
 
 
 def _moments(norms: Sequence[nn.Module]) -> Tensor:
-    """Of the last batch, fp64, shape (3 * features of all norms,): means, squared means, variances."""
+    """Of the last batch, fp64, shape (1 + 3 * features of all norms,): 1, means, squared means, variances."""
     means = torch.cat([norm.get_buffer("running_mean") for norm in norms]).double()
     variances = torch.cat([norm.get_buffer("running_var") for norm in norms]).double()
-    return torch.cat([means, means**2, variances])
+    return torch.cat([means.new_ones(1), means, means**2, variances])
+
+
+def _sum_in_order(rows: Tensor) -> Tensor:
+    """The sum of the rows, first to last: a reduction of torch's own may add them in any order."""
+    total = torch.zeros_like(rows[0])
+    for row in rows:
+        total += row
+    return total

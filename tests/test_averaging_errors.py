@@ -25,11 +25,22 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
 
+def spectral() -> nn.Module:
+    return nn.utils.parametrizations.spectral_norm(linear())
+
+
+def optimized(state: str) -> Lookaround:
+    model = linear()
+    return Lookaround(model, optimizers=[sgd(model)], optimizer_state=state)  # type: ignore[arg-type]
+
+
 def take_a_step(model: nn.Module, optimizer: torch.optim.Optimizer, columns: int = 2) -> None:
     model(torch.ones(1, columns)).sum().backward()
     optimizer.step()
 
 
+SHARED = linear()
+VECTORS = ("parametrizations.weight.0._u", "parametrizations.weight.0._v")
 ALONE: dict[str, tuple[Callable[[], object], str]] = {
     "k = 0": (lambda: Lookaround(linear(), k=0), "k is 0: a round has at least 1 step; None never averages"),
     "k = -1": (lambda: Lookaround(linear(), k=-1), "k is -1: a round has at least 1 step; None never averages"),
@@ -72,7 +83,19 @@ ALONE: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "lazy parameters": (
         lambda: Lookaround(nn.Sequential(linear(), nn.LazyLinear(3))),
-        "the model has lazy parameters without a shape: run one forward pass first",
+        "the model has lazy parameters or buffers without a shape: run one forward pass first",
+    ),
+    "lazy buffers": (
+        lambda: Lookaround(nn.LazyBatchNorm1d(affine=False)),
+        "the model has lazy parameters or buffers without a shape: run one forward pass first",
+    ),
+    "one model twice": (
+        lambda: Lookaround([linear()] * 2),
+        "the hosted models 0 and 1 share tensors: give each its own, as copy.deepcopy does",
+    ),
+    "a shared layer": (
+        lambda: Lookaround([nn.Sequential(linear(), SHARED) for _ in range(3)]),
+        "the hosted models 0 and 1 share tensors: give each its own, as copy.deepcopy does",
     ),
 }
 
@@ -89,6 +112,7 @@ def test_what_is_nearly_refused_is_taken() -> None:
     assert Lookaround(linear(), k=1, start=0).replicas == 1
     assert Lookaround(linear(), k=None).step() is False
     assert Lookaround([nn.BatchNorm1d(2), nn.BatchNorm1d(2)], buffers=("running_mean",)).replicas == 2
+    assert Lookaround(nn.ModuleList([linear(), linear()])).replicas == 2
     lazy = nn.LazyLinear(3)
     lazy(torch.zeros(1, 2))
     assert Lookaround(lazy).replicas == 1
@@ -136,6 +160,10 @@ def worker(rank: int, ranks: int) -> dict[str, Any]:
         "k": message_of(lambda: Lookaround(linear(), k=5 + rank)),
         "start": message_of(lambda: Lookaround(linear(), start=rank)),
         "exact": message_of(lambda: Lookaround(linear(), exact=rank == 0)),
+        "measure": message_of(lambda: Lookaround(linear(), measure=rank == 0)),
+        "names of buffers": message_of(lambda: Lookaround(spectral(), buffers=VECTORS[rank:])),
+        "optimizer_state": message_of(lambda: optimized("local" if rank else "reset")),
+        "one rank": message_of(lambda: Lookaround(wrapped if rank else wrapped.module)),
         "optimizers": uneven_optimizers(rank),
     }
     model = nn.Linear(1, 1, bias=False)
@@ -164,15 +192,38 @@ def test_the_module_that_ddp_wraps_is_taken(ranks: list[dict[str, Any]]) -> None
     assert [rank["DDP's module"] for rank in ranks] == ["no error", "no error"]
 
 
-@pytest.mark.parametrize("name", ["shapes", "dtypes", "names", "buffers", "hosted", "k", "start", "exact"])
+STRUCTURE = "structure of the model (digest)"
+DIFFERENT = {
+    "shapes": STRUCTURE,
+    "dtypes": STRUCTURE,
+    "names": STRUCTURE,
+    "buffers": STRUCTURE,
+    "hosted": "number of models",
+    "k": "k",
+    "start": "start",
+    "exact": "exact",
+    "measure": "measure",
+    "names of buffers": "buffers",
+    "optimizer_state": "optimizer_state",
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
 def test_ranks_that_differ_are_refused_on_all_ranks(ranks: list[dict[str, Any]], name: str) -> None:
     for rank, other in [(0, 1), (1, 0)]:
-        message = ranks[rank][name]
-        assert message.startswith(
-            f"rank {other} has another (number of models, k, start, exact, structure) than rank {rank}: ("
-        )
-        assert message.endswith("; all ranks must build the same")
-    assert "6" in ranks[0]["k"]
+        assert ranks[rank][name].startswith(f"rank {other} has another {DIFFERENT[name]} than rank {rank}: ")
+        assert ranks[rank][name].endswith("; all ranks must build the same")
+
+
+def test_the_refusal_of_different_ranks_shows_the_values(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0]["k"] == "rank 1 has another k than rank 0: 6, not 5; all ranks must build the same"
+    assert ranks[1]["exact"] == "rank 0 has another exact than rank 1: True, not False; all ranks must build the same"
+
+
+def test_what_one_rank_refuses_all_refuse(ranks: list[dict[str, Any]]) -> None:
+    refusal = "the model is wrapped in DistributedDataParallel, whose ranks hold one replica together: pass the"
+    assert ranks[1]["one rank"].startswith(refusal)
+    assert ranks[0]["one rank"].startswith(f"refused on rank 1: {refusal}")
 
 
 def test_ranks_whose_optimizers_have_different_states_are_refused_on_all_ranks(ranks: list[dict[str, Any]]) -> None:

@@ -11,7 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lookaround_ddp import exchange
-from lookaround_ddp.exchange import Members, average_, broadcast_, layout_of
+from lookaround_ddp import members as places
+from lookaround_ddp.exchange import average_, broadcast_, layout_of
+from lookaround_ddp.members import Members
 from tests.ranks import run, same_bits
 
 pytestmark = pytest.mark.timeout(300)
@@ -26,11 +28,12 @@ PLACEMENTS = {
     (3, 2): [0, 3, 5],
     (6, 1): [0, 1, 2, 3, 4, 5],
 }
-# BUCKET_BYTES, PACK_ELEMENTS, BLOCK_ELEMENTS
+# BUCKET_BYTES, BLOCK_ELEMENTS, through memory that the ranks share or by messages
 SIZES = {
-    "as shipped: one bucket, all packed": (25 * 2**20, 2**16, 2**18),
-    "tiny: some packed, some in place": (256, 16, 8),
-    "tiny: all in place": (1000, 0, 7),
+    "as shipped: one bucket": (25 * 2**20, 2**17, True),
+    "as shipped: messages": (25 * 2**20, 2**17, False),
+    "tiny": (256, 8, True),
+    "tiny: messages": (1008, 7, False),
 }
 EQUAL = [0.1, -0.1, 1 / 3, 1e-40, 1e-45, 3e38, -3e38, 0.0, 7.0]
 EQUAL_DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.complex64]
@@ -84,18 +87,45 @@ def worker(rank: int, ranks: int) -> dict[str, Any]:
     for placement, group in groups.items():
         if rank not in PLACEMENTS[placement]:
             continue
-        name, members = "{}x{}".format(*placement), Members(group, hosted=placement[1])
-        hosted = range(members.rank * members.hosted, (members.rank + 1) * members.hosted)
-        for sizes, constants in SIZES.items():
-            exchange.BUCKET_BYTES, exchange.PACK_ELEMENTS, exchange.BLOCK_ELEMENTS = constants
+        name = "{}x{}".format(*placement)
+        for sizes, (bucket, block, share) in SIZES.items():
+            places.BUCKET_BYTES, exchange.BLOCK_ELEMENTS = bucket, block
+            members = Members(group, hosted=placement[1], share=share)
+            hosted = range(members.rank * members.hosted, (members.rank + 1) * members.hosted)
             results[f"{name} {sizes}"] = average_of(hosted, members)
             results[f"{name} {sizes} first only"] = average_of(hosted, members, spread=False)
             results[f"{name} {sizes} inexact"] = average_of(hosted, members, exact=False)
             same = equal_rows(hosted)
             average_(same, [(0,)] * len(same[0]), members)
             results[f"{name} {sizes} equal"] = same
+            for exact in (True, False):
+                results[f"{name} {sizes} squares {exact}"] = squares_of(hosted, members, exact)
+            results[f"{name} {sizes} channel"] = type(members.channel(torch.device("cpu"))).__name__
+            results[f"{name} {sizes} elsewhere"] = channel_of_two_machines(group, rank == PLACEMENTS[placement][-1])
     results["sent"] = broadcast_all(rank, groups[2, 3] if rank in PLACEMENTS[2, 3] else None)
     return results
+
+
+def reals_of(replica: int) -> list[Tensor]:
+    return [tensor for tensor in tensors_of(replica)[:-2] if not tensor.is_complex()]
+
+
+def squares_of(hosted: range, members: Members, exact: bool) -> Tensor:
+    rows = [reals_of(replica) for replica in hosted]
+    squares = average_(rows, [layout_of(t) for t in reals_of(0)], members, exact=exact, measure=True)
+    assert squares is not None
+    return squares
+
+
+def channel_of_two_machines(group: dist.ProcessGroup, other: bool) -> str:
+    """The last rank of the group says that it runs elsewhere."""
+    machine = places._machine
+    try:
+        if other:
+            places._machine = lambda: ("another", 1)
+        return type(Members(group).channel(torch.device("cpu"))).__name__
+    finally:
+        places._machine = machine
 
 
 def broadcast_all(rank: int, group: dist.ProcessGroup | None) -> list[Tensor]:
@@ -241,6 +271,35 @@ def test_broadcast_overwrites_every_dtype_and_layout(on_ranks: list[dict[str, An
         assert all(same_bits(a, b) for a, b in zip(on_ranks[rank]["sent"], expected, strict=True)), f"rank {rank}"
     assert on_ranks[4]["sent"][-2].tolist() == [1, 2**40 + 1]
     assert on_ranks[4]["sent"][-1].tolist() == [True, False]
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda p: "{}x{}".format(*p))
+def test_ranks_of_one_machine_share_memory_and_others_send_messages(
+    on_ranks: list[dict[str, Any]], placement: tuple[int, int]
+) -> None:
+    name, alone = "{}x{}".format(*placement), placement[0] == 1
+    for rank in PLACEMENTS[placement]:
+        for sizes, (*_, share) in SIZES.items():
+            expected = "SharedMemory" if share and not alone else "Messages"
+            assert on_ranks[rank][f"{name} {sizes} channel"] == expected
+            assert on_ranks[rank][f"{name} {sizes} elsewhere"] == "Messages"
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_squared_distances_have_the_same_bits_in_any_placement(on_ranks: list[dict[str, Any]], sizes: str) -> None:
+    alone = squares_of(range(6), Members(None, hosted=6), True)
+    kinds = [reals_of(replica) for replica in range(6)]
+    means = [mean_by_hand(list(values)) for values in zip(*kinds, strict=True)]
+    by_hand = [
+        sum(float((t.double() - mean.double()).square().sum()) for t, mean in zip(row, means, strict=True))
+        for row in kinds
+    ]
+    torch.testing.assert_close(alone, torch.tensor(by_hand, dtype=torch.float64), rtol=1e-4, atol=0)
+    for ranks, hosted in [(1, 6), (2, 3), (3, 2), (6, 1)]:
+        for rank in PLACEMENTS[ranks, hosted]:
+            exact, inexact = (on_ranks[rank][f"{ranks}x{hosted} {sizes} squares {how}"] for how in (True, False))
+            assert same_bits(exact, on_ranks[2][f"1x6 {sizes} squares True"])
+            torch.testing.assert_close(inexact, exact, rtol=1e-3, atol=0)
 
 
 def test_squared_distances_are_of_each_replica_to_the_mean() -> None:

@@ -25,7 +25,8 @@ def read_run(folder: Path) -> RunRecord:
     """Raises UserError if the folder is not a run's, or its record is damaged."""
     config = run_config(folder)
     try:
-        lines = [json.loads(line) for line in _text(folder / "metrics.jsonl").splitlines()]
+        whole, _, _ = _text(folder / "metrics.jsonl").rpartition("\n")  # the last line may still be written
+        lines = [json.loads(line) for line in whole.splitlines()]
         result = json.loads(_text(folder / "result.json") or "null")
     except ValueError as error:
         raise UserError(f"the record in {folder} is damaged: {error}") from None

@@ -1,0 +1,80 @@
+"""Which tensors of a model are averaged, and what the models of all replicas must have in common."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+RUNNING_STATISTICS = ("running_mean", "running_var")  # of every norm layer that keeps them
+WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
+SUM_DTYPES = {torch.float16: torch.float32, torch.bfloat16: torch.float32}  # fp64 sums take 4 times as long
+
+
+def averaged_tensors(model: nn.Module, extra: Collection[str]) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters and buffers that the average step averages; `extra` names buffers beside the running statistics."""
+    parameters: list[Tensor] = [p for p in model.parameters() if is_number(p)]
+    buffers = [b for name, b in model.named_buffers() if _is_averaged(name, b, extra)]
+    return parameters, buffers
+
+
+def local_tensors(model: nn.Module, extra: Collection[str]) -> list[Tensor]:
+    """The parameters and buffers that stay with their replica."""
+    integers = [p for p in model.parameters() if not is_number(p)]
+    return integers + [b for name, b in model.named_buffers() if not _is_averaged(name, b, extra)]
+
+
+def _is_averaged(name: str, buffer: Tensor, extra: Collection[str]) -> bool:
+    return is_number(buffer) and (name.rpartition(".")[2] in RUNNING_STATISTICS or name in extra)
+
+
+def is_number(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def all_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """1 if every element is finite, else 0, on the tensors' device and without waiting for it.
+
+    A sum is not finite if a term is not. (It can also overflow on its own, at weights of 1e38 and more.)
+    """
+    sums = [tensor.detach().sum(dtype=SUM_DTYPES.get(tensor.dtype)) for tensor in tensors]
+    if not sums:
+        return torch.ones((), dtype=torch.uint8)
+    return torch.stack([s.isfinite() for s in sums]).all().to(torch.uint8)
+
+
+def digest(model: nn.Module) -> str:
+    """Of the names, shapes and dtypes of parameters and buffers."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    text = repr([(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def check_models(models: Sequence[nn.Module], extra: Collection[str]) -> None:
+    """Raises ValueError, saying what to do, unless the models can be replicas that one rank hosts."""
+    if not models:
+        raise ValueError("no model: every rank hosts at least one replica")
+    for model in models:
+        wrapped = {c.__name__ for m in model.modules() for c in type(m).__mro__}.intersection(WRAPPERS)
+        if wrapped:
+            raise ValueError(
+                f"the model is wrapped in {wrapped.pop()}, whose ranks hold one replica together: pass the "
+                f"bare module (model.module), and the group of ranks that hold different replicas as `group`"
+            )
+        if any(nn.parameter.is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
+            raise ValueError("the model has lazy parameters or buffers without a shape: run one forward pass first")
+        unknown = set(extra) - {name for name, _ in model.named_buffers()}
+        if unknown:
+            raise ValueError(f"no buffer named {sorted(unknown)[0]!r} in the model: see model.named_buffers()")
+    if len({digest(model) for model in models}) > 1:
+        raise ValueError("the hosted models differ in structure: names, shapes and dtypes must be the same")
+    owners: dict[int, int] = {}
+    for number, model in enumerate(models):
+        for tensor in [*model.parameters(), *model.buffers()]:
+            owner = owners.setdefault(id(tensor), number)
+            if owner != number:
+                raise ValueError(
+                    f"the hosted models {owner} and {number} share tensors: give each its own, as copy.deepcopy does"
+                )
