@@ -6,16 +6,14 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$root"
 export OMP_NUM_THREADS=1 # one thread per process: the ranks already share the cores
-common=(channels_last=true evaluate.every=5)
 
 echo "== Lookaround: 3 replicas, one augmentation each, averaged every 5 iterations"
 "$python" -m torch.distributed.run --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0 --local-addr=127.0.0.1 \
-    --nproc-per-node=3 -m lookaround_ddp train out=runs/quickstart-lookaround evaluate.replicas=true "${common[@]}"
+    --nproc-per-node=3 -m lookaround_ddp train configs/digits/resnet8-lookaround.yaml out=runs/quickstart-lookaround
 
 echo "== Baseline: 1 network that sees all three augmentations, equal data"
-"$python" -m lookaround_ddp train out=runs/quickstart-single "replicas=[[crop, rotation, perspective]]" \
-    data.workers=1 "${common[@]}"
+"$python" -m lookaround_ddp train configs/digits/resnet8-sgdm.yaml out=runs/quickstart-sgdm data.workers=1
 
-"$python" -m lookaround_ddp report runs/quickstart-lookaround runs/quickstart-single \
-    --curves runs/quickstart-lookaround/against-single.png
-echo "curves: runs/quickstart-lookaround/curves.png, and against the baseline: against-single.png"
+"$python" -m lookaround_ddp report runs/quickstart-lookaround runs/quickstart-sgdm \
+    --curves runs/quickstart-lookaround/against-sgdm.png
+echo "curves: runs/quickstart-lookaround/curves.png, and against the baseline: against-sgdm.png beside it"

@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _say_once(f"stopped: {error}")
         sys.exit(NOT_FINITE)
     except KeyboardInterrupt:
-        _say_once("interrupted: the same command goes on from the last checkpoint")
+        if os.environ.get("RANK", "0") == "0":  # a terminal's Ctrl-C reaches every rank
+            print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
 
 
