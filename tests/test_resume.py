@@ -17,18 +17,19 @@ from lookaround_ddp.checkpoint import Checkpoints
 from tests.runs import TINY, Job, torchrun, train, weights
 
 # 10 iterations, averages after 3, 6 and 9; a checkpoint after every second one, most of them in mid-round
+EVERY = -1
 CONFIG = (*TINY, "checkpoint.every=0.4", "checkpoint.keep=3", "data.workers=0", "record.every=1")
 
 
-def die_at(iteration: int, only: int, rank: int) -> None:
-    """Makes the rank kill itself when it begins this iteration (the replicas' own updates, mid-round)."""
+def die_at(iteration: int, only: int, rank: int, death: signal.Signals = signal.SIGKILL) -> None:
+    """Makes the rank signal itself when it begins this iteration (the replicas' own updates, mid-round)."""
     from lookaround_ddp.replica import Replica
 
     step = Replica.step
 
     def fatal(self: Replica, batches: object, number: int, rate: float) -> object:
-        if number == iteration and rank == only:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if number == iteration and only in (rank, EVERY):
+            os.kill(os.getpid(), death)
         return step(self, batches, number, rate)  # type: ignore[arg-type]
 
     Replica.step = fatal  # type: ignore[assignment, method-assign]
@@ -86,6 +87,19 @@ def test_a_rank_is_killed(
     said = train(out, *CONFIG, ranks=after)
     last = iteration - iteration % 2  # the checkpoint before
     assert (f"resumed after iteration {last}" in said) == (last > 0)
+    assert weights(out) == weights(undisturbed)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(undisturbed: Path, tmp_path: Path, ranks: int) -> None:
+    """A terminal sends SIGINT to every rank."""
+    out = tmp_path / "run"
+    prepare = partial(die_at, 5, EVERY, death=signal.SIGINT)
+    job = Job("train", f"out={out}", *CONFIG, ranks=ranks, prepare=prepare)
+    assert job.wait(60) == [130] * ranks, job.said()
+    assert job.said().count("interrupted: the same command goes on from the last checkpoint\n") == 1
+    assert "Traceback" not in job.said()
+    train(out, *CONFIG, ranks=ranks)
     assert weights(out) == weights(undisturbed)
 
 
