@@ -60,7 +60,8 @@ class Record:
             return
         self._write(line)
         losses = " ".join(f"{loss:.3f}" for loss in line["loss"])
-        distances = " ".join(f"{distance:.3f}" for distance in line["distance"] or [])
+        several = len(line["loss"]) > 1  # a single network is its own mean
+        distances = " ".join(f"{distance:.3f}" for distance in (several and line["distance"]) or [])
         parts = [f"iteration {line['iteration']}/{self.total}", f"epoch {line['epoch']:.2f}", f"lr {line['lr']:.4g}"]
         parts += [f"loss {losses}", *([f"distance {distances}"] if distances else [])]
         text = " | ".join([*parts, f"{line['images_per_second']:.0f} images/s", f"ETA {duration(line['eta'])}"])

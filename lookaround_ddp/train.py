@@ -161,8 +161,9 @@ def describe(config: Config, dataset: Dataset, world: World, replicas: list[Repl
     """One line on what runs where."""
     millions = sum(parameter.numel() for parameter in replicas[0].model.parameters()) / 1e6
     processes = "1 process" if world.size == 1 else f"{world.size} processes"
-    placement = f"{world.replicas} replicas on {processes} ({world.device.type}, {world.backend})"
+    kinds = "1 network" if world.replicas == 1 else f"{world.replicas} replicas, k = {config.average.k},"
+    where = world.device.type if world.size == 1 else f"{world.device.type}, {world.backend}"
     return (
         f"{config.model.name}, {millions:.2f} M parameters | {config.data.name}, {len(dataset.train)} images | "
-        f"{placement} | k = {config.average.k} | {total} iterations | {config.out}"
+        f"{kinds} on {processes} ({where}) | {total} iterations | {config.out}"
     )

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,6 +42,7 @@ class Job:
 
     def __init__(self, *arguments: str, ranks: int = 1, prepare: Callable[[int], None] | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="job-"))
+        weakref.finalize(self, shutil.rmtree, self.folder)
         port = free_port()
         self.processes = [
             FORKS.Process(target=_rank, args=(rank, ranks, port, self.folder, arguments, prepare))
