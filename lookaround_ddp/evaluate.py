@@ -123,7 +123,7 @@ def recalibrate(
                     rows[number] += _moments(norms)
     count, *moments = _sum_in_order(world.sum(rows.cpu())).split([1, *[sum(features)] * 3])
     means, squares, variances = (moment / count for moment in moments)
-    variances = variances + (squares - means**2).clamp(min=0)  # which rounding could make negative
+    variances = variances + squares - means**2
     for norm, mean, variance in zip(norms, means.split(features), variances.split(features), strict=True):
         norm.get_buffer("running_mean").copy_(mean)
         norm.get_buffer("running_var").copy_(variance)
