@@ -82,7 +82,7 @@ class Checkpoints:
                 for replica, name in zip(replicas, names, strict=True):
                     replica.load_state_dict(_load(self.folder / str(iteration) / name))
                 return state
-            self.warn(f"checkpoint {iteration} is damaged ({problems[0]}): passed over for the one before")
+            self._pass_over(iteration, problems[0])
         if iterations:
             raise UserError(f"every checkpoint in {self.folder} is damaged: delete the folder to start anew")
         return None
@@ -117,11 +117,16 @@ class Checkpoints:
         """
         name = f"replica-{replica}.pt"
         for iteration in self.iterations():
-            if self.inspect(iteration, [name])[1] is None:
+            problem = self.inspect(iteration, [name])[1]
+            if problem is None:
                 return _load(self.folder / str(iteration) / name)["model"]
+            self._pass_over(iteration, problem)
         raise UserError(
             f"no whole checkpoint in {self.folder}: only the mean model can be evaluated (evaluate.replicas=false)"
         )
+
+    def _pass_over(self, iteration: int, problem: str) -> None:
+        self.warn(f"checkpoint {iteration} is damaged ({problem}): passed over for the one before")
 
     def _finish(self, temporary: Path, final: Path, state: dict[str, Any]) -> None:
         expected = [f"replica-{number}.pt" for number in range(self.world.replicas)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Sequence
 from functools import partial
@@ -120,6 +121,20 @@ def test_replicas_that_were_never_averaged_are_evaluated_alone(runs: dict[str, t
     assert kept["replicas"] == lines(run, "replicas")[-1]["replicas"] != lines(run, "replicas")[0]["replicas"]
     assert evaluate(run, ranks=3) == [f"replica {j} {text(kept['replicas'][j])}" for j in range(3)]
     assert f"epoch 2 | replicas {' '.join(format(score['top1'], '.2f') for score in kept['replicas'])}" in said
+
+
+def test_a_damaged_checkpoint_is_passed_over_loudly(runs: dict[str, tuple[Path, str]], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs["never"][0], run)
+    damaged = run / "checkpoints" / "10" / "replica-1.pt"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    said = evaluate(run)
+    warning = "checkpoint 10 is damaged (replica-1.pt: its checksum differs): passed over for the one before"
+    assert said.count(warning) == 1
+    first, last = (line["replicas"] for line in lines(run, "replicas"))
+    assert [line for line in said if line != warning] == [
+        f"replica {j} {text(scores[j])}" for j, scores in enumerate((last, first, last))
+    ]
 
 
 @pytest.mark.parametrize("average", ["average.k=3", "average.k=never"])
