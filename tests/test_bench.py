@@ -1,0 +1,85 @@
+"""`bench` measures what it says, and its figures follow from what it measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.runs import Job
+
+pytestmark = pytest.mark.timeout(240)
+
+COMPETITORS = [
+    "Lookaround",
+    "Lookaround(measure=True)",
+    "Lookaround(exact=False)",
+    "PeriodicModelAverager",
+    "bare all_reduce",
+]
+RUNS = ["trainer, d = 1", "bare loop", "trainer, d = 2, 1 rank", "trainer, d = 2, 2 ranks"]
+
+
+def figures(folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    """What `bench` writes and what it prints."""
+    command = [sys.executable, "-m", "lookaround_ddp", "bench", *arguments, f"--json={folder}/figures.json"]
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((folder / "figures.json").read_text()), done.stdout
+
+
+def test_the_average_step(tmp_path: Path) -> None:
+    found, said = figures(tmp_path, "average", "--model=resnet18", "--ranks=2", "--repeats=2")
+    average = found["average"]
+    assert list(found) == ["average"]
+    # With 1,000 classes instead of 100 the head has 513 * 900 parameters more than the paper's 11.22 M.
+    assert average["parameters"] == 11_168_832 + 513 * 1000
+    assert average["parameter_bytes"] == 4 * average["parameters"]
+    assert list(average["rows"]) == COMPETITORS
+    reference = average["rows"]["PeriodicModelAverager"]
+    assert reference["extra_bytes"] == pytest.approx(average["parameter_bytes"], rel=0.15)  # its flat copy
+    for name, row in average["rows"].items():
+        assert 0 < row["milliseconds"]["min"] <= row["milliseconds"]["median"] <= row["milliseconds"]["max"]
+        assert row["time_ratio"] == row["milliseconds"]["median"] / reference["milliseconds"]["median"]
+        (shown,) = (line for line in said.splitlines() if line.strip().startswith(f"{name}  "))
+        assert f" {row['milliseconds']['median']:.2f} " in shown
+    assert f"torch {torch.__version__}\n" in said
+
+
+def test_the_trainer(tmp_path: Path) -> None:
+    found, said = figures(
+        tmp_path, "train", "--train-model=resnet8", "--batch-size=50", "--iterations=20", "--rounds=1"
+    )
+    train = found["train"]
+    assert train["iterations"] == 20  # one epoch of the 1,000 digits
+    speeds = {name: train["rows"][name]["images_per_second"] for name in RUNS}
+    for name, reference in (("trainer, d = 1", "bare loop"), ("trainer, d = 2, 2 ranks", "trainer, d = 2, 1 rank")):
+        expected = speeds[name]["median"] / speeds[reference]["median"]
+        assert train["rows"][name]["ratio"]["of_medians"] == pytest.approx(expected)
+        assert f"{expected:.2f}" in said
+    assert min(speed["min"] for speed in speeds.values()) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["average", "--ranks=0"], "error: --ranks is 0: give 1 or more"),
+        (["average", "--model=resnet19"], "error: unknown model 'resnet19': did you mean resnet"),
+        (["train", "--rounds=0"], "error: --rounds is 0: give 1 or more"),
+        (["train", "--iterations=10"], "error: --iterations is 10: give 11 or more"),
+        (["train", "--data=mnist"], "error: data.name is 'mnist'"),
+        (["average", "--json=/proc/none/x.json"], "error: "),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(arguments: list[str], message: str) -> None:
+    job = Job("bench", *arguments)
+    assert job.wait() == [2]
+    (line,) = job.said().splitlines()
+    assert line.startswith(message)
