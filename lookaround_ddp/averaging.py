@@ -52,12 +52,13 @@ class Lookaround:
         optimizers: the models' optimizers, for an `optimizer_state` other than "local".
         optimizer_state: what the average step does with it: "local" leaves it with its replica (the
             paper's code), "average" averages it too, "reset" clears it.
-        measure: keep the distances of the replicas to their mean in `distances` at each average step.
+        measure: keep the distances of the replicas to their mean in `distances` at each average step; may be
+            set anew before any of them, on all ranks alike.
 
     Attributes:
         steps: steps of each replica so far.
-        distances: L2 distance of each replica's parameters to the mean at the last average step,
-            shape (d,), fp64; None before the first, and unless `measure`.
+        distances: L2 distance of each replica's parameters to the mean at the last average step that measured
+            it, shape (d,), fp64; None before the first.
 
     Raises:
         ValueError: k < 1, start < 0, a model that is wrapped in DDP or FSDP, models or ranks that differ
@@ -90,8 +91,8 @@ class Lookaround:
             group = dist.group.WORLD
         self.members = Members(group, hosted=len(self.models))
         self._check()
-        layouts = [[layout_of(t) for t in tensors] for tensors in self._averaged_tensors(self.models[0])]
-        self._layouts: list[list[Layout]] = self.members.gather_objects(layouts)[0]
+        layouts = [layout_of(tensor) for tensor in chain(*self._averaged_tensors(self.models[0]))]
+        self._layouts: list[Layout] = self.members.gather_objects(layouts)[0]
         self._start_from_the_first()
 
     @property
@@ -126,7 +127,8 @@ class Lookaround:
         self.check_finite()
         states = self._optimizer_states() if self.optimizer_state == "average" else None
         squares = self._average_models(spread=True, measure=self.measure)
-        self.distances = None if squares is None else squares.sqrt()
+        if squares is not None:
+            self.distances = squares.sqrt()
         if states is not None:
             layouts = [tuple(range(value.dim())) for value in states[0]]  # on every rank, however it is laid out there
             average_(states, layouts, self.members, exact=self.exact)
@@ -185,10 +187,12 @@ class Lookaround:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps}
+        """The count of steps and the last distances, JSON-able. The replicas' own states are the caller's to keep."""
+        return {"steps": self.steps, "distances": None if self.distances is None else self.distances.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps = int(state["steps"])
+        self.steps, distances = int(state["steps"]), state["distances"]
+        self.distances = None if distances is None else torch.tensor(distances, dtype=torch.float64)
 
     # What is averaged
 
@@ -197,11 +201,9 @@ class Lookaround:
 
     def _average_models(self, *, spread: bool, measure: bool = False) -> Tensor | None:
         """Squared distances of the parameters, if measured."""
-        parameters, buffers = zip(*(self._averaged_tensors(model) for model in self.models), strict=True)
-        how = {"exact": self.exact, "spread": spread}
-        squares = average_(parameters, self._layouts[0], self.members, measure=measure, **how)
-        average_(buffers, self._layouts[1], self.members, **how)
-        return squares
+        rows = [[*parameters, *buffers] for parameters, buffers in map(self._averaged_tensors, self.models)]
+        measured = len(self._averaged_tensors(self.models[0])[0]) if measure else 0
+        return average_(rows, self._layouts, self.members, exact=self.exact, spread=spread, measured=measured)
 
     def _optimizer_states(self) -> list[list[Tensor]]:
         """Every tensor of the states but step counts, which agree unless a scaler skipped a step."""

@@ -44,7 +44,7 @@ def average_(
     *,
     exact: bool = True,
     spread: bool = True,
-    measure: bool = False,
+    measured: int = 0,
 ) -> Tensor | None:
     """Replaces replicas by their mean, in place.
 
@@ -56,17 +56,17 @@ def average_(
         members: where the replicas live.
         exact: sum in fp64 in replica order; otherwise leave the sum to the backend's all-reduce.
         spread: write the mean into every row; otherwise into the first alone and leave the others.
-        measure: measure the replicas' distances to the mean.
+        measured: measure the replicas' distances to the mean, over so many of the first tensors.
 
     Returns:
         Squared L2 distances of the replicas to their mean, shape (replicas,), fp64, the same on every
-        rank; None if not measured. Half-precision means are rounded from fp64 through fp32.
+        rank; None if nothing is measured. Half-precision means are rounded from fp64 through fp32.
     """
     flats = [[_flat(t, layout) for t, layout in zip(row, layouts, strict=True)] for row in rows]
     device = flats[0][0].device if flats[0] else torch.device("cpu")
     squares = torch.zeros(members.hosted, dtype=torch.float64, device=device)
     channels: dict[torch.device, Channel] = {}
-    for bucket in _buckets(flats):
+    for columns, bucket in _buckets(flats):
         first = bucket[0][0]
         if first.device not in channels:
             channels[first.device] = members.channel(first.device)
@@ -76,15 +76,16 @@ def average_(
             _pack(pieces, row)
         mean = _exact_mean(channel) if exact else _all_reduce_mean(staged, members)
         mean = mean.to(first.device)
-        if measure:
+        if measured:
+            count = sum(column < measured for column in columns)
             for number, pieces in enumerate(bucket):
-                squares[number] += _squared_distance(pieces, mean)
+                squares[number] += _squared_distance(pieces[:count], mean)
         for pieces in bucket if spread else bucket[:1]:
             _unpack(mean, pieces)
     for row, row_flats in zip(rows, flats, strict=True):
         for tensor, layout, flat in zip(row, layouts, row_flats, strict=True):
             _write_back(tensor, layout, flat)
-    return members.gather(squares) if measure else None
+    return members.gather(squares) if measured else None
 
 
 def _flat(tensor: Tensor, layout: Layout) -> Tensor:
@@ -100,27 +101,32 @@ def _write_back(tensor: Tensor, layout: Layout, flat: Tensor) -> None:
         target.copy_(flat.view(tensor.dtype).view(target.shape))
 
 
-def _buckets(flats: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
-    """Cuts the rows, all at the same places, into buckets of one dtype and device."""
+def _buckets(flats: list[list[Tensor]]) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
+    """Cuts the rows, all at the same places, into buckets of one dtype and device.
+
+    Yields the columns, in order, and for each row its pieces of them.
+    """
     kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for column, flat in enumerate(flats[0]):
         kinds.setdefault((flat.dtype, flat.device), []).append(column)
     for (dtype, _), columns in kinds.items():
         room = capacity = places.BUCKET_BYTES // dtype.itemsize
         bucket: list[list[Tensor]] = [[] for _ in flats]
+        cut: list[int] = []
         for column in columns:
             start, size = 0, flats[0][column].numel()
             while start < size:
                 stop = min(size, start + room)
                 for pieces, row in zip(bucket, flats, strict=True):
                     pieces.append(row[column][start:stop])
+                cut.append(column)
                 room -= stop - start
                 start = stop
                 if room == 0:
-                    yield bucket
-                    bucket, room = [[] for _ in flats], capacity
+                    yield cut, bucket
+                    cut, bucket, room = [], [[] for _ in flats], capacity
         if room < capacity:
-            yield bucket
+            yield cut, bucket
 
 
 def _pack(pieces: list[Tensor], row: Tensor) -> None:
@@ -136,9 +142,10 @@ def _unpack(mean: Tensor, pieces: list[Tensor]) -> None:
 
 
 def _squared_distance(pieces: list[Tensor], mean: Tensor) -> Tensor:
-    """Summed in pieces that do not depend on the number of ranks."""
+    """Of the pieces to the first of the mean's elements; summed in blocks that do not depend on the number of ranks."""
     total = torch.zeros((), dtype=torch.float64, device=mean.device)
-    for piece, part in zip(pieces, mean.split([piece.numel() for piece in pieces]), strict=True):
+    sizes = [piece.numel() for piece in pieces]
+    for piece, part in zip(pieces, mean[: sum(sizes)].split(sizes), strict=True):
         for value, center in zip(_blocks(piece), _blocks(part), strict=True):
             delta = (value - center).float()
             total += torch.dot(delta, delta)

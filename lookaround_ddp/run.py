@@ -23,7 +23,7 @@ from lookaround_ddp.replica import Normalize, Replica
 RECALIBRATION_ITERATIONS = 50
 
 State = dict[str, Any]  # of a run, JSON-able: what a checkpoint holds beside the replicas
-START: State = {"iteration": 0, "steps": 0, "seconds": 0.0, "scores": {}, "best": None}
+START: State = {"iteration": 0, "steps": 0, "distances": None, "seconds": 0.0, "scores": {}, "best": None}
 
 
 class Run:
@@ -82,6 +82,12 @@ class Run:
             }
         )
 
+    def shows_distances(self, iteration: int) -> bool:
+        """Whether a line of the record comes before the next average step: then it shows this one's distances."""
+        every = self.config.record.every
+        line = min(iteration - iteration % every + every, self.total)
+        return not any(self.around.due(later) for later in range(iteration + 1, line))
+
     def check_losses(self) -> None:
         """Gathers the pending losses; waits for the device.
 
@@ -127,7 +133,7 @@ class Run:
         self.around.check_finite(iteration)
         self.watch.pause()
         state = {
-            "steps": self.around.steps,
+            **self.around.state_dict(),
             "seconds": self.watch.elapsed,
             "scores": self.scores,
             "best": self.best,

@@ -42,7 +42,7 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     sums = [tensor.detach().sum(dtype=SUM_DTYPES.get(tensor.dtype)) for tensor in tensors]
     if not sums:
         return torch.ones((), dtype=torch.uint8)
-    return torch.stack([s.isfinite() for s in sums]).all().to(torch.uint8)
+    return torch.stack(sums).isfinite().all().to(torch.uint8)
 
 
 def digest(model: nn.Module) -> str:

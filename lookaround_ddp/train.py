@@ -65,6 +65,7 @@ def fit(config: Config, world: World) -> State:
                 run.evaluate(done)
             if due(done, config.checkpoint.every, plan.iterations) or done == total:
                 run.save(done, checkpoints)
+            around.measure = run.shows_distances(done)
             around.step()
         return run.finish()
     except FloatingPointError:

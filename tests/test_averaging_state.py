@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -75,7 +76,14 @@ def distances(replicas: Sequence[int], group: dist.ProcessGroup | None) -> list[
         lent = around.distances
     around.step()
     unmeasured.step()
-    return [{"first": first, "lent": lent, "now": around.distances, "off": unmeasured.distances}] * len(replicas)
+    now = around.distances
+    around.measure = False
+    around.step()
+    resumed = Lookaround(models, k=1, group=group)
+    resumed.load_state_dict(json.loads(json.dumps(around.state_dict())))
+    return [{"first": first, "lent": lent, "now": now, "kept": resumed.distances, "off": unmeasured.distances}] * len(
+        replicas
+    )
 
 
 def not_finite(replicas: Sequence[int], group: dist.ProcessGroup | None) -> list[Any]:
@@ -193,6 +201,7 @@ def test_distances_to_the_mean(three: Three) -> None:
         assert result["first"] is None
         assert result["lent"] is None
         assert result["now"].tolist() == [13.0, 0.0, 13.0]
+        assert result["kept"].tolist() == [13.0, 0.0, 13.0]  # the average after it measured nothing
         assert result["off"] is None
 
 
@@ -231,9 +240,9 @@ def test_the_count_is_saved_and_loaded() -> None:
     """k = 3: after 4 steps the next average follows the sixth."""
     around = Lookaround(Weights(), k=3)
     assert [around.step() for _ in range(4)] == [False, False, True, False]
-    assert around.state_dict() == {"steps": 4}
+    assert around.state_dict() == {"steps": 4, "distances": None}
     other = Lookaround(Weights(), k=3)
-    other.load_state_dict({"steps": 4})
+    other.load_state_dict({"steps": 4, "distances": None})
     assert [other.step() for _ in range(5)] == [False, True, False, False, True]
 
 

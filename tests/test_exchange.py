@@ -112,7 +112,7 @@ def reals_of(replica: int) -> list[Tensor]:
 
 def squares_of(hosted: range, members: Members, exact: bool) -> Tensor:
     rows = [reals_of(replica) for replica in hosted]
-    squares = average_(rows, [layout_of(t) for t in reals_of(0)], members, exact=exact, measure=True)
+    squares = average_(rows, [layout_of(t) for t in reals_of(0)], members, exact=exact, measured=len(rows[0]))
     assert squares is not None
     return squares
 
@@ -305,7 +305,9 @@ def test_squared_distances_have_the_same_bits_in_any_placement(on_ranks: list[di
 def test_squared_distances_are_of_each_replica_to_the_mean() -> None:
     """Columns 0, 3, 6 and 0, 4, 8 have the means 3 and 4; replicas 0 and 2 are 5 away, squared 25, replica 1 is 0."""
     rows = [[torch.tensor([3.0 * j]), torch.tensor([[4.0 * j]], dtype=torch.float64)] for j in range(3)]
-    squares = average_(rows, [(0,), (0, 1)], Members(None, hosted=3), measure=True)
-    assert squares is not None
-    assert squares.tolist() == [25, 0, 25]
+    for measured, expected in ((2, [25, 0, 25]), (1, [9, 0, 9])):
+        copies = [[tensor.clone() for tensor in row] for row in rows]
+        squares = average_(copies, [(0,), (0, 1)], Members(None, hosted=3), measured=measured)
+        assert squares is not None
+        assert squares.tolist() == expected
     assert average_(rows, [(0,), (0, 1)], Members(None, hosted=3)) is None

@@ -110,9 +110,10 @@ def test_metrics_have_each_iteration_once(undisturbed: Path, tmp_path: Path) -> 
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines if "loss" in line] == list(range(1, 11))
     undisturbed_lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
-    assert [line["loss"] for line in lines if "loss" in line] == [
-        line["loss"] for line in undisturbed_lines if "loss" in line
-    ]
+    for figure in ("loss", "distance", "lr"):
+        assert [line[figure] for line in lines if "loss" in line] == [
+            line[figure] for line in undisturbed_lines if "loss" in line
+        ]
 
 
 def test_killed_while_a_checkpoint_is_written(undisturbed: Path, tmp_path: Path) -> None:
