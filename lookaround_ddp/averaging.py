@@ -91,7 +91,7 @@ class Lookaround:
             group = dist.group.WORLD
         self.members = Members(group, hosted=len(self.models))
         self._check()
-        layouts = [layout_of(tensor) for tensor in chain(*self._averaged_tensors(self.models[0]))]
+        layouts = [layout_of(tensor) for tensor in chain(*self._averaged_tensors()[0])]
         self._layouts: list[Layout] = self.members.gather_objects(layouts)[0]
         self._start_from_the_first()
 
@@ -124,9 +124,10 @@ class Lookaround:
             ValueError: on every rank, before any weight is touched, if optimizer states to average differ.
         """
         self.synchronize_shards()
-        self.check_finite()
+        averaged = self._averaged_tensors()
+        self._check_finite(averaged, self.steps)
         states = self._optimizer_states() if self.optimizer_state == "average" else None
-        squares = self._average_models(spread=True, measure=self.measure)
+        squares = self._average(averaged, spread=True, measure=self.measure)
         if squares is not None:
             self.distances = squares.sqrt()
         if states is not None:
@@ -147,13 +148,14 @@ class Lookaround:
             FloatingPointError: on every rank, if a replica is not finite.
         """
         self.synchronize_shards()
-        self.check_finite()
+        averaged = self._averaged_tensors()
+        self._check_finite(averaged, self.steps)
         model = self.models[0]
         tensors = [*model.parameters(), *model.buffers()]
         kept = [tensor.detach().clone() for tensor in tensors]
         try:
             with torch.no_grad():
-                self._average_models(spread=False)
+                self._average(averaged, spread=False)
                 broadcast_(local_tensors(model, self.extra_buffers), self.members.group)
             yield model
         finally:
@@ -177,14 +179,7 @@ class Lookaround:
         Args:
             step: the number of the last step, if it has not been counted yet.
         """
-        flags = torch.stack([all_finite(chain(*self._averaged_tensors(model))) for model in self.models])
-        bad = (~self.members.gather(flags).bool()).nonzero().flatten().tolist()
-        if bad:
-            which = "replica " + str(bad[0]) if len(bad) == 1 else "replicas " + ", ".join(map(str, bad))
-            raise FloatingPointError(
-                f"{which} not finite after iteration {step or self.steps}: lower the learning rate, clip the "
-                f"gradient or use bf16 instead of fp16"
-            )
+        self._check_finite(self._averaged_tensors(), self.steps if step is None else step)
 
     def state_dict(self) -> dict[str, Any]:
         """The count of steps and the last distances, JSON-able. The replicas' own states are the caller's to keep."""
@@ -196,13 +191,26 @@ class Lookaround:
 
     # What is averaged
 
-    def _averaged_tensors(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        return averaged_tensors(model, self.extra_buffers)
+    def _averaged_tensors(self) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """Of each hosted model: parameters, buffers. Found anew each time, since a caller may have replaced them."""
+        return [averaged_tensors(model, self.extra_buffers) for model in self.models]
 
-    def _average_models(self, *, spread: bool, measure: bool = False) -> Tensor | None:
+    def _check_finite(self, averaged: list[tuple[list[Tensor], list[Tensor]]], step: int) -> None:
+        flags = torch.stack([all_finite(parameters + buffers) for parameters, buffers in averaged])
+        bad = (~self.members.gather(flags).bool()).nonzero().flatten().tolist()
+        if bad:
+            which = "replica " + str(bad[0]) if len(bad) == 1 else "replicas " + ", ".join(map(str, bad))
+            raise FloatingPointError(
+                f"{which} not finite after iteration {step}: lower the learning rate, clip the "
+                f"gradient or use bf16 instead of fp16"
+            )
+
+    def _average(
+        self, averaged: list[tuple[list[Tensor], list[Tensor]]], *, spread: bool, measure: bool = False
+    ) -> Tensor | None:
         """Squared distances of the parameters, if measured."""
-        rows = [[*parameters, *buffers] for parameters, buffers in map(self._averaged_tensors, self.models)]
-        measured = len(self._averaged_tensors(self.models[0])[0]) if measure else 0
+        rows = [parameters + buffers for parameters, buffers in averaged]
+        measured = len(averaged[0][0]) if measure else 0
         return average_(rows, self._layouts, self.members, exact=self.exact, spread=spread, measured=measured)
 
     def _optimizer_states(self) -> list[list[Tensor]]:

@@ -90,7 +90,9 @@ def average_(
 
 def _flat(tensor: Tensor, layout: Layout) -> Tensor:
     """The elements in one dimension, in the layout's order: a view, or a copy where no view exists."""
-    flat = tensor.detach().permute(layout).reshape(-1).contiguous()
+    flat = tensor.detach()
+    if flat.dim() != 1 or not flat.is_contiguous():
+        flat = flat.permute(layout).reshape(-1).contiguous()
     return torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
 
 
@@ -118,7 +120,7 @@ def _buckets(flats: list[list[Tensor]]) -> Iterator[tuple[list[int], list[list[T
             while start < size:
                 stop = min(size, start + room)
                 for pieces, row in zip(bucket, flats, strict=True):
-                    pieces.append(row[column][start:stop])
+                    pieces.append(row[column] if stop - start == size else row[column][start:stop])
                 cut.append(column)
                 room -= stop - start
                 start = stop
