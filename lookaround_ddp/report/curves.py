@@ -36,6 +36,7 @@ def draw_curves(runs: Sequence[RunRecord], path: Path) -> None:
         accuracy.set_ylim(bottom=max(0.0, middle - 4 * (max(tops) - middle) - 3), top=min(100.0, highest + 1))
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
+        axes.locator_params(axis="x", integer=True)
         if axes.lines:
             axes.legend(fontsize=8)
     figure.suptitle(", ".join(run.name for run in runs))
