@@ -18,7 +18,16 @@ from torch import Tensor, nn
 
 from lookaround_ddp.exchange import Layout, average_, broadcast_, layout_of
 from lookaround_ddp.members import Members
-from lookaround_ddp.structure import all_finite, averaged_tensors, check_models, digest, is_number, local_tensors
+from lookaround_ddp.structure import (
+    all_finite,
+    as_list,
+    averaged_tensors,
+    check_models,
+    check_ranks,
+    digest,
+    local_tensors,
+    optimizer_states,
+)
 
 
 class Lookaround:
@@ -79,8 +88,7 @@ class Lookaround:
         optimizer_state: Literal["local", "average", "reset"] = "local",
         measure: bool = False,
     ) -> None:
-        alone = isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList)
-        self.models: list[nn.Module] = [models] if alone else list(models)  # type: ignore[arg-type, list-item]
+        self.models = as_list(models)
         self.k, self.start, self.exact, self.measure = k, start, exact, measure
         self.extra_buffers = frozenset(buffers)
         self.optimizers, self.optimizer_state = list(optimizers), optimizer_state
@@ -214,14 +222,9 @@ class Lookaround:
         return average_(rows, self._layouts, self.members, exact=self.exact, spread=spread, measured=measured)
 
     def _optimizer_states(self) -> list[list[Tensor]]:
-        """Every tensor of the states but step counts, which agree unless a scaler skipped a step."""
-        rows = []
-        for optimizer in self.optimizers:
-            states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
-            named = [(key, state[key]) for state in states for key in sorted(state) if key != "step"]
-            rows.append([value for _, value in named if isinstance(value, Tensor) and is_number(value)])
+        rows = optimizer_states(self.optimizers)
         shapes = [[(tuple(value.shape), str(value.dtype)) for value in row] for row in rows]
-        if any(other != shapes for other in self.members.gather_objects(shapes)) or shapes.count(shapes[0]) < len(rows):
+        if any(row != shapes[0] for theirs in self.members.gather_objects(shapes) for row in theirs):
             raise ValueError(
                 "optimizer_state='average': the replicas' optimizers hold different states; a parameter "
                 "that only some replicas use has none on the others, so keep 'local' or 'reset'"
@@ -237,9 +240,8 @@ class Lookaround:
             check_models(self.models, self.extra_buffers)
             refusal = None
         except ValueError as error:
-            refusal = error
-        mine = {
-            "refusal": None if refusal is None else str(refusal),
+            refusal = error  # the other ranks must hear of it, not wait for this one
+        settings = {
             "number of models": len(self.models),
             "k": self.k,
             "start": self.start,
@@ -247,20 +249,9 @@ class Lookaround:
             "exact": self.exact,
             "optimizer_state": self.optimizer_state,
             "measure": self.measure,
-            "structure of the model (digest)": digest(self.models[0]) if refusal is None else None,
+            "structure of the model (digest)": None if refusal else digest(self.models[0]),
         }
-        everyone = self.members.gather_objects(mine)
-        if refusal is not None:
-            raise refusal
-        for rank, theirs in enumerate(everyone):
-            if theirs["refusal"] is not None:
-                raise ValueError(f"refused on rank {rank}: {theirs['refusal']}")
-            for name in mine:
-                if theirs[name] != mine[name]:
-                    raise ValueError(
-                        f"rank {rank} has another {name} than rank {self.members.rank}: {theirs[name]!r}, not "
-                        f"{mine[name]!r}; all ranks must build the same"
-                    )
+        check_ranks(self.members, settings, refusal)
 
     def _check_arguments(self) -> None:
         if self.k is not None and self.k < 1:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from lookaround_ddp.members import Members
+
 RUNNING_STATISTICS = ("running_mean", "running_var")  # of every norm layer that keeps them
 WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 SUM_DTYPES = {torch.float16: torch.float32, torch.bfloat16: torch.float32}  # fp64 sums take 4 times as long
+
+
+def as_list(models: nn.Module | Iterable[nn.Module]) -> list[nn.Module]:
+    """One model, or several; an nn.ModuleList holds several."""
+    if isinstance(models, nn.ModuleList):
+        return list(models)
+    return [models] if isinstance(models, nn.Module) else list(models)
 
 
 def averaged_tensors(model: nn.Module, extra: Collection[str]) -> tuple[list[Tensor], list[Tensor]]:
@@ -24,6 +33,16 @@ def local_tensors(model: nn.Module, extra: Collection[str]) -> list[Tensor]:
     """The parameters and buffers that stay with their replica."""
     integers = [p for p in model.parameters() if not is_number(p)]
     return integers + [b for name, b in model.named_buffers() if not _is_averaged(name, b, extra)]
+
+
+def optimizer_states(optimizers: Iterable[torch.optim.Optimizer]) -> list[list[Tensor]]:
+    """Of each optimizer, every tensor of its state but step counts, which agree unless a scaler skipped a step."""
+    rows = []
+    for optimizer in optimizers:
+        states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
+        values = [state[key] for state in states for key in sorted(state) if key != "step"]
+        rows.append([value for value in values if isinstance(value, Tensor) and is_number(value)])
+    return rows
 
 
 def _is_averaged(name: str, buffer: Tensor, extra: Collection[str]) -> bool:
@@ -77,4 +96,20 @@ def check_models(models: Sequence[nn.Module], extra: Collection[str]) -> None:
             if owner != number:
                 raise ValueError(
                     f"the hosted models {owner} and {number} share tensors: give each its own, as copy.deepcopy does"
+                )
+
+
+def check_ranks(members: Members, settings: Mapping[str, object], refusal: ValueError | None) -> None:
+    """Raises ValueError on all ranks if one of them refuses its arguments, or was given others. Collective."""
+    everyone = members.gather_objects((None if refusal is None else str(refusal), settings))
+    if refusal is not None:
+        raise refusal
+    for rank, (refused, theirs) in enumerate(everyone):
+        if refused is not None:
+            raise ValueError(f"refused on rank {rank}: {refused}")
+        for name, mine in settings.items():
+            if theirs[name] != mine:
+                raise ValueError(
+                    f"rank {rank} has another {name} than rank {members.rank}: {theirs[name]!r}, not {mine!r}; "
+                    f"all ranks must build the same"
                 )
