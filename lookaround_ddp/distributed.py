@@ -134,8 +134,9 @@ def join(config: Config) -> Iterator[World]:
 
 def _agree(world: World, config: Config) -> None:
     values = config.model_dump(mode="json") | {"versions": {name: version(name) for name in VERSIONS}}
-    for rank, theirs in enumerate(world.gather(values)):
-        differences = list(changed_keys(world.share(values), theirs))
+    everyone = world.gather(values)
+    for rank, theirs in enumerate(everyone):
+        differences = list(changed_keys(everyone[0], theirs))
         if differences:
             raise UserError(f"rank {rank} has another configuration than rank 0: {'; '.join(differences)}")
 
