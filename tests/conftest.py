@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["OMP_NUM_THREADS"] = "1"  # several ranks share few cores; two OpenMP threads each would thrash
+
+# What processes leave that tests kill, and what torchrun always leaves, goes with the session. Pytest keeps its own.
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="lookaround-tests-")
+atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
