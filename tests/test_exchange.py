@@ -30,8 +30,8 @@ PLACEMENTS = {
 }
 # BUCKET_BYTES, BLOCK_ELEMENTS, through memory that the ranks share or by messages
 SIZES = {
-    "as shipped: one bucket": (25 * 2**20, 2**17, True),
-    "as shipped: messages": (25 * 2**20, 2**17, False),
+    "as shipped: one bucket": (places.BUCKET_BYTES, exchange.BLOCK_ELEMENTS, True),
+    "as shipped: messages": (places.BUCKET_BYTES, exchange.BLOCK_ELEMENTS, False),
     "tiny": (256, 8, True),
     "tiny: messages": (1008, 7, False),
 }
