@@ -1,12 +1,17 @@
-"""Learning rates, against values worked out by hand."""
+"""Learning rates, against values worked out by hand; configs, of which each can be built."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 
-from lookaround_ddp.config import Config, ScheduleConfig, UserError, changed_keys, load_config, make_config
+from lookaround_ddp.config import Config, DataConfig, ScheduleConfig, UserError, changed_keys, load_config, make_config
+from lookaround_ddp.data.augment import train_pipelines
+from lookaround_ddp.data.datasets import open_dataset
+from lookaround_ddp.models import create_model
+from lookaround_ddp.optim import create_optimizer
 from lookaround_ddp.schedule import learning_rate
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
@@ -44,8 +49,13 @@ def test_constant_after_a_fractional_warmup() -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: "/".join(path.parts[-2:]))
-def test_every_config_parses_and_opens_with_its_command(path: Path) -> None:
-    load_config(path)
+def test_every_config_can_be_built_and_opens_with_its_command(path: Path) -> None:
+    config = load_config(path)
+    with torch.device("meta"):
+        assert sum(1 for _ in create_model(config.model, 10, 3).parameters()) > 20
+    digits = open_dataset(DataConfig(), seed=0)
+    assert all(train_pipelines(config.augment, own, digits, config.label_smoothing) for own in config.replicas)
+    create_optimizer(config.optimizer, torch.nn.Linear(2, 2))
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"lookaround_ddp train configs/{'/'.join(path.parts[-2:])}" in line for line in head)
 
