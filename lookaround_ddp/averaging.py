@@ -70,8 +70,9 @@ class Lookaround:
             it, shape (d,), fp64; None before the first.
 
     Raises:
-        ValueError: k < 1, start < 0, a model that is wrapped in DDP or FSDP, models or ranks that differ
-            in structure, an unknown name in `buffers`.
+        ValueError: on all ranks, whichever of them it concerns: k < 1, start < 0, a model that is wrapped in
+            DDP or FSDP or has lazy parameters, hosted models that share tensors, models or ranks that differ
+            in structure or settings, an unknown name in `buffers`.
     """
 
     def __init__(

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Of one replica. An average step's extra memory is one to two buckets a rank; with a third of it a step takes 1.3
-# times as long, since the ranks wait for each other more often (ResNet-50, 3 ranks on 2 cores).
+# Of one replica. An average step's extra memory is one to two buckets for each replica of a rank; with a third of it
+# a step takes 1.3 times as long, since the ranks wait for each other more often (ResNet-50, 3 ranks on 2 cores).
 BUCKET_BYTES = 34 * 2**20
 
 
@@ -212,13 +212,17 @@ class _Offer:
 
     @classmethod
     def make(cls, size: int) -> _Offer:
-        try:
-            file = os.memfd_create("lookaround_ddp")
-        except (AttributeError, OSError):  # not Linux, or no more open files
+        """No offer (which nobody can map) where the system has no such files or grants none: others wait for one."""
+        if not hasattr(os, "memfd_create"):
             return cls()
-        offer = cls(_machine(), os.getpid(), file, secrets.token_bytes(16))
-        os.truncate(offer.file, size)
-        os.pwrite(offer.file, offer.token, 0)
+        offer = cls()
+        try:
+            offer = cls(_machine(), os.getpid(), os.memfd_create("lookaround_ddp"), secrets.token_bytes(16))
+            os.truncate(offer.file, size)
+            os.pwrite(offer.file, offer.token, 0)
+        except OSError:
+            offer.close()
+            return cls()
         return offer
 
     def map(self, size: int) -> mmap.mmap | None:

@@ -83,7 +83,9 @@ class Run:
         )
 
     def shows_distances(self, iteration: int) -> bool:
-        """Whether a line of the record comes before the next average step: then it shows this one's distances."""
+        """Whether the average step after this iteration is the last before a line of the record, which shows it."""
+        if not self.around.due(iteration):
+            return False
         every = self.config.record.every
         line = min(iteration - iteration % every + every, self.total)
         return not any(self.around.due(later) for later in range(iteration + 1, line))
