@@ -31,7 +31,7 @@ def spectral() -> nn.Module:
 
 def optimized(state: str) -> Lookaround:
     model = linear()
-    return Lookaround(model, optimizers=[sgd(model)], optimizer_state=state)  # type: ignore[arg-type]
+    return Lookaround(model, optimizers=[sgd(model)], optimizer_state=state)
 
 
 def take_a_step(model: nn.Module, optimizer: torch.optim.Optimizer, columns: int = 2) -> None:
@@ -78,7 +78,7 @@ ALONE: dict[str, tuple[Callable[[], object], str]] = {
         "optimizer_state='reset' needs `optimizers`, one for each model",
     ),
     "unknown optimizer_state": (
-        lambda: Lookaround(linear(), optimizer_state="mean"),  # type: ignore[arg-type]
+        lambda: Lookaround(linear(), optimizer_state="mean"),
         "optimizer_state is 'mean': use 'local', 'average' or 'reset'",
     ),
     "lazy parameters": (

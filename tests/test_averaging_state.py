@@ -48,7 +48,7 @@ def optimizer_state(replicas: Sequence[int], group: dist.ProcessGroup | None, ho
     models = [Weights() for _ in replicas]
     make = partial(torch.optim.AdamW, lr=0.1) if adam else partial(torch.optim.SGD, lr=1.0, momentum=0.5)
     optimizers = [make(model.parameters()) for model in models]
-    around = Lookaround(models, k=2, group=group, optimizers=optimizers, optimizer_state=how)  # type: ignore[arg-type]
+    around = Lookaround(models, k=2, group=group, optimizers=optimizers, optimizer_state=how)
     results: list[Any] = [{} for _ in replicas]
     for iteration in (1, 2, 3):
         for replica, model, optimizer in zip(replicas, models, optimizers, strict=True):

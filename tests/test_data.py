@@ -151,7 +151,7 @@ def test_every_name_makes_a_uint8_image_of_the_networks_size(name: str, channels
 def test_before_own_and_after_are_composed_in_this_order(digits: Dataset) -> None:
     config = AugmentConfig(before=({"rotation": {"degrees": 3}},), after=("vflip",))
     (pipeline,) = train_pipelines(config, ["hflip+crop"], digits, 0.0)
-    names = [type(step).__name__ for step in pipeline.transform.transforms[:4]]  # type: ignore[attr-defined]
+    names = [type(step).__name__ for step in pipeline.transform.transforms[:4]]
     assert names == ["RandomRotation", "RandomHorizontalFlip", "RandomCrop", "RandomVerticalFlip"]
 
 

@@ -105,7 +105,7 @@ def lose_the_data(rank: int) -> None:
         def missing(*_: object) -> None:
             raise UserError("no data here")
 
-        train.open_dataset = missing  # type: ignore[assignment]
+        train.open_dataset = missing
 
 
 def test_a_failure_of_one_rank_ends_all_and_names_it(tmp_path: Path) -> None:
@@ -159,14 +159,14 @@ def poison(only: int, iteration: int, what: str, rank: int) -> None:
     step = Replica.step
 
     def poisoned(self: Replica, batches: object, number: int, rate: float) -> torch.Tensor:
-        loss = step(self, batches, number, rate)  # type: ignore[arg-type]
+        loss = step(self, batches, number, rate)
         if self.number == only and number == iteration - 1:
             if what == "loss":
                 return loss * float("nan")
             next(self.model.parameters()).data[0] = float("inf")
         return loss
 
-    Replica.step = poisoned  # type: ignore[method-assign]
+    Replica.step = poisoned
 
 
 @pytest.mark.parametrize(
@@ -196,9 +196,9 @@ def hang(only: int, iteration: int, rank: int) -> None:
     def stopping(self: Replica, batches: object, number: int, rate: float) -> object:
         if rank == only and number == iteration:
             os.kill(os.getpid(), signal.SIGSTOP)
-        return step(self, batches, number, rate)  # type: ignore[arg-type]
+        return step(self, batches, number, rate)
 
-    Replica.step = stopping  # type: ignore[assignment, method-assign]
+    Replica.step = stopping
 
 
 def test_a_rank_that_hangs_ends_the_others_within_the_timeout(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_small_resnets_have_their_depth_and_keep_the_resolution_at_first(name: s
     weighted = [m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and "shortcut" not in n]
     assert len(weighted) == depth
     sizes: list[tuple[int, ...]] = []
-    for stage in model.stages:  # type: ignore[union-attr]
+    for stage in model.stages:
         stage.register_forward_hook(lambda module, args, out: sizes.append(tuple(out.shape[1:])))
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     assert sizes == [(16, 28, 28), (32, 14, 14), (64, 7, 7)]
@@ -51,17 +51,17 @@ def test_pretrained_from_a_file_with_a_new_head(tmp_path: Path) -> None:
     for name in ("ten.safetensors", "ten.pt"):
         same = create_model(ModelConfig(pretrained=str(tmp_path / name)), num_classes=10)
         other = create_model(ModelConfig(pretrained=str(tmp_path / name)), num_classes=3)
-        assert torch.equal(same.fc.weight, source.fc.weight)  # type: ignore[arg-type, union-attr]
-        assert torch.equal(other.conv1.weight, source.conv1.weight)  # type: ignore[arg-type, union-attr]
-        assert other.fc.weight.shape == (3, 64)  # type: ignore[union-attr]
+        assert torch.equal(same.fc.weight, source.fc.weight)
+        assert torch.equal(other.conv1.weight, source.conv1.weight)
+        assert other.fc.weight.shape == (3, 64)
 
 
 def test_pretrained_timm_model_from_a_file(tmp_path: Path) -> None:
     source = timm.create_model("resnet10t", num_classes=1000)
     torch.save(source.state_dict(), tmp_path / "w.pth")
     model = create_model(ModelConfig(name="timm:resnet10t", pretrained=str(tmp_path / "w.pth")), num_classes=4)
-    assert torch.equal(model.layer1[0].conv1.weight, source.layer1[0].conv1.weight)  # type: ignore[arg-type, index, union-attr]
-    assert model.fc.weight.shape == (4, 512)  # type: ignore[union-attr]
+    assert torch.equal(model.layer1[0].conv1.weight, source.layer1[0].conv1.weight)
+    assert model.fc.weight.shape == (4, 512)
 
 
 def test_weights_that_do_not_fit_or_cannot_be_read(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_weights_that_do_not_fit_or_cannot_be_read(tmp_path: Path) -> None:
 
 def test_batch_norm_momentum_of_d_replicas() -> None:
     """1 - (1 - 0.1)^3 = 0.271; a norm that takes the cumulative average keeps it."""
-    model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm1d(4, momentum=None), nn.LayerNorm(4))  # type: ignore[arg-type]
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm1d(4, momentum=None), nn.LayerNorm(4))
     compensate_norm_momentum(model, 3)
     assert model[0].momentum == pytest.approx(0.271)
     assert model[1].momentum is None

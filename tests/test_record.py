@@ -123,7 +123,7 @@ def test_a_terminal_gets_a_live_display(tmp_path: Path) -> None:
 def fail(where: str, rank: int) -> None:
     """Makes Weights & Biases fail, in the way named."""
     if where == "import":
-        sys.modules["wandb"] = None  # type: ignore[assignment]  # importing it raises ImportError
+        sys.modules["wandb"] = None  # importing it raises ImportError
         return
     import wandb
 
@@ -136,7 +136,7 @@ def fail(where: str, rank: int) -> None:
     if where == "init":
         wandb.init = broken
     elif where == "log":
-        wandb.init = lambda **_: Broken()  # type: ignore[assignment]
+        wandb.init = lambda **_: Broken()
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def overflow(only: int, rank: int) -> None:
         if number == only:
             self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
 
-    Replica.__init__ = patched  # type: ignore[method-assign]
+    Replica.__init__ = patched
 
 
 def test_steps_that_a_scaler_skips_on_one_replica_do_not_shift_its_averages(tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ def die_at(iteration: int, only: int, rank: int, death: signal.Signals = signal.
     def fatal(self: Replica, batches: object, number: int, rate: float) -> object:
         if number == iteration and only in (rank, EVERY):
             os.kill(os.getpid(), death)
-        return step(self, batches, number, rate)  # type: ignore[arg-type]
+        return step(self, batches, number, rate)
 
-    Replica.step = fatal  # type: ignore[assignment, method-assign]
+    Replica.step = fatal
 
 
 def die_in_save(call: int, rank: int) -> None:
@@ -55,14 +55,14 @@ def die_in_save(call: int, rank: int) -> None:
     def watched(self: Checkpoints, iteration: int, *args: object) -> None:
         nonlocal saving
         saving = iteration == 6
-        save(self, iteration, *args)  # type: ignore[arg-type]
+        save(self, iteration, *args)
         if saving:
             print(f"calls to the file system: {count}")
         saving = False
 
     for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "mkdir"), (shutil, "rmtree"), (Path, "open")):
         setattr(owner, name, counted(getattr(owner, name)))
-    checkpoint.Checkpoints.save = watched  # type: ignore[method-assign]
+    checkpoint.Checkpoints.save = watched
 
 
 @pytest.fixture(scope="module")
