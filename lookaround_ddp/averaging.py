@@ -102,7 +102,7 @@ class Lookaround:
         self._check()
         layouts = [layout_of(tensor) for tensor in chain(*self._averaged_tensors()[0])]
         self._layouts: list[Layout] = self.members.gather_objects(layouts)[0]
-        self._start_from_the_first()
+        self.restart()
 
     @property
     def replicas(self) -> int:
@@ -172,6 +172,15 @@ class Lookaround:
                 tensor.detach().copy_(value)
 
     @torch.no_grad()
+    def restart(self) -> None:
+        """Gives all replicas the parameters and buffers of the first one; collective."""
+        first = [*self.models[0].parameters(), *self.models[0].buffers()]
+        broadcast_(first, self.members.group)
+        for model in self.models[1:]:
+            for tensor, value in zip([*model.parameters(), *model.buffers()], first, strict=True):
+                tensor.detach().copy_(value)
+
+    @torch.no_grad()
     def synchronize_shards(self) -> None:
         """Gives all ranks of a replica the buffers of the first; collective.
 
@@ -232,7 +241,7 @@ class Lookaround:
             )
         return rows
 
-    # Refusals and the common start
+    # Refusals
 
     def _check(self) -> None:
         """Raises ValueError on all ranks if there is something wrong with one of them."""
@@ -263,11 +272,3 @@ class Lookaround:
             raise ValueError(f"optimizer_state is {self.optimizer_state!r}: use 'local', 'average' or 'reset'")
         if self.optimizer_state != "local" and len(self.optimizers) != len(self.models):
             raise ValueError(f"optimizer_state={self.optimizer_state!r} needs `optimizers`, one for each model")
-
-    @torch.no_grad()
-    def _start_from_the_first(self) -> None:
-        first = [*self.models[0].parameters(), *self.models[0].buffers()]
-        broadcast_(first, self.members.group)
-        for model in self.models[1:]:
-            for tensor, value in zip([*model.parameters(), *model.buffers()], first, strict=True):
-                tensor.detach().copy_(value)

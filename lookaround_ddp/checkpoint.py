@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: one file per replica, one for the run, renamed into place."""
+"""Checkpoints that are whole or not there: one file per part, one for the run, renamed into place."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lookaround_ddp.config import UserError
 from lookaround_ddp.distributed import World
-from lookaround_ddp.replica import Replica
 
-METADATA = "lookaround_ddp"  # one key alone: safetensors writes several in random order, and the file would differ
+
+class Part(Protocol):
+    """What a checkpoint keeps in a file of its own: a replica, or an average along time."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Checkpoints:
     """The folder `checkpoints/` of a run.
 
-    `<iteration>/replica-<j>.pt` hold the replicas, `<iteration>/run.json` everything else and the SHA-256
-    of each file. A checkpoint is written to a temporary folder, synced to disk, and renamed; the file
-    LATEST beside the folder, for people and scripts, moves last.
+    `<iteration>/replica-<j>.pt` hold the replicas, `trajectory*.pt` averages along time, `run.json` everything
+    else and the SHA-256 of each file. A checkpoint is written to a temporary folder, synced to disk, and
+    renamed; the file LATEST beside the folder, for people and scripts, moves last.
 
     Args:
         run: the run's folder, which all ranks see.
@@ -39,8 +41,11 @@ class Checkpoints:
     def __init__(self, run: Path, keep: int, world: World, warn: Callable[[str], None]) -> None:
         self.folder, self.keep, self.world, self.warn = run / "checkpoints", keep, world, warn
 
-    def save(self, iteration: int, replicas: Sequence[Replica], state: dict[str, Any]) -> None:
+    def save(self, iteration: int, parts: Mapping[str, Part], state: dict[str, Any]) -> None:
         """Writes a checkpoint; collective. `state` is JSON-able, and rank 0's counts.
+
+        Args:
+            parts: file name -> what this rank is to write into it; each part is one rank's to write.
 
         Raises:
             UserError: on every rank, if a file cannot be written; the checkpoints before stay.
@@ -52,35 +57,33 @@ class Checkpoints:
                 temporary.mkdir(parents=True)
         digests: dict[str, str] = {}
         with self.world.together():
-            for replica in replicas if self.world.shard == 0 else []:
-                path = temporary / f"replica-{replica.number}.pt"
-                _write(path, partial(torch.save, replica.state_dict()))
-                digests[path.name] = _digest(path)
+            for name, part in parts.items():
+                _write(temporary / name, partial(torch.save, part.state_dict()))
+                digests[name] = _digest(temporary / name)
         digests = {name: digest for each in self.world.gather(digests) for name, digest in each.items()}
         with self.world.together():
             if self.world.main:
                 self._finish(temporary, final, {**state, "iteration": iteration, "files": digests})
 
-    def restore(self, replicas: Sequence[Replica], accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
-        """Loads the newest whole checkpoint into the replicas and returns its state; None if there is none.
+    def restore(self, parts: Mapping[str, Part], accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+        """Loads the newest whole checkpoint into the parts of this rank and returns its state; None if there is none.
 
         Collective. A checkpoint that is damaged anywhere is passed over, with a warning, for the one before.
-        `accept` sees a state before its replicas are read, and raises UserError if they will not fit.
+        `accept` sees a state before its parts are read, and raises UserError if they will not fit.
 
         Raises:
             UserError: there are checkpoints, and all of them are damaged; or what `accept` raises.
         """
         iterations = self.world.share(self.iterations())
-        names = [f"replica-{replica.number}.pt" for replica in replicas]
         for iteration in iterations:
             state, _ = self.inspect(iteration)
             if state:
                 accept(state)
-            state, problem = self.inspect(iteration, names)
+            state, problem = self.inspect(iteration, list(parts))
             problems = [text for text in self.world.gather(problem) if text]
             if not problems:
-                for replica, name in zip(replicas, names, strict=True):
-                    replica.load_state_dict(_load(self.folder / str(iteration) / name))
+                for name, part in parts.items():
+                    part.load_state_dict(_load(self.folder / str(iteration) / name))
                 return state
             self._pass_over(iteration, problems[0])
         if iterations:
@@ -119,7 +122,8 @@ class Checkpoints:
         for iteration in self.iterations():
             problem = self.inspect(iteration, [name])[1]
             if problem is None:
-                return _load(self.folder / str(iteration) / name)["model"]
+                state = _load(self.folder / str(iteration) / name)
+                return state.get("shown", state["model"])
             self._pass_over(iteration, problem)
         raise UserError(
             f"no whole checkpoint in {self.folder}: only the mean model can be evaluated (evaluate.replicas=false)"
@@ -129,17 +133,16 @@ class Checkpoints:
         self.warn(f"checkpoint {iteration} is damaged ({problem}): passed over for the one before")
 
     def _finish(self, temporary: Path, final: Path, state: dict[str, Any]) -> None:
-        expected = [f"replica-{number}.pt" for number in range(self.world.replicas)]
-        missing = [name for name in expected if not (temporary / name).is_file()]
+        missing = [name for name in state["files"] if not (temporary / name).is_file()]
         if missing:
             raise UserError(f"{temporary} has no {missing[0]}: `out` must be a folder that all nodes share")
         text = json.dumps({**state, "digest": _json_digest(state)}, indent=1)
         _write(temporary / "run.json", lambda file: file.write(text.encode()))
-        _sync(temporary)
+        sync(temporary)
         if final.exists():  # damaged, or it would have been resumed from
             shutil.rmtree(final)
         temporary.rename(final)
-        _sync(self.folder)
+        sync(self.folder)
         write_atomically(self.folder.parent / "LATEST", f"{final.name}\n".encode())
         for old in self.iterations()[self.keep :]:
             shutil.rmtree(self.folder / str(old))
@@ -150,36 +153,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".writing-{path.name}")
     _write(temporary, lambda file: file.write(content))
     temporary.rename(path)
-    _sync(path.parent)
-
-
-def save_model(path: Path, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """A state dict as safetensors, with JSON-able metadata; written atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}  # ties become copies
-    temporary = path.with_name(f".writing-{path.name}")
-    save_file(tensors, temporary, metadata={METADATA: json.dumps(metadata, sort_keys=True)})
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    _sync(path.parent)
-
-
-def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict and the metadata of a file that `save_model` wrote.
-
-    Raises:
-        UserError: there is no such file, or it is damaged.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = json.loads(file.metadata()[METADATA])
-        return load_file(path), metadata
-    except FileNotFoundError:
-        raise UserError(
-            f"there is no {path}: the run has not finished; the same train command goes on with it"
-        ) from None
-    except Exception as error:  # safetensors' own exception type, a missing key, bad JSON: all mean the same
-        raise UserError(f"{path} is not a model of this package: {error}") from None
+    sync(path.parent)
 
 
 def _load(path: Path) -> Any:
@@ -193,7 +167,7 @@ def _write(path: Path, write: Callable[[Any], object]) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Makes renames in the folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""The command line: `python -m lookaround_ddp train | evaluate | report | bench`, alone or under torchrun."""
+"""The command line: `python -m lookaround_ddp train | evaluate | ensemble | report | bench`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from lookaround_ddp.config import UserError, load_config
+from lookaround_ddp.config import UserError
+from lookaround_ddp.config_file import load_config
 from lookaround_ddp.distributed import join
-from lookaround_ddp.finished import evaluate_run, run_config
+from lookaround_ddp.finished import evaluate_ensemble, evaluate_run, run_config
 from lookaround_ddp.record import score_text
 from lookaround_ddp.report.curves import draw_curves
 from lookaround_ddp.report.runs import read_run
@@ -42,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    named = [argument for argument in options.arguments if "=" not in argument]
+    named = _runs(options.arguments)
     if len(named) > 1:
         raise UserError(f"one config at a time: {named[0]} or {named[1]}? Values are written key.path=value")
-    config = load_config(named[0] if named else None, [each for each in options.arguments if "=" in each])
+    config = load_config(named[0] if named else None, _values(options.arguments))
     with join(config) as world:
         fit(config, world)
         if world.main:
@@ -59,9 +61,16 @@ def evaluate(options: argparse.Namespace) -> None:
     with join(config) as world:
         scores = evaluate_run(options.run, config, world)
         if world.main:
-            for name, score in scores.items():
-                for number, each in enumerate(score if isinstance(score, list) else [score]):
-                    print(f"replica {number}" if name == "replicas" else name, score_text(each))
+            _print_scores(scores)
+
+
+def ensemble(options: argparse.Namespace) -> None:
+    runs = _runs(options.arguments)
+    configs = [run_config(run, _values(options.arguments)) for run in runs]
+    with join(configs[0]) as world:
+        members, scores = evaluate_ensemble(runs, configs, world)
+        if world.main:
+            _print_scores({"members": members, "ensemble": scores})
 
 
 def report(options: argparse.Namespace) -> None:
@@ -100,6 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("overrides", nargs="*", metavar="key.path=value")
     command.set_defaults(command=evaluate)
 
+    command = commands.add_parser("ensemble", help="score the mean prediction of finished runs' models")
+    command.add_argument("arguments", nargs="+", metavar="RUN ... [key.path=value ...]")
+    command.set_defaults(command=ensemble)
+
     command = commands.add_parser("report", help="a table of runs' scores")
     command.add_argument("runs", nargs="+", type=Path)
     command.add_argument("--curves", type=Path, metavar="PNG", help="also draw their curves into this file")
@@ -123,6 +136,27 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--rounds", type=int, default=3, help="runs of each competitor")
     command.set_defaults(command=bench)
     return parser
+
+
+def _runs(arguments: Sequence[str]) -> list[Path]:
+    """Of a command's arguments, those that are files or folders, not values."""
+    return [Path(argument) for argument in arguments if "=" not in argument]
+
+
+def _values(arguments: Sequence[str]) -> list[str]:
+    return [argument for argument in arguments if "=" in argument]
+
+
+def _print_scores(scores: Mapping[str, Any]) -> None:
+    for name, score in scores.items():
+        if name.startswith("ensemble"):
+            for kind, each in score.items():
+                print(f"{name} (mean of {kind}) {score_text(each)}")
+        elif isinstance(score, list):
+            for number, each in enumerate(score):
+                print(f"{name.removesuffix('s')} {number} {score_text(each)}")
+        else:
+            print(f"{name} {score_text(score)}")
 
 
 def _say_once(text: str) -> None:

@@ -1,15 +1,11 @@
-"""YAML and key=value pairs -> one validated, frozen `Config`; a mistake is one line that names the mend."""
+"""What a run is made of: the sections of a frozen `Config`, with their defaults."""
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class UserError(Exception):
@@ -35,6 +31,8 @@ class ModelConfig(Section):
     """Channels of the first stage of resnet8, 14 and 20."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of dropping a feature before the head."""
+    seed: int | None = Field(None, ge=0)
+    """Draws the initial weights; by default the run's. Runs that share it can be averaged afterwards (a soup)."""
     options: dict[str, Any] = {}
     """Further arguments of timm.create_model."""
 
@@ -57,6 +55,8 @@ class DataConfig(Section):
     """Train on so many images, drawn with the seed; by default all."""
     validation: int = Field(0, ge=0)
     """Hold out so many training images, drawn with the seed, to select the best epoch by."""
+    split_seed: int | None = Field(None, ge=0)
+    """Draws train_images and the held-out ones; by default the run's seed. Soups select by what no run trained on."""
     mean: ListOf[float] | None = None
     std: ListOf[float] | None = None
     """Per channel, in [0, 1] pixel values; by default the dataset's own (imagefolder: ImageNet's)."""
@@ -66,6 +66,25 @@ class AugmentConfig(Section):
     before: ListOf[Augmentation] = ()
     after: ListOf[Augmentation] = ()
     """Around each replica's own augmentation."""
+
+
+class SamConfig(Section):
+    rho: float = Field(0.05, gt=0)
+    """Radius of the neighbourhood; 0.5 is usual for the adaptive form."""
+    adaptive: bool = False
+    """ASAM: the neighbourhood of a weight is proportional to its size."""
+    eta: float = Field(0.01, ge=0)
+    """ASAM's least size of a weight."""
+    perturbation: Literal["local", "synchronized"] = "local"
+    """Where several ranks train one replica: each climbs on its own images (m-sharpness), or all on the batch's."""
+
+
+class LookaheadConfig(Section):
+    k: int = Field(5, ge=1)
+    """Updates of the fast weights between two of the slow ones."""
+    alpha: float = Field(0.5, gt=0, le=1)
+    momentum: Literal["keep", "reset", "pullback"] = "keep"
+    """What becomes of the optimizer's momentum when the fast weights go back to the slow ones."""
 
 
 class OptimizerConfig(Section):
@@ -79,6 +98,10 @@ class OptimizerConfig(Section):
     """norm_bias: no weight decay on biases and one-dimensional parameters."""
     clip_norm: float | None = Field(None, gt=0)
     """Clip the gradient's L2 norm to this."""
+    sam: SamConfig | None = None
+    """Sharpness-aware minimization; {} for its defaults."""
+    lookahead: LookaheadConfig | None = None
+    """Slow and fast weights; {} for its defaults."""
     options: dict[str, Any] = {}
     """Further arguments of the optimizer, such as betas."""
 
@@ -98,10 +121,13 @@ class ScheduleConfig(Section):
 
 
 class AverageConfig(Section):
-    k: int | Literal["epoch", "never"] = 5
-    """Iterations in a round."""
+    k: int | str = 5
+    """Iterations in a round; or epoch, "10 epochs", never."""
     start: float = Field(0, ge=0)
     """Epochs before the first round."""
+    before_start: Literal["replicas", "single", "single_in_turn"] = "replicas"
+    """What trains before it: the replicas, each for itself; or one network, from which all replicas then start
+    (DART): on every augmentation in an iteration (single), or on one after the other (single_in_turn)."""
     optimizer_state: Literal["local", "average", "reset"] = "local"
     exact: bool = True
     buffers: ListOf[str] = ()
@@ -109,9 +135,39 @@ class AverageConfig(Section):
     norm_momentum: Literal["compensated", "own"] = "compensated"
     """compensated: batch-norm's momentum m becomes 1 - (1 - m)^d, as if the d replicas shared the statistics."""
 
+    def period(self, per_epoch: int) -> int | None:
+        """Iterations in a round; None: it never ends."""
+        if isinstance(self.k, int) or self.k == "never":
+            return None if isinstance(self.k, str) else self.k
+        return per_epoch * int(self.k.removesuffix("s").removesuffix("epoch").strip() or 1)
+
 
 class TrajectoryConfig(Section):
-    name: Literal["none"] = "none"
+    name: Literal["none", "swa", "swad", "ema"] = "none"
+    """An average along time beside the replicas' mean, of the mean after average steps, and saved beside it."""
+    start: float = Field(0, ge=0)
+    """Epochs before it begins."""
+    every: int | Literal["epoch"] | None = None
+    """Iterations between two snapshots (swa, by default an epoch; ema, 1), or two validations (swad, an epoch)."""
+    swa_lr: float | None = Field(None, gt=0)
+    """swa: the learning rate once it has begun; by default the schedule's."""
+    anneal_epochs: float = Field(10, ge=0)
+    """swa: how long the learning rate takes from the schedule's to swa_lr."""
+    anneal: Literal["cos", "linear"] = "cos"
+    decay: float = Field(0.999, gt=0, lt=1)
+    """ema: the weight of the past."""
+    n_converge: int = Field(3, ge=1)
+    """swad: the average begins with the lowest of so many validation losses in a row, if that is the first."""
+    n_tolerance: int = Field(6, ge=1)
+    """swad: it ends before so many losses in a row above the threshold."""
+    ratio: float = Field(0.3, ge=0)
+    """swad: the threshold is 1 + ratio times the mean loss of the window in which it begins."""
+
+    def period(self, per_epoch: int) -> int:
+        """Iterations between two snapshots or validations."""
+        if self.every is None:
+            return 1 if self.name == "ema" else per_epoch
+        return per_epoch if self.every == "epoch" else self.every
 
 
 class EvaluateConfig(Section):
@@ -120,7 +176,10 @@ class EvaluateConfig(Section):
     replicas: bool = False
     """Evaluate each replica too, as it is just before the average step."""
     recalibrate: bool = False
-    """Measure the mean model's batch-norm statistics over the training data before each evaluation."""
+    """Measure batch-norm's statistics over the training data before each evaluation and in what is saved. Averages
+    along time and soups are measured anew in any case."""
+    recalibrate_iterations: int | None = Field(50, ge=1)
+    """Iterations of an epoch to measure them over, on every augmentation; null: the whole epoch."""
     batch_size: int = Field(256, ge=1)
 
 
@@ -155,6 +214,8 @@ class Config(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     average: AverageConfig = AverageConfig()
     trajectory: TrajectoryConfig = TrajectoryConfig()
+    snapshots: bool = False
+    """Keep the model at the end of each of the schedule's cycles, and score them together (snapshot ensemble)."""
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     record: RecordConfig = RecordConfig()
@@ -167,36 +228,6 @@ class Config(Section):
         return values
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The config of a YAML file (None: the defaults, handwritten digits) with `key.path=value` pairs on top.
-
-    Raises:
-        UserError: naming the file, the key, or the value, and what would be right.
-    """
-    values = _read(Path(path)) if path is not None else {}
-    for pair in overrides:
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise UserError(f"{pair!r} is not of the form key.path=value, such as optimizer.lr=0.05")
-        *sections, name = key.split(".")
-        target = values
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise UserError(f"{pair!r}: {section} is a value, not a section")
-        target[name] = _parse(text, pair)
-    return make_config(values)
-
-
-def make_config(values: Mapping[str, Any]) -> Config:
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        raise UserError(_explain(error)) from None
-    _check(config)
-    return config
-
-
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """'key.path: old -> new' for every value in which two dumped configs differ."""
     for key in sorted({*old, *new}):
@@ -205,71 +236,3 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
             yield from changed_keys(was, now, f"{prefix}{key}.")
         elif was != now:
             yield f"{prefix}{key}: {was} -> {now}"
-
-
-def _check(config: Config) -> None:
-    """What one field alone cannot tell."""
-    if not config.replicas or not all(config.replicas):
-        raise UserError(
-            "replicas: give at least one replica, and each at least one augmentation ('none' for no change)"
-        )
-    if isinstance(config.average.k, int) and config.average.k < 1:
-        raise UserError(f"average.k is {config.average.k}: a round has at least 1 iteration, or use epoch or never")
-    if config.schedule.name == "multistep" and not config.schedule.milestones:
-        raise UserError("schedule.milestones is empty: multistep needs the epochs at which the rate falls")
-    if config.schedule.warmup_epochs >= config.epochs:
-        raise UserError(
-            f"schedule.warmup_epochs is {config.schedule.warmup_epochs}: it must end before epoch {config.epochs}"
-        )
-    if (config.data.mean is None) != (config.data.std is None):
-        raise UserError("data.mean and data.std go together: set both or neither")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 5e-4 as a string; people mean a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = _parse(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"config {path}: {reason}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"config {path}: expected 'key: value' lines, found a {type(values).__name__}")
-    return values
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    union = ("tuple[", "dict[", "literal[", "bool", "int", "float", "str")  # pydantic adds the member of a union
-    location = [part for part in first["loc"] if not str(part).startswith(union)]
-    if first["type"] == "extra_forbidden":
-        *sections, name = map(str, location)
-        section: type[BaseModel] = Config
-        for part in sections:
-            section = section.model_fields[part].annotation  # type: ignore[assignment]  # sections are classes
-        known = list(section.model_fields)
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*sections, close[0]])}?" if close else f"known here: {', '.join(known)}"
-        return f"unknown key {'.'.join(map(str, location))}: {hint}"
-    message = first["msg"].replace("tuple", "list").removeprefix("Input ")
-    if first["type"] in ("int_type", "literal_error") and location[:2] == ["average", "k"]:
-        message, location = "it should be an integer, epoch or never", location[:2]
-    return f"{'.'.join(map(str, location))} is {first['input']!r}: {message}"

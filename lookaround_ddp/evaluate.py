@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +12,11 @@ from torch.nn.functional import cross_entropy
 from lookaround_ddp.config import Config
 from lookaround_ddp.data.augment import evaluation_transform
 from lookaround_ddp.data.datasets import Dataset, Images
-from lookaround_ddp.data.loader import Batch, EvaluationBatches, load
+from lookaround_ddp.data.loader import EvaluationBatches, load
 from lookaround_ddp.distributed import World
 from lookaround_ddp.replica import Normalize, autocast
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+EnsembleScore = dict[str, dict[str, float]]  # of the mean of "logits", and of the mean of "probabilities"
 Score = dict[str, float]  # top1 and top5 in percent (top5 with 5 classes or more), nll in nats per image
 
 
@@ -46,33 +45,79 @@ class Evaluator:
             tables[number] = self._table(model, self.world.shard, self.world.shards)
         return [self._score(table) for table in self.world.sum(tables)]
 
+    def ensemble(self, models: Iterable[nn.Module]) -> EnsembleScore:
+        """The score of the models' mean prediction, for models that all ranks hold. Collective."""
+        tables = (self.world.sum(self._logits(model, self.world.rank, self.world.size)) for model in models)
+        return self._mean_prediction(tables)
+
+    def ensemble_of_replicas(self, models: Sequence[nn.Module]) -> EnsembleScore:
+        """The score of the mean prediction of the d replicas, of which each rank hosts some. Collective."""
+        own = dict(zip(self.world.hosted, models, strict=True))
+        tables = (self.world.sum(self._own_logits(own.get(number))) for number in range(self.world.replicas))
+        return self._mean_prediction(tables)
+
+    def _own_logits(self, model: nn.Module | None) -> Tensor:
+        if model is None:
+            return torch.zeros(len(self.batches.split), self.classes)
+        return self._logits(model, self.world.shard, self.world.shards)
+
+    def _mean_prediction(self, tables: Iterable[Tensor]) -> EnsembleScore:
+        """Of the members' logits, each of shape (images, classes), summed in fp64 in the members' order."""
+        logits = torch.zeros(len(self.batches.split), self.classes, dtype=torch.float64)
+        probabilities = torch.zeros_like(logits)
+        members = 0
+        for table in tables:
+            logits += table
+            probabilities += table.double().softmax(dim=1)
+            members += 1
+        labels = self.batches.labels
+        return {
+            "logits": self._score(_hits(logits / members, labels, self.classes)[None]),
+            "probabilities": self._score(_hits((probabilities / members).log(), labels, self.classes)[None]),
+        }
+
+    @torch.no_grad()
+    def _logits(self, model: nn.Module, first: int, step: int) -> Tensor:
+        """Shape (images, classes), fp32, on the CPU; rows of batches that other ranks evaluate are 0."""
+        table = torch.zeros(len(self.batches.split), self.classes)
+        for number, logits, _ in self._forward(model, first, step):
+            place = number * self.batches.batch_size
+            table[place : place + len(logits)] = logits.float().cpu()
+        return table
+
     @torch.no_grad()
     def _table(self, model: nn.Module, first: int, step: int) -> Tensor:
         """Shape (batches, 3), fp64: images right at the first guess, right in five, sum of -log p.
 
         Rows of batches that other ranks evaluate are 0.
         """
-        numbers = range(first, len(self.batches), step)
         table = torch.zeros(len(self.batches), 3, dtype=torch.float64, device=self.world.device)
-        with evaluating(model):
-            pinned = self.world.device.type == "cuda"
-            for number, batch in zip(numbers, load(self.batches, numbers, self.workers, pinned), strict=True):
-                labels = batch.labels.to(self.world.device, non_blocking=True)
-                with autocast(self.precision, self.world.device):
-                    logits = model(self.normalize(batch.images))
-                logits = logits.double()
-                hits = logits.topk(min(5, self.classes)).indices == labels[:, None]
-                table[number, 0] = hits[:, 0].sum()
-                table[number, 1] = hits.sum()
-                table[number, 2] = cross_entropy(logits, labels, reduction="sum")
+        for number, logits, labels in self._forward(model, first, step):
+            table[number] = _hits(logits.double(), labels, self.classes)
         return table.cpu()
 
+    def _forward(self, model: nn.Module, first: int, step: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Batch number, logits and labels of every `step`-th batch."""
+        numbers = range(first, len(self.batches), step)
+        pinned = self.world.device.type == "cuda"
+        with evaluating(model):
+            for number, batch in zip(numbers, load(self.batches, numbers, self.workers, pinned), strict=True):
+                with autocast(self.precision, self.world.device):
+                    logits = model(self.normalize(batch.images))
+                yield number, logits, batch.labels.to(self.world.device, non_blocking=True)
+
     def _score(self, table: Tensor) -> Score:
-        top1, top5, nll = (_sum_in_order(table) / len(self.batches.split)).tolist()
+        top1, top5, nll = (sum_in_order(table) / len(self.batches.split)).tolist()
         score = {"top1": 100 * top1, "top5": 100 * top5, "nll": nll}
         if self.classes < 5:
             del score["top5"]
         return score
+
+
+def _hits(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Shape (3,): images right at the first guess, right in five, sum of -log p. Log-probabilities do as logits."""
+    hits = logits.topk(min(5, classes)).indices == labels[:, None]
+    return torch.stack([hits[:, 0].sum(), hits.sum(), cross_entropy(logits, labels, reduction="sum")])
 
 
 def make_evaluator(config: Config, dataset: Dataset, split: Images, world: World) -> Evaluator:
@@ -95,67 +140,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@torch.no_grad()
-def recalibrate(
-    model: nn.Module, batches: Iterable[list[list[Batch]]], normalize: Normalize, precision: str, world: World
-) -> None:
-    """Sets batch-norm's running statistics to those of the model's own activations on these batches. Collective.
-
-    Mean and variance follow from the sums over all batches, replicas and augmentations of every rank: with
-    batch means m_b and variances v_b, mean = E[m_b] and variance = E[v_b] + Var[m_b]. Each replica has a row
-    of sums and the rows are added in order, so the result does not depend on which ranks host the replicas.
-
-    Args:
-        model: the same on every rank.
-        batches: for each iteration, for each replica that this rank hosts, a batch of each augmentation.
-    """
-    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
-    if not norms:
-        return
-    features = [norm.num_features for norm in norms]
-    rows = torch.zeros(world.replicas, 1 + 3 * sum(features), dtype=torch.float64, device=world.device)
-    with evaluating(model), _statistics_of_the_batch(norms):
-        for hosted in batches:
-            for number, updates in zip(world.hosted, hosted, strict=True):
-                for batch in updates:
-                    with autocast(precision, world.device):
-                        model(normalize(batch.images))
-                    rows[number] += _moments(norms)
-    count, *moments = _sum_in_order(world.sum(rows.cpu())).split([1, *[sum(features)] * 3])
-    means, squares, variances = (moment / count for moment in moments)
-    variances = variances + squares - means**2
-    for norm, mean, variance in zip(norms, means.split(features), variances.split(features), strict=True):
-        norm.get_buffer("running_mean").copy_(mean)
-        norm.get_buffer("running_var").copy_(variance)
-
-
-@contextmanager
-def _statistics_of_the_batch(norms: Sequence[Any]) -> Iterator[None]:
-    """While the block runs, a norm's running statistics are those of the last batch.
-
-    Its count of batches is restored too: it would differ with the number of replicas on this rank.
-    """
-    momenta = [norm.momentum for norm in norms]
-    counts = [norm.num_batches_tracked.clone() for norm in norms]
-    try:
-        for norm in norms:
-            norm.train()
-            norm.momentum = 1.0
-        yield
-    finally:
-        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
-
-
-def _moments(norms: Sequence[nn.Module]) -> Tensor:
-    """Of the last batch, fp64, shape (1 + 3 * features of all norms,): 1, means, squared means, variances."""
-    means = torch.cat([norm.get_buffer("running_mean") for norm in norms]).double()
-    variances = torch.cat([norm.get_buffer("running_var") for norm in norms]).double()
-    return torch.cat([means.new_ones(1), means, means**2, variances])
-
-
-def _sum_in_order(rows: Tensor) -> Tensor:
+def sum_in_order(rows: Tensor) -> Tensor:
     """The sum of the rows, first to last: a reduction of torch's own may add them in any order."""
     total = torch.zeros_like(rows[0])
     for row in rows:

@@ -1,19 +1,25 @@
-"""What a finished run left: its config, its model, and its scores measured again."""
+"""What finished runs left: their configs, their models, and their scores measured again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from lookaround_ddp.checkpoint import Checkpoints, load_model
-from lookaround_ddp.config import Config, UserError, load_config
+from lookaround_ddp.checkpoint import Checkpoints
+from lookaround_ddp.config import Config, UserError
+from lookaround_ddp.config_file import load_config
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.distributed import World
-from lookaround_ddp.evaluate import Score, make_evaluator
+from lookaround_ddp.evaluate import EnsembleScore, Score, make_evaluator
+from lookaround_ddp.model_file import read_network
 from lookaround_ddp.models import create_model
+from lookaround_ddp.outcome import MODEL, TRAJECTORY, member_files, members, members_differ
+
+Scores = dict[str, Any]  # a Score, a list of them, or an EnsembleScore by what it is of
 
 
 def run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
@@ -24,44 +30,91 @@ def run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
     return config.model_copy(update={"out": str(run)})  # as a value: `out=2024` would be read as a number
 
 
-def mean_model(run: Path, config: Config) -> tuple[nn.Module, int]:
-    """The mean model of a finished run, on the CPU, and its number of classes.
+def shipped_model(run: Path, config: Config) -> tuple[nn.Module, dict[str, Any]]:
+    """The one network that a finished run ships, on the CPU, and its file's metadata.
+
+    It is the average along time where the run made one, else the mean model.
 
     Raises:
-        UserError: the run has not finished, or its file is damaged.
+        UserError: the run has not finished, its file is damaged, or it ships an ensemble.
     """
-    state, metadata = load_model(run / "model.safetensors")
-    classes, channels = metadata["classes"], metadata["channels"]
-    model = create_model(config.model.model_copy(update={"pretrained": False}), classes, channels)
-    model.load_state_dict(state)
-    return model, classes
+    if config.average.k == "never":
+        raise UserError(f"{run} has no single model: its replicas were never averaged (average.k=never)")
+    name = MODEL if config.trajectory.name == "none" else TRAJECTORY
+    return read_network(run / name, config.model)
 
 
-def evaluate_run(run: Path, config: Config, world: World) -> dict[str, Score | list[Score]]:
-    """The run's scores on the data that the config names: the mean model's, and the replicas' if it kept them.
+def evaluate_run(run: Path, config: Config, world: World) -> Scores:
+    """The run's scores on the data that the config names, of everything that it left. Collective.
 
-    Collective. Replicas are those of the newest checkpoint: as they were just before the last average step.
-    Replicas that were never averaged have no mean model, and are evaluated alone.
+    The mean model's; the average's along time; the replicas', if the config asks for them or they were never
+    averaged, from the newest checkpoint: as they were just before the last average step; the members' of an
+    ensemble, and that of their mean prediction.
 
     Raises:
         UserError: the run has not finished; its model and the data have different numbers of classes.
     """
     with world.together():
         dataset = open_dataset(config.data, config.seed)
-    scores: dict[str, Score | list[Score]] = {}
-    if config.average.k != "never":
+    test = make_evaluator(config, dataset, dataset.test, world)
+    validation = None if dataset.validation is None else make_evaluator(config, dataset, dataset.validation, world)
+    scores: Scores = {}
+    names = {"mean": MODEL} if config.trajectory.name == "none" else {"mean": MODEL, "trajectory": TRAJECTORY}
+    for name, file in names.items() if config.average.k != "never" else ():
         with world.together():
-            model, classes = mean_model(run, config)
-            _check_classes(run, classes, dataset)
-        model = _placed(model, config, world)
-        scores["mean"] = make_evaluator(config, dataset, dataset.test, world).shared(model)
-        if dataset.validation is not None:
-            scores["validation"] = make_evaluator(config, dataset, dataset.validation, world).shared(model)
+            model, metadata = read_network(run / file, config.model)
+            check_classes(run, metadata["classes"], dataset)
+        model = placed(model, config, world)
+        scores[name] = test.shared(model)
+        if validation is not None:
+            scores["validation" if name == "mean" else f"{name}_validation"] = validation.shared(model)
     if config.evaluate.replicas or config.average.k == "never":
         with world.together():
-            models = [_placed(model, config, world) for model in _replicas(run, config, dataset, world)]
-        scores["replicas"] = make_evaluator(config, dataset, dataset.test, world).replicas(models)
+            models = [placed(model, config, world) for model in _replicas(run, config, dataset, world)]
+        scores["replicas"] = test.replicas(models)
+    if member_files(config):
+        with world.together():
+            models = [placed(model, config, world) for model in members(config, world.device)]
+        if members_differ(config):
+            scores["members"] = [test.shared(model) for model in models]
+        if len(models) > 1:
+            scores["ensemble"] = test.ensemble(models)
+            if validation is not None:
+                scores["ensemble_validation"] = validation.ensemble(models)
     return scores
+
+
+def evaluate_ensemble(
+    runs: Sequence[Path], configs: Sequence[Config], world: World
+) -> tuple[list[Score], EnsembleScore]:
+    """The score of each run's model, and that of their mean prediction, on the first run's data. Collective.
+
+    A run that is an ensemble itself takes part with each of its members.
+
+    Raises:
+        UserError: a run has not finished; the models and the data have different numbers of classes.
+    """
+    first = configs[0]
+    with world.together():
+        dataset = open_dataset(first.data, first.seed)
+        models = []
+        for run, config in zip(runs, configs, strict=True):
+            files = [read_network(path, config.model) for path in member_files(config)]
+            for model, metadata in files or [shipped_model(run, config)]:
+                check_classes(run, metadata["classes"], dataset)
+                models.append(placed(model, first, world))
+    test = make_evaluator(first, dataset, dataset.test, world)
+    return [test.shared(model) for model in models], test.ensemble(models)
+
+
+def check_classes(run: Path, classes: int, dataset: Dataset) -> None:
+    if classes != dataset.classes:
+        raise UserError(f"the model in {run} has {classes} classes, the data has {dataset.classes}")
+
+
+def placed(model: nn.Module, config: Config, world: World) -> nn.Module:
+    layout = torch.channels_last if config.channels_last else torch.preserve_format
+    return model.to(world.device).to(memory_format=layout)
 
 
 def _replicas(run: Path, config: Config, dataset: Dataset, world: World) -> Iterator[nn.Module]:
@@ -71,18 +124,8 @@ def _replicas(run: Path, config: Config, dataset: Dataset, world: World) -> Iter
     checkpoints = Checkpoints(run, config.checkpoint.keep, world, print)
     for iteration in checkpoints.iterations():
         state, _ = checkpoints.inspect(iteration)
-        _check_classes(run, state.get("classes", dataset.classes), dataset)
+        check_classes(run, state.get("classes", dataset.classes), dataset)
     for number in world.hosted:
         model = create_model(config.model.model_copy(update={"pretrained": False}), dataset.classes, dataset.channels)
         model.load_state_dict(checkpoints.newest_model(number))
         yield model
-
-
-def _check_classes(run: Path, classes: int, dataset: Dataset) -> None:
-    if classes != dataset.classes:
-        raise UserError(f"the model in {run} has {classes} classes, the data has {dataset.classes}")
-
-
-def _placed(model: nn.Module, config: Config, world: World) -> nn.Module:
-    layout = torch.channels_last if config.channels_last else torch.preserve_format
-    return model.to(world.device).to(memory_format=layout)

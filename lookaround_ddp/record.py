@@ -75,11 +75,13 @@ class Record:
             self.say(text)
 
     def evaluation(self, line: Mapping[str, Any]) -> None:
-        """A line of scores: iteration, epoch, and those of mean, replicas and validation that there are."""
+        """A line of scores: iteration, epoch, and those of mean, validation, trajectory, ensemble and replicas."""
         if not self.main:
             return
         self._write(line)
-        parts = [f"{name} {score_text(line[name])}" for name in ("mean", "validation") if line.get(name)]
+        parts = [f"{name} {score_text(line[name])}" for name in ("mean", "validation", "trajectory") if line.get(name)]
+        if line.get("ensemble"):
+            parts.append(f"ensemble {score_text(line['ensemble']['logits'])}")
         if line.get("replicas"):
             parts.append("replicas " + " ".join(f"{score['top1']:.2f}" for score in line["replicas"]))
         self.say(f"epoch {line['epoch']:.4g} | " + " | ".join(parts))

@@ -1,26 +1,28 @@
-"""A run around its training loop: counting losses, evaluating, saving, and what is left at the end."""
+"""A run around its training loop: the average step, averages along time, evaluating, recording, saving."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lookaround_ddp.averaging import Lookaround
-from lookaround_ddp.checkpoint import Checkpoints, save_model, write_atomically
+from lookaround_ddp.checkpoint import Checkpoints, Part
 from lookaround_ddp.config import Config
 from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.loader import Iterations, load
 from lookaround_ddp.distributed import World
-from lookaround_ddp.evaluate import make_evaluator, recalibrate
+from lookaround_ddp.evaluate import make_evaluator
+from lookaround_ddp.losses import Losses
+from lookaround_ddp.model_file import save_model
+from lookaround_ddp.recalibrate import recalibrate
 from lookaround_ddp.record import Record, Stopwatch
 from lookaround_ddp.replica import Normalize, Replica
-
-RECALIBRATION_ITERATIONS = 50
+from lookaround_ddp.schedule import ends_cycle
+from lookaround_ddp.trajectory import Swad, Trajectory
 
 State = dict[str, Any]  # of a run, JSON-able: what a checkpoint holds beside the replicas
 START: State = {"iteration": 0, "steps": 0, "distances": None, "seconds": 0.0, "scores": {}, "best": None}
@@ -36,12 +38,14 @@ class Run:
         batches: Iterations,
         replicas: Sequence[Replica],
         around: Lookaround,
+        trajectories: Sequence[Trajectory],
         world: World,
         record: Record,
         state: State,
     ) -> None:
         self.config, self.dataset, self.batches, self.world, self.record = config, dataset, batches, world, record
-        self.replicas, self.around = replicas, around
+        self.replicas, self.around, self.trajectories = replicas, around, trajectories
+        self.start: str = state["start"]  # digest of the weights that the run began with
         self.scores: State = state["scores"]  # the last evaluation
         self.best: State | None = state["best"]
         self.watch = Stopwatch(state["seconds"])
@@ -51,20 +55,15 @@ class Run:
         self.test = make_evaluator(config, dataset, dataset.test, world)
         held_out = dataset.validation
         self.validation = None if held_out is None else make_evaluator(config, dataset, held_out, world)
-        self.pending: list[Tensor] = []  # losses of the last iterations, shape (hosted,), still on the device
-        self.losses: list[Tensor] = []  # those of all replicas since the last line, shape (iterations, d)
-        self.counted: int = state["iteration"]
-        self.since = (self.counted, self.watch.seconds())
-
-    def count(self, losses: list[Tensor]) -> None:
-        """Takes in an iteration's loss of each hosted replica, without waiting for the device. Not collective."""
-        self.pending.append(torch.stack(losses))
-        self.counted += 1
+        self.branch = batches.single.until  # iterations that a single network trains, from which the replicas start
+        self.losses = Losses(config, batches, world, state["iteration"])
+        self.since = (self.losses.counted, self.watch.seconds())
+        if self.losses.counted > self.branch or self.branch == 0:
+            self._begin_rounds()
 
     def record_training(self, iteration: int, rate: float) -> None:
         """A line of the record: mean losses since the last one, distances to phi, speed."""
-        self.check_losses()
-        losses, self.losses = torch.cat(self.losses).double(), []
+        losses = self.losses.since_last()
         before, seconds = self.since
         self.since = (iteration, self.watch.seconds())
         elapsed = self.since[1] - seconds
@@ -74,9 +73,9 @@ class Run:
                 "iteration": iteration,
                 "epoch": iteration / self.per_epoch,
                 "lr": rate,
-                "loss": losses.nan_to_num(0, 0, 0).sum(dim=0).div(losses.isfinite().sum(dim=0).clamp(min=1)).tolist(),
+                "loss": losses.tolist(),
                 "distance": None if distances is None else distances.tolist(),
-                "images_per_second": self._images(before, iteration) / elapsed,
+                "images_per_second": self.losses.images(before, iteration) / elapsed,
                 "seconds": self.since[1],
                 "eta": (self.total - iteration) * elapsed / (iteration - before),
             }
@@ -90,91 +89,150 @@ class Run:
         line = min(iteration - iteration % every + every, self.total)
         return not any(self.around.due(later) for later in range(iteration + 1, line))
 
-    def check_losses(self) -> None:
-        """Gathers the pending losses; waits for the device.
+    def advance(self, iteration: int) -> None:
+        """What ends an iteration: the average step, if it is due, and what goes with it."""
+        self.around.measure = self.shows_distances(iteration)
+        averaged = self.around.step()
+        if averaged and self.world.replicas > 1:
+            for replica in self.replicas:
+                replica.moved()
+        if iteration == self.branch:
+            self.around.restart()
+            for replica in self.replicas:
+                replica.restart()
+            self._begin_rounds()
+        self.observe(iteration, averaged)
 
-        Raises:
-            FloatingPointError: naming the first iteration and replica whose loss is not finite. (In fp16 a
-                loss may overflow while the scaler looks for its scale; only weights are checked then.)
-        """
-        mine = torch.stack(self.pending).cpu() if self.pending else torch.zeros(0, len(self.replicas))
-        self.pending = []
-        losses = torch.cat(self.world.gather(mine)[:: self.world.shards], dim=1)
-        self.losses.append(losses)
-        bad = (~losses.isfinite()).nonzero().tolist()
-        if bad and self.config.precision != "fp16":
-            row, replica = bad[0]
-            raise FloatingPointError(
-                f"the loss of replica {replica} is not finite at iteration {self.counted - len(losses) + row + 1}: "
-                f"lower optimizer.lr or set optimizer.clip_norm; the last checkpoint is kept"
-            )
+    def observe(self, iteration: int, averaged: bool) -> None:
+        """Shows the weights to the averages along time, where they are a mean, or independent for good."""
+        independent = self.config.average.k == "never"
+        if not self.trajectories or not (averaged or independent or self.world.replicas == 1):
+            return
+        with self.shown():
+            due = [
+                trajectory.observe(replica.model, iteration)
+                for trajectory, replica in zip(self.trajectories, self.replicas, strict=False)
+            ]
+            if not any(due) or self.config.trajectory.name != "swad":
+                return
+            self.watch.pause()
+            assert self.validation is not None
+            if independent:
+                scores = self.validation.replicas(replica.model for replica in self.replicas)
+                losses = [scores[number]["nll"] for number in self.world.hosted]
+            else:
+                with self.around.averaged() as mean:
+                    losses = [self.validation.shared(mean)["nll"]]
+            for trajectory, loss in zip(self.trajectories, losses, strict=True):
+                assert isinstance(trajectory.average, Swad)
+                trajectory.average.validated(loss)
+            self.watch.go()
 
     def evaluate(self, iteration: int) -> None:
         """Scores of the mean model, and of each replica as it is before the average step, if asked for."""
-        self.check_losses()
+        self.losses.check()
         self.around.check_finite(iteration)
         self.watch.pause()
         self.around.synchronize_shards()
         scores: State = {}
-        if self.config.average.k != "never":
-            with self.around.averaged() as mean:
-                self._recalibrate(mean)
-                scores["mean"] = self.test.shared(mean)
-                if self.validation is not None:
-                    scores["validation"] = self.validation.shared(mean)
-        if self.config.evaluate.replicas or self.config.average.k == "never":
-            scores["replicas"] = self.test.replicas(replica.model for replica in self.replicas)
+        with self.shown():
+            self._share_single(iteration)
+            if self.config.average.k != "never":
+                with self.around.averaged() as mean:
+                    self.recalibrate_mean(mean)
+                    scores["mean"] = self.test.shared(mean)
+                    if self.validation is not None:
+                        scores["validation"] = self.validation.shared(mean)
+            models = [replica.model for replica in self.replicas]
+            if self.config.evaluate.replicas or self.config.average.k == "never":
+                scores["replicas"] = self.test.replicas(models)
+            if self.config.average.k == "never" and self.world.replicas > 1:
+                scores["ensemble"] = self.test.ensemble_of_replicas(models)
+        if self.config.trajectory.name == "ema" and len(self.trajectories) == 1 and self.trajectories[0].updates:
+            scores["trajectory"] = self.test.shared(self.trajectories[0].average.model())
         self.scores = scores
         self._keep_best(iteration)
         self.record.evaluation({"iteration": iteration, "epoch": iteration / self.per_epoch, **scores})
         self.watch.go()
 
+    def snapshot(self, iteration: int) -> None:
+        """Keeps the mean model, if one of the schedule's cycles ends here."""
+        if not (self.config.snapshots and ends_cycle(self.config.schedule, iteration, self.total)):
+            return
+        self.watch.pause()
+        cycle = iteration * self.config.schedule.cycles // self.total
+        with self.shown(), self.around.averaged() as mean:
+            self.recalibrate_mean(mean)
+            self.keep_model(f"snapshots/{cycle}.safetensors", mean)
+        self.watch.go()
+
     def save(self, iteration: int, checkpoints: Checkpoints) -> None:
         """A checkpoint of the replicas as they are before the average step of this iteration."""
-        self.check_losses()
+        self.losses.check()
         self.around.check_finite(iteration)
         self.watch.pause()
+        self._share_single(iteration)
         state = {
             **self.around.state_dict(),
             "seconds": self.watch.elapsed,
             "scores": self.scores,
             "best": self.best,
+            "start": self.start,
             "classes": self.dataset.classes,
             "config": self.config.identity(),
         }
-        checkpoints.save(iteration, self.replicas, state)
+        mine = {
+            name: part
+            for name, part in parts(self.replicas, self.trajectories).items()
+            if (self.world.main if name == SHARED_TRAJECTORY else self.world.shard == 0)
+        }
+        checkpoints.save(iteration, mine, state)
         self.watch.go()
 
-    def finish(self) -> State:
-        """The last average step; model.safetensors and result.json."""
-        folder = Path(self.config.out)
-        if self.config.average.k != "never":
-            self.around.average()
-            with self.around.averaged() as mean:
-                self._recalibrate(mean)
-                with self.world.together():
-                    if self.world.main:
-                        save_model(folder / "model.safetensors", mean.state_dict(), self._metadata())
-        result: State = {
-            **self.scores,
-            "best": self.best,
-            "iterations": self.total,
-            "epochs": self.config.epochs,
-            "seconds": self.watch.seconds(),
-            "processes": self.world.size,
-            "device": str(self.world.device),
-            "parameters": sum(parameter.numel() for parameter in self.replicas[0].model.parameters()),
-        }
+    def keep_model(self, name: str, model: nn.Module) -> None:
+        """Saves a model that all ranks hold into the run's folder; collective."""
         with self.world.together():
             if self.world.main:
-                write_atomically(folder / "result.json", json.dumps(result, indent=1).encode())
-        return result
+                self.write_model(name, model)
 
-    def _recalibrate(self, mean: nn.Module) -> None:
+    def write_model(self, name: str, model: nn.Module) -> None:
+        """Saves a model into the run's folder with what its readers need to build the network without the data."""
+        path = Path(self.config.out) / name
+        path.parent.mkdir(exist_ok=True)
+        metadata = {
+            "classes": self.dataset.classes,
+            "channels": self.dataset.channels,
+            "start": self.start,
+            "config": self.config.identity(),
+        }
+        save_model(path, model.state_dict(), metadata)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Inside, the hosted replicas have the weights to evaluate (with Lookahead, the slow ones)."""
+        with ExitStack() as stack:
+            for replica in self.replicas:
+                stack.enter_context(replica.shown())
+            yield
+
+    def recalibrate_mean(self, mean: nn.Module) -> None:
         if self.config.evaluate.recalibrate:
-            iterations = range(min(self.per_epoch, RECALIBRATION_ITERATIONS))
-            batches = load(self.batches, iterations, self.config.data.workers, self.world.device.type == "cuda")
-            recalibrate(mean, batches, self.normalize, self.config.precision, self.world)
+            self.recalibrate([mean] * len(self.replicas))
+
+    def recalibrate(self, models: Sequence[nn.Module], apart: bool = False) -> None:
+        """Measures the batch-norm statistics of the hosted replicas' models, or of one for all of them."""
+        iterations = range(min(self.per_epoch, self.config.evaluate.recalibrate_iterations or self.per_epoch))
+        batches = load(self.batches, iterations, self.config.data.workers, self.world.device.type == "cuda")
+        recalibrate(models, batches, self.normalize, self.config.precision, self.world, apart=apart)
+
+    def _share_single(self, iteration: int) -> None:
+        """While a single network trains, on replica 0's ranks, the others get its weights to evaluate and save."""
+        if iteration <= self.branch:
+            self.around.restart()
+
+    def _begin_rounds(self) -> None:
+        for replica in self.replicas:
+            replica.compensate_norm_momentum()
 
     def _keep_best(self, iteration: int) -> None:
         """The best evaluation so far: by validation where images are held out, else by the test set, and named so."""
@@ -189,12 +247,14 @@ class Run:
                 "mean": self.scores["mean"],
             }
 
-    def _metadata(self) -> State:
-        """What a reader of the weights needs to build the network without the data."""
-        data = self.dataset
-        return {"classes": data.classes, "channels": data.channels, "config": self.config.identity()}
 
-    def _images(self, before: int, after: int) -> int:
-        """Images that all replicas saw in these iterations."""
-        updates = sum(len(own) for own in self.config.replicas)
-        return updates * sum(len(self.batches.plan.indices(i, 0)) for i in range(before, after))
+SHARED_TRAJECTORY = "trajectory.pt"
+
+
+def parts(replicas: Sequence[Replica], trajectories: Sequence[Trajectory]) -> Mapping[str, Part]:
+    """File name -> what a checkpoint keeps in it, of what this rank holds."""
+    named: dict[str, Part] = {f"replica-{replica.number}.pt": replica for replica in replicas}
+    if len(trajectories) == 1 and not trajectories[0].own:
+        return named | {SHARED_TRAJECTORY: trajectories[0]}
+    own = {f"trajectory-{r.number}.pt": t for r, t in zip(replicas, trajectories, strict=False)}
+    return named | own

@@ -4,13 +4,42 @@ from __future__ import annotations
 
 import math
 
-from lookaround_ddp.config import ScheduleConfig
+from lookaround_ddp.config import Config, ScheduleConfig, TrajectoryConfig
 
 
-def learning_rate(schedule: ScheduleConfig, base: float, iteration: int, per_epoch: int, epochs: int) -> float:
-    """The learning rate of an iteration, counted from 0.
+def learning_rate(config: Config, iteration: int, per_epoch: int) -> float:
+    """The learning rate of a run's iteration, counted from 0: the schedule's, until SWA takes over with its own."""
+    base, start = config.optimizer.lr, round(config.trajectory.start * per_epoch)
+    if config.trajectory.swa_lr is None or iteration < start:
+        return scheduled_rate(config.schedule, base, iteration, per_epoch, config.epochs)
+    rate = scheduled_rate(config.schedule, base, start, per_epoch, config.epochs)
+    return annealed_rate(config.trajectory, rate, iteration - start, per_epoch)
 
-    Warm-up is linear: (i + 1) / n of the base rate in the i-th of its n iterations. Then
+
+def annealed_rate(trajectory: TrajectoryConfig, rate: float, iterations: int, per_epoch: int) -> float:
+    """From `rate` to swa_lr within anneal_epochs, then swa_lr (torch's SWALR, moved every iteration).
+
+    Args:
+        rate: the schedule's where SWA begins.
+        iterations: since then.
+    """
+    assert trajectory.swa_lr is not None
+    length = trajectory.anneal_epochs * per_epoch
+    way = min(1.0, iterations / length) if length else 1.0
+    if trajectory.anneal == "cos":
+        way = (1 - math.cos(math.pi * way)) / 2
+    return rate + (trajectory.swa_lr - rate) * way
+
+
+def ends_cycle(schedule: ScheduleConfig, done: int, total: int) -> bool:
+    """Whether one of the schedule's cycles ends with iteration number `done` of `total`, counted from 1."""
+    return done * schedule.cycles // total > (done - 1) * schedule.cycles // total
+
+
+def scheduled_rate(schedule: ScheduleConfig, base: float, iteration: int, per_epoch: int, epochs: int) -> float:
+    """The learning rate of the schedule alone.
+
+    Warm-up, at the start of the run, is linear: (i + 1) / n of the base rate in the i-th of its n iterations. Then
     multistep: base * gamma^(milestones passed); cosine: from base to min_lr by half a cosine over each of
     `cycles` equal parts of the run, moving every iteration or every epoch (SGDR, arXiv 1608.03983, eq. 5).
 
@@ -26,7 +55,8 @@ def learning_rate(schedule: ScheduleConfig, base: float, iteration: int, per_epo
     if schedule.name == "multistep":
         return base * schedule.gamma ** sum(math.floor(epoch) >= milestone for milestone in schedule.milestones)
     if schedule.name == "cosine":
-        cycle = epochs / schedule.cycles
-        place = (epoch if schedule.per == "iteration" else math.floor(epoch)) % cycle
-        return schedule.min_lr + (base - schedule.min_lr) * (1 + math.cos(math.pi * place / cycle)) / 2
+        total = epochs * per_epoch
+        moves = iteration if schedule.per == "iteration" else iteration - iteration % per_epoch
+        place = moves * schedule.cycles % total / total  # within its cycle, in [0, 1), without rounding at its ends
+        return schedule.min_lr + (base - schedule.min_lr) * (1 + math.cos(math.pi * place)) / 2
     return base

@@ -71,6 +71,15 @@ def digest(model: nn.Module) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def content_digest(model: nn.Module) -> str:
+    """SHA-256 of the names and the bits of parameters and buffers."""
+    content = hashlib.sha256()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        content.update(name.encode())
+        content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
+
+
 def check_models(models: Sequence[nn.Module], extra: Collection[str]) -> None:
     """Raises ValueError, saying what to do, unless the models can be replicas that one rank hosts."""
     if not models:

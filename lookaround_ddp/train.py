@@ -12,12 +12,15 @@ from lookaround_ddp.checkpoint import Checkpoints, write_atomically
 from lookaround_ddp.config import Config, UserError, changed_keys
 from lookaround_ddp.data.augment import train_pipelines
 from lookaround_ddp.data.datasets import Dataset, open_dataset
-from lookaround_ddp.data.loader import Iterations, Plan, load
+from lookaround_ddp.data.loader import NO_SINGLE, Iterations, Plan, Single, load
 from lookaround_ddp.distributed import World
+from lookaround_ddp.outcome import finish
 from lookaround_ddp.record import Record
 from lookaround_ddp.replica import Replica
-from lookaround_ddp.run import START, Run, State
+from lookaround_ddp.run import START, Run, State, parts
 from lookaround_ddp.schedule import learning_rate
+from lookaround_ddp.structure import content_digest
+from lookaround_ddp.trajectory import Trajectory
 
 
 def fit(config: Config, world: World) -> State:
@@ -36,40 +39,47 @@ def fit(config: Config, world: World) -> State:
     plan = batches.plan
     total = config.epochs * plan.iterations
     around = lookaround(config, replicas, plan.iterations, world)
+    trajectories = along_time(config, replicas, plan.iterations)
     record = Record(config, world.main, total)
     checkpoints = Checkpoints(Path(config.out), config.checkpoint.keep, world, record.say)
-    state = checkpoints.restore(replicas, lambda found: check_resumable(config, dataset, found)) or START
+    start = {**START, "start": content_digest(replicas[0].model)}
+    kept = parts(replicas, trajectories)
+    state = checkpoints.restore(kept, lambda found: check_resumable(config, dataset, found)) or start
     finished = world.share(read_result(config))
     if finished is not None:
         record.say(f"{config.out} has finished: give another `out` to train anew")
         return finished
 
     write_config(config, world)
-    run = Run(config, dataset, batches, replicas, around, world, record, state)
+    run = Run(config, dataset, batches, replicas, around, trajectories, world, record, state)
     record.open(state["iteration"])
     record.say(describe(config, dataset, world, replicas, total))
     around.load_state_dict(state)
     try:
         if state["iteration"] > 0:
             record.say(f"resumed after iteration {state['iteration']}")
-            around.step()  # a checkpoint is written before the average step of its iteration
+            run.advance(state["iteration"])  # a checkpoint is written before the average step of its iteration
         upcoming = range(state["iteration"], total)
         pin = world.device.type == "cuda"
         for iteration, hosted in zip(upcoming, load(batches, upcoming, config.data.workers, pin), strict=True):
-            rate = learning_rate(config.schedule, config.optimizer.lr, iteration, plan.iterations, config.epochs)
-            run.count([replica.step(own, iteration, rate) for replica, own in zip(replicas, hosted, strict=True)])
+            rate = learning_rate(config, iteration, plan.iterations)
+            losses = []
+            for replica, own in zip(replicas, hosted, strict=True):
+                pipelines = [pipeline for _, pipeline in batches.pipelines_at(iteration, replica.number)]
+                losses.append(replica.step(own, pipelines, iteration, rate))
+            run.losses.count(losses)
             done = iteration + 1
             if done % config.record.every == 0 or done == total:
                 run.record_training(done, rate)
             if due(done, config.evaluate.every, plan.iterations) or done == total:
                 run.evaluate(done)
+            run.snapshot(done)
             if due(done, config.checkpoint.every, plan.iterations) or done == total:
                 run.save(done, checkpoints)
-            around.measure = run.shows_distances(done)
-            around.step()
-        return run.finish()
+            run.advance(done)
+        return finish(run)
     except FloatingPointError:
-        run.check_losses()  # names the very iteration, where a loss tells it
+        run.losses.check()  # names the very iteration, where a loss tells it
         raise
     finally:
         record.close()
@@ -90,6 +100,11 @@ def prepare(config: Config, world: World) -> Dataset:
 
 def build(config: Config, dataset: Dataset, world: World) -> tuple[Iterations, list[Replica]]:
     """The batches of this rank, and the replicas that it trains on them."""
+    batches = make_batches(config, dataset, world)
+    return batches, [Replica(config, number, dataset, world) for number in world.hosted]
+
+
+def make_batches(config: Config, dataset: Dataset, world: World) -> Iterations:
     plan = Plan(
         images=len(dataset.train),
         batch_size=config.data.batch_size,
@@ -102,16 +117,28 @@ def build(config: Config, dataset: Dataset, world: World) -> tuple[Iterations, l
         number: train_pipelines(config.augment, config.replicas[number], dataset, config.label_smoothing)
         for number in world.hosted
     }
-    replicas = [Replica(config, number, dataset, pipelines[number], world) for number in world.hosted]
-    return Iterations(dataset.train, plan, pipelines, world.shard, world.shards), replicas
+    single = single_phase(config, dataset, plan.iterations)
+    return Iterations(dataset.train, plan, pipelines, world.shard, world.shards, single)
+
+
+def single_phase(config: Config, dataset: Dataset, per_epoch: int) -> Single:
+    """The iterations before the rounds, if one network trains in them for all replicas."""
+    if config.average.before_start == "replicas":
+        return NO_SINGLE
+    own = [each for entries in config.replicas for each in entries]
+    pipelines = train_pipelines(config.augment, own, dataset, config.label_smoothing)
+    return Single(
+        until=max(1, round(config.average.start * per_epoch)),
+        pipelines=pipelines,
+        in_turn=config.average.before_start == "single_in_turn",
+    )
 
 
 def lookaround(config: Config, replicas: list[Replica], per_epoch: int, world: World) -> Lookaround:
-    steps = {"epoch": per_epoch, "never": None}
     try:
         return Lookaround(
             [replica.model for replica in replicas],
-            k=config.average.k if isinstance(config.average.k, int) else steps[config.average.k],
+            k=config.average.period(per_epoch),
             start=round(config.average.start * per_epoch),
             group=world.replica_group,
             shards=world.shard_group,
@@ -123,6 +150,26 @@ def lookaround(config: Config, replicas: list[Replica], per_epoch: int, world: W
         )
     except ValueError as error:
         raise UserError(f"average: {error}") from None
+
+
+def along_time(config: Config, replicas: list[Replica], per_epoch: int) -> list[Trajectory]:
+    """The average along time: of the mean model, or of each hosted replica if they are never averaged.
+
+    Raises:
+        UserError: the run would end before its first snapshot, or the first validation.
+    """
+    if config.trajectory.name == "none":
+        return []
+    start, period = round(config.trajectory.start * per_epoch), config.trajectory.period(per_epoch)
+    if start + period > config.epochs * per_epoch:
+        raise UserError(
+            f"trajectory: its first {period} iterations after epoch {config.trajectory.start:g} are not over when "
+            f"the run ends ({config.epochs} epochs of {per_epoch} iterations): train longer or start earlier"
+        )
+    own = config.average.k == "never"
+    return [
+        Trajectory(config.trajectory, replica.model, per_epoch, own) for replica in (replicas if own else replicas[:1])
+    ]
 
 
 def due(done: int, epochs: float, per_epoch: int) -> bool:

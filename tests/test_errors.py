@@ -18,7 +18,7 @@ MISTAKES = {
     "wrong type": (["optimizer.lr=fast"], "optimizer.lr is 'fast': should be a valid number"),
     "a bool is no number": (["epochs=true"], "epochs is True: should be a valid integer"),
     "k below 1": (["average.k=0"], "average.k is 0: a round has at least 1 iteration"),
-    "k a fraction": (["average.k=1.5"], "average.k is 1.5: it should be an integer, epoch or never"),
+    "k a fraction": (["average.k=1.5"], 'average.k is 1.5: it should be an integer, epoch, "10 epochs" or never'),
     "no replicas": (["replicas=[]"], "replicas: give at least one replica"),
     "unknown model": (["model.name=resnet81"], "unknown model 'resnet81': did you mean resnet8?"),
     "unknown timm model": (["model.name=timm:resnet5O"], "timm has no model 'resnet5O': did you mean resnet50?"),
@@ -85,9 +85,9 @@ def test_many_ranks_make_a_mistake_but_one_speaks_first(tmp_path: Path) -> None:
 def differ(rank: int) -> None:
     """Makes rank 1 read another learning rate than the others."""
     if rank == 1:
-        from lookaround_ddp import cli, config
+        from lookaround_ddp import cli, config_file
 
-        cli.load_config = lambda path, overrides: config.load_config(path, [*overrides, "optimizer.lr=0.2"])
+        cli.load_config = lambda path, overrides: config_file.load_config(path, [*overrides, "optimizer.lr=0.2"])
 
 
 def test_configs_that_differ_between_ranks(tmp_path: Path) -> None:
@@ -158,8 +158,8 @@ def poison(only: int, iteration: int, what: str, rank: int) -> None:
 
     step = Replica.step
 
-    def poisoned(self: Replica, batches: object, number: int, rate: float) -> torch.Tensor:
-        loss = step(self, batches, number, rate)
+    def poisoned(self: Replica, batches: object, pipelines: object, number: int, rate: float) -> torch.Tensor:
+        loss = step(self, batches, pipelines, number, rate)
         if self.number == only and number == iteration - 1:
             if what == "loss":
                 return loss * float("nan")
@@ -193,10 +193,10 @@ def hang(only: int, iteration: int, rank: int) -> None:
 
     step = Replica.step
 
-    def stopping(self: Replica, batches: object, number: int, rate: float) -> object:
+    def stopping(self: Replica, batches: object, pipelines: object, number: int, rate: float) -> object:
         if rank == only and number == iteration:
             os.kill(os.getpid(), signal.SIGSTOP)
-        return step(self, batches, number, rate)
+        return step(self, batches, pipelines, number, rate)
 
     Replica.step = stopping
 

@@ -23,7 +23,8 @@ from lookaround_ddp.data.augment import train_pipelines
 from lookaround_ddp.data.datasets import Arrays, Dataset, Images, open_dataset
 from lookaround_ddp.data.loader import Iterations, Plan
 from lookaround_ddp.distributed import World, join
-from lookaround_ddp.evaluate import evaluating, make_evaluator, recalibrate
+from lookaround_ddp.evaluate import evaluating, make_evaluator
+from lookaround_ddp.recalibrate import recalibrate
 from lookaround_ddp.replica import Normalize
 from tests.runs import Job
 
@@ -45,6 +46,13 @@ def classifier(data: Dataset, scale: float) -> nn.Sequential:
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, 10))
     model[2].weight.data.copy_(scale * means)
     model[2].bias.data.copy_(-scale * means.square().sum(dim=1) / 2)
+    return model
+
+
+def twisted(data: Dataset, number: int) -> nn.Sequential:
+    """Six classifiers that differ: each has forgotten a class, and is surer than the one before."""
+    model = classifier(data, 0.01 * (number + 1))
+    model[2].bias.data[number] -= 20
     return model
 
 
@@ -79,11 +87,17 @@ def measure(path: Path, rank: int) -> None:
             "shared": evaluator.shared(classifier(data, 0.02)),
             "replicas": evaluator.replicas(six),
             "sharded": sharded.replicas([classifier(data, 0.02)]),
+            "ensemble": evaluator.ensemble_of_replicas([twisted(data, j) for j in world.hosted]),
+            "held": evaluator.ensemble(twisted(data, j) for j in range(6)),
         }
         for name, offset, iterations in (("near", 0.5, 4), ("far", 3000.0, 40)):
             model, own = normed(offset), batches(data, world.hosted)
-            recalibrate(model, (own[i] for i in range(iterations)), Normalize(data, world, False), "fp32", world)
+            models, normalize = [model] * len(world.hosted), Normalize(data, world, False)
+            recalibrate(models, (own[i] for i in range(iterations)), normalize, "fp32", world)
             kept[name] = {key: value.tolist() for key, value in model.state_dict().items()}
+        models, own = [normed(0.5) for _ in world.hosted], batches(data, world.hosted)
+        recalibrate(models, (own[i] for i in range(4)), normalize, "fp32", world, apart=True)
+        kept["apart"] = [state for each in world.gather([m[2].running_var.tolist() for m in models]) for state in each]
         if world.main:
             path.write_text(json.dumps(kept))
     sys.exit()
@@ -121,6 +135,25 @@ def linear_score(scale: float) -> dict[str, float]:
     return plain_score(data, data.test, lambda x: weight @ x + bias)
 
 
+def test_the_ensemble_is_a_plain_loop_over_images_and_members(measured: dict[int, dict[str, Any]]) -> None:
+    """Of the mean of the logits, and of the mean of the probabilities, each as log-probabilities of one image."""
+    data = digits()
+    weights = [[p.detach().double().numpy() for p in twisted(data, j)[2].parameters()] for j in range(6)]
+
+    def mean_logits(x: np.ndarray) -> np.ndarray:
+        return sum(weight @ x + bias for weight, bias in weights) / 6
+
+    def mean_probabilities(x: np.ndarray) -> np.ndarray:
+        odds = [np.exp(weight @ x + bias - (weight @ x + bias).max()) for weight, bias in weights]
+        return np.log(sum(each / each.sum() for each in odds) / 6)
+
+    found = measured[2]["ensemble"]
+    assert found["logits"] == pytest.approx(plain_score(data, data.test, mean_logits), rel=1e-6)
+    assert found["probabilities"] == pytest.approx(plain_score(data, data.test, mean_probabilities), rel=1e-6)
+    assert found["logits"] != found["probabilities"]
+    assert measured[1]["held"] == found
+
+
 def test_scores_are_those_of_a_plain_loop(measured: dict[int, dict[str, Any]]) -> None:
     assert measured[3]["shared"] == pytest.approx(linear_score(0.02), rel=1e-6)
     assert 80 < measured[3]["shared"]["top1"] < measured[3]["shared"]["top5"] < 100  # it does tell digits apart
@@ -128,7 +161,7 @@ def test_scores_are_those_of_a_plain_loop(measured: dict[int, dict[str, Any]]) -
         assert measured[3]["replicas"][j] == pytest.approx(linear_score(0.01 * (j + 1)), rel=1e-6)
 
 
-@pytest.mark.parametrize("what", ["shared", "replicas", "sharded", "near", "far"])
+@pytest.mark.parametrize("what", ["shared", "replicas", "sharded", "near", "far", "apart", "ensemble", "held"])
 def test_bits_are_the_same_on_1_2_and_3_ranks(measured: dict[int, dict[str, Any]], what: str) -> None:
     """Scores, and recalibrated state dicts; with an offset of 3,000, the order of fp64 sums shows."""
     assert measured[1][what] == measured[2][what] == measured[3][what]
@@ -187,29 +220,42 @@ def test_evaluation_mode_ends_with_each_modules_own(raises: bool) -> None:
 
 
 def test_recalibration_is_the_closed_form(measured: dict[int, dict[str, Any]]) -> None:
-    """mean = E[m_b] and variance = E[v_b] + Var[m_b], v_b unbiased, over 4 iterations of 7 updates, in fp64."""
-    data, model = digits(), normed(0.5)
-    state = {name: value.double().numpy() for name, value in model.state_dict().items()}
-    moments: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"2": [], "6": []}
-    for batch in (
-        each for hosted in map(batches(data, range(6)).__getitem__, range(4)) for own in hosted for each in own
-    ):
-        x = (batch.images.numpy().reshape(-1, 256) / 255 - data.mean[0]) / data.std[0]
-        x = x @ state["1.weight"].T + state["1.bias"]
-        moments["2"].append((x.mean(axis=0), x.var(axis=0, ddof=1)))
-        x = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-5) * state["2.weight"] + state["2.bias"]
-        x = np.maximum(x, 0) @ state["5.weight"].T + state["5.bias"]
-        moments["6"].append((x.mean(axis=0), x.var(axis=0, ddof=1)))
-    expected = {**model.state_dict()}
-    for name, pairs in moments.items():
-        assert len(pairs) == 4 * 7
-        means, variances = (np.stack(each) for each in zip(*pairs, strict=True))
-        expected[f"{name}.running_mean"] = torch.tensor(means.mean(axis=0))
-        expected[f"{name}.running_var"] = torch.tensor(variances.mean(axis=0) + means.var(axis=0))
+    """Mean and unbiased variance over all inputs of a layer, 350 images of 4 iterations and 7 updates, in fp64.
+
+    A layer behind another sees what that makes of each batch by the batch's own statistics.
+    """
+    expected = closed_form(normed(0.5), range(6))
     found = measured[3]["near"]
     assert found.keys() == expected.keys()
     for name, value in expected.items():  # all that is no running statistic stays, counts of batches too
         assert np.array(found[name]) == pytest.approx(value.numpy(), rel=1e-5, abs=1e-6), name
+
+
+def test_apart_each_replicas_model_is_measured_over_its_own_batches(measured: dict[int, dict[str, Any]]) -> None:
+    for number in range(6):
+        expected = closed_form(normed(0.5), [number])["2.running_var"]
+        assert measured[2]["apart"][number] == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def closed_form(model: nn.Sequential, replicas: Sequence[int]) -> dict[str, Tensor]:
+    data = digits()
+    state = {name: value.double().numpy() for name, value in model.state_dict().items()}
+    inputs: dict[str, list[np.ndarray]] = {"2": [], "6": []}
+    for batch in (
+        each for hosted in map(batches(data, replicas).__getitem__, range(4)) for own in hosted for each in own
+    ):
+        x = (batch.images.numpy().reshape(-1, 256) / 255 - data.mean[0]) / data.std[0]
+        x = x @ state["1.weight"].T + state["1.bias"]
+        inputs["2"].append(x)
+        x = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-5) * state["2.weight"] + state["2.bias"]
+        x = np.maximum(x, 0) @ state["5.weight"].T + state["5.bias"]
+        inputs["6"].append(x)
+    expected = {**model.state_dict()}
+    for name, values in inputs.items():
+        assert sum(map(len, values)) == 50 * sum(len(OWN[j]) for j in replicas)
+        expected[f"{name}.running_mean"] = torch.tensor(np.concatenate(values).mean(axis=0))
+        expected[f"{name}.running_var"] = torch.tensor(np.concatenate(values).var(axis=0, ddof=1))
+    return expected
 
 
 def test_recalibration_restores_modes_and_momenta_even_when_it_fails() -> None:
@@ -220,7 +266,7 @@ def test_recalibration_restores_modes_and_momenta_even_when_it_fails() -> None:
     model = normed(0.0).train()
     model[6].eval()
     with pytest.raises(KeyError):
-        recalibrate(model, failing(), Normalize(digits(), ALONE, False), "fp32", ALONE)
+        recalibrate([model], failing(), Normalize(digits(), ALONE, False), "fp32", ALONE)
     assert (model[2].momentum, model[6].momentum) == (0.3, None)
     assert [module.training for module in model] == [True] * 6 + [False]
     assert (model[2].num_batches_tracked.item(), model[6].num_batches_tracked.item()) == (0, 0)

@@ -56,7 +56,14 @@ def result(run: Path) -> dict[str, Any]:
 
 
 def text(score: dict[str, float]) -> str:
-    return f"top-1 {score['top1']:.2f} top-5 {score['top5']:.2f} NLL {score['nll']:.4f}"
+    top5 = f" top-5 {score['top5']:.2f}" if "top5" in score else ""
+    return f"top-1 {score['top1']:.2f}{top5} NLL {score['nll']:.4f}"
+
+
+def independent(replicas: Sequence[dict[str, float]], ensemble: dict[str, dict[str, float]]) -> list[str]:
+    """What `evaluate` prints of replicas that were never averaged, and of their ensemble."""
+    own = [f"replica {number} {text(score)}" for number, score in enumerate(replicas)]
+    return own + [f"ensemble (mean of {kind}) {text(ensemble[kind])}" for kind in ("logits", "probabilities")]
 
 
 @torch.no_grad()
@@ -113,14 +120,15 @@ def test_figures_are_those_of_the_saved_networks(runs: dict[str, tuple[Path, str
         assert score["top1"] == pytest.approx(top1, abs=101 / len(split.labels))  # fp32 may decide one tie otherwise
 
 
-def test_replicas_that_were_never_averaged_are_evaluated_alone(runs: dict[str, tuple[Path, str]]) -> None:
+def test_replicas_that_were_never_averaged_are_an_ensemble(runs: dict[str, tuple[Path, str]]) -> None:
     run, said = runs["never"]
     kept = result(run)
     assert "mean" not in kept
     assert kept["best"] is None
     assert kept["replicas"] == lines(run, "replicas")[-1]["replicas"] != lines(run, "replicas")[0]["replicas"]
-    assert evaluate(run, ranks=3) == [f"replica {j} {text(kept['replicas'][j])}" for j in range(3)]
-    assert f"epoch 2 | replicas {' '.join(format(score['top1'], '.2f') for score in kept['replicas'])}" in said
+    assert evaluate(run, ranks=3) == independent(kept["replicas"], kept["ensemble"])
+    tops = " ".join(format(score["top1"], ".2f") for score in kept["replicas"])
+    assert f"epoch 2 | ensemble {text(kept['ensemble']['logits'])} | replicas {tops}" in said
 
 
 def test_a_damaged_checkpoint_is_passed_over_loudly(runs: dict[str, tuple[Path, str]], tmp_path: Path) -> None:
@@ -132,9 +140,8 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(runs: dict[str, tuple[Path, 
     warning = "checkpoint 10 is damaged (replica-1.pt: its checksum differs): passed over for the one before"
     assert said.count(warning) == 1
     first, last = (line["replicas"] for line in lines(run, "replicas"))
-    assert [line for line in said if line != warning] == [
-        f"replica {j} {text(scores[j])}" for j, scores in enumerate((last, first, last))
-    ]
+    shown = [last[0], first[1], last[2]]  # the ensemble's members are files of their own
+    assert [line for line in said if line != warning] == independent(shown, result(run)["ensemble"])
 
 
 @pytest.mark.parametrize("average", ["average.k=3", "average.k=never"])
@@ -153,14 +160,15 @@ def test_data_of_other_classes_is_refused(tmp_path: Path) -> None:
                 folder.mkdir(parents=True)
                 for number in range(6):
                     Image.new("L", (20, 20), 40 * number).save(folder / f"{number}.png")
-    for average, shown in (("average.k=3", ["mean"]), ("average.k=never", ["replica 0", "replica 1", "replica 2"])):
+    for average in ("average.k=3", "average.k=never"):
         run = tmp_path / average
         said = train(run, *FOLDER, f"data.root={tmp_path}/3", average)
         assert "top-5 " not in said.replace("top-5 %", "")
-        kept = [result(run)["mean"]] if average == "average.k=3" else result(run)["replicas"]
-        assert evaluate(run) == [
-            f"{name} top-1 {score['top1']:.2f} NLL {score['nll']:.4f}" for name, score in zip(shown, kept, strict=True)
-        ]
+        kept = result(run)
+        if average == "average.k=3":
+            assert evaluate(run) == [f"mean top-1 {kept['mean']['top1']:.2f} NLL {kept['mean']['nll']:.4f}"]
+        else:
+            assert evaluate(run) == independent(kept["replicas"], kept["ensemble"])
         (error,) = evaluate(run, f"data.root={tmp_path}/4", expect=2)
         assert error == f"error: the model in {run} has 3 classes, the data has 4"
 

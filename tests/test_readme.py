@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lookaround_ddp.config import load_config
+from lookaround_ddp.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -27,10 +27,10 @@ def die_at(iteration: int, only: int, rank: int, death: signal.Signals = signal.
 
     step = Replica.step
 
-    def fatal(self: Replica, batches: object, number: int, rate: float) -> object:
+    def fatal(self: Replica, batches: object, pipelines: object, number: int, rate: float) -> object:
         if number == iteration and only in (rank, EVERY):
             os.kill(os.getpid(), death)
-        return step(self, batches, number, rate)
+        return step(self, batches, pipelines, number, rate)
 
     Replica.step = fatal
 

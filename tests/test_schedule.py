@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from torch.optim.swa_utils import SWALR
 
-from lookaround_ddp.config import Config, DataConfig, ScheduleConfig, UserError, changed_keys, load_config, make_config
+from lookaround_ddp.config import AverageConfig, Config, DataConfig, ScheduleConfig, UserError, changed_keys
+from lookaround_ddp.config_file import load_config, make_config
 from lookaround_ddp.data.augment import train_pipelines
 from lookaround_ddp.data.datasets import open_dataset
 from lookaround_ddp.models import create_model
 from lookaround_ddp.optim import create_optimizer
-from lookaround_ddp.schedule import learning_rate
+from lookaround_ddp.schedule import ends_cycle, learning_rate, scheduled_rate
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+ROOT = Path(__file__).parent.parent
+CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "base"]
 
 
 def rate(schedule: ScheduleConfig, iteration: int, epochs: int = 200) -> float:
-    return learning_rate(schedule, base=0.1, iteration=iteration, per_epoch=10, epochs=epochs)
+    return scheduled_rate(schedule, base=0.1, iteration=iteration, per_epoch=10, epochs=epochs)
 
 
 def test_multistep_of_the_paper() -> None:
@@ -43,6 +48,91 @@ def test_cosine_restarts() -> None:
     assert rate(schedule, 499) < 1e-5
 
 
+def test_restarts_that_do_not_divide_the_run() -> None:
+    """3 cycles of 20 iterations: they end with iterations 7, 14 and 20, and the rate is back after each."""
+    assert [done for done in range(1, 21) if ends_cycle(ScheduleConfig(cycles=3), done, 20)] == [7, 14, 20]
+    schedule = ScheduleConfig(name="cosine", cycles=3, warmup_epochs=0.2)
+    rates = [rate(schedule, i, epochs=2) for i in range(20)]
+    assert [i for i in range(1, 20) if rates[i] > rates[i - 1]] == [1, 7, 14]  # the warm-up is in the first alone
+    assert rates[7] == pytest.approx(0.05 * (1 + math.cos(math.pi * 0.05)))
+
+
+@pytest.mark.parametrize("anneal", ["cos", "linear"])
+def test_swa_takes_over_as_torchs_swalr_does(anneal: str) -> None:
+    """From the rate of the schedule at epoch 3 to 0.05 within 2 epochs, then 0.05; before, the schedule's."""
+    values = {"epochs": 8, "schedule": {"name": "constant"}, "optimizer": {"lr": 0.4}}
+    values["trajectory"] = {"name": "swa", "start": 3, "swa_lr": 0.05, "anneal_epochs": 2, "anneal": anneal}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
+    swalr = SWALR(optimizer, swa_lr=0.05, anneal_epochs=20, anneal_strategy=anneal)
+    expected = [0.4] * 30
+    for _ in range(50):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        swalr.step()
+    found = [learning_rate(make_config(values), i, per_epoch=10) for i in range(80)]
+    assert found == pytest.approx(expected)
+    assert found[29:31] + found[50:51] == pytest.approx([0.4, 0.4, 0.05])
+
+
+def test_a_file_on_top_of_others(tmp_path: Path) -> None:
+    """Sections are merged, later bases and the file itself win, lists are replaced; an optional section can go off."""
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "one.yaml").write_text("epochs: 7\nseed: 1\noptimizer: {lr: 0.2, sam: {rho: 0.1}}\n")
+    (tmp_path / "b" / "two.yaml").write_text("base: one.yaml\nseed: 2\nreplicas: [[hflip], [vflip]]\n")
+    (tmp_path / "c.yaml").write_text(
+        "base: [b/two.yaml]\nreplicas: [[crop]]\noptimizer: {momentum: 0.5, sam: null}\ndata: {batch_size: 3}\n"
+    )
+    config = load_config(tmp_path / "c.yaml", ["optimizer.lookahead.k=7"])
+    assert (config.epochs, config.seed, config.replicas) == (7, 2, (("crop",),))
+    assert (config.optimizer.lr, config.optimizer.momentum, config.optimizer.sam) == (0.2, 0.5, None)
+    assert config.optimizer.lookahead is not None
+    assert config.optimizer.lookahead.k == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: c.yaml", "it is its own base"),
+        ("base: nowhere.yaml", "nowhere.yaml: No such file"),
+        ("base: 3", "base is a file's name, or a list of them"),
+    ],
+)
+def test_bases_that_cannot_be_read(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("trajectory.name=swa trajectory.start=20", "a run of 20 epochs ends before the average begins"),
+        ("trajectory.name=swad", "set data.validation"),
+        ("trajectory.swa_lr=0.1", "swa_lr is for swa, not for none"),
+        ("trajectory.name=swda", "trajectory.name is 'swda'"),
+        ("snapshots=true", "schedule.cycles of at least 2"),
+        ("average.before_start=single", "needs average.start between 0 and the run's 20 epochs"),
+        ("average.before_start=single average.start=3 average.k=never", "and rounds"),
+        ("average.k=0", "a round has at least 1 iteration"),
+        ("average.k='5 rounds'", '"10 epochs" or never'),
+        ("optimizer.sam.rhoo=1", "unknown key optimizer.sam.rhoo: did you mean optimizer.sam.rho?"),
+        ("optimizer.sam.rho=0", "greater than 0"),
+        ("optimizer.lookahead.alpha=2", "less than or equal to 1"),
+        ("optimizer.lookahead.momentum=pull", "'keep', 'reset' or 'pullback'"),
+    ],
+)
+def test_parts_that_do_not_go_together(pair: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_config(None, re.split(r" (?=\w+\.)", pair))
+
+
+def test_rounds_in_epochs() -> None:
+    periods = {
+        k: AverageConfig(k=k).period(per_epoch=7) for k in (5, "epoch", "1 epoch", "10 epochs", "2epochs", "never")
+    }
+    assert periods == {5: 5, "epoch": 7, "1 epoch": 7, "10 epochs": 70, "2epochs": 14, "never": None}
+
+
 def test_constant_after_a_fractional_warmup() -> None:
     schedule = ScheduleConfig(name="constant", warmup_epochs=0.5)
     assert [rate(schedule, i) for i in range(6)] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1])
@@ -57,7 +147,7 @@ def test_every_config_can_be_built_and_opens_with_its_command(path: Path) -> Non
     assert all(train_pipelines(config.augment, own, digits, config.label_smoothing) for own in config.replicas)
     create_optimizer(config.optimizer, torch.nn.Linear(2, 2))
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert any(f"lookaround_ddp train configs/{'/'.join(path.parts[-2:])}" in line for line in head)
+    assert any(f"lookaround_ddp train {path.relative_to(ROOT)}" in line for line in head)
 
 
 def test_there_are_configs() -> None:

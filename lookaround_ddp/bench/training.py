@@ -23,7 +23,8 @@ from rich.table import Table
 
 from lookaround_ddp.bench import machine
 from lookaround_ddp.bench.machine import Figures
-from lookaround_ddp.config import UserError, load_config
+from lookaround_ddp.config import UserError
+from lookaround_ddp.config_file import load_config
 from lookaround_ddp.data.datasets import open_dataset
 from lookaround_ddp.models import create_model
 

@@ -110,11 +110,16 @@ def open_dataset(config: DataConfig, seed: int) -> Dataset:
             f"than the {available} training images of {config.name}"
         )
     if count < available:
-        order = seeds.permutation(available, seed, seeds.SPLIT).tolist()
+        order = seeds.permutation(available, split_seed(config, seed), seeds.SPLIT).tolist()
         whole = dataset.train
         held_out = Subset(whole, order[available - config.validation :]) if config.validation else None
         dataset = replace(dataset, train=Subset(whole, order[:count]), validation=held_out)
     return dataset
+
+
+def split_seed(config: DataConfig, seed: int) -> int:
+    """What draws the training images and the held-out ones of a run with this seed."""
+    return seed if config.split_seed is None else config.split_seed
 
 
 def _digits(config: DataConfig) -> Dataset:

@@ -83,6 +83,24 @@ class Batch:
         return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.share)
 
 
+@dataclass(frozen=True)
+class Single:
+    """The first iterations of a run in which replica 0 trains alone, on every replica's augmentations."""
+
+    until: int
+    """Iterations of this phase; 0: there is none."""
+    pipelines: Sequence[Pipeline] = ()
+    in_turn: bool = False
+    """One augmentation in an iteration, the next in the next; otherwise all of them in each."""
+
+    def pipelines_at(self, iteration: int) -> list[tuple[int, Pipeline]]:
+        numbered = list(enumerate(self.pipelines))
+        return [numbered[iteration % len(numbered)]] if self.in_turn else numbered
+
+
+NO_SINGLE = Single(until=0)
+
+
 class Iterations(data.Dataset[list[list[Batch]]]):
     """iteration -> for each hosted replica, for each of its augmentations, a batch."""
 
@@ -93,22 +111,29 @@ class Iterations(data.Dataset[list[list[Batch]]]):
         pipelines: Mapping[int, Sequence[Pipeline]],
         shard: int = 0,
         shards: int = 1,
+        single: Single = NO_SINGLE,
     ) -> None:
         self.split, self.plan, self.pipelines = split, plan, pipelines
-        self.shard, self.shards = shard, shards
+        self.shard, self.shards, self.single = shard, shards, single
         self.labels = torch.tensor(split.labels)
+
+    def pipelines_at(self, iteration: int, replica: int) -> list[tuple[int, Pipeline]]:
+        """A replica's augmentations of an iteration, each with its number."""
+        if iteration < self.single.until:
+            return self.single.pipelines_at(iteration) if replica == 0 else []
+        return list(enumerate(self.pipelines[replica]))
 
     def __getitem__(self, iteration: int) -> list[list[Batch]]:
         epoch = iteration // self.plan.iterations
         result = []
-        for replica, pipelines in self.pipelines.items():
+        for replica in self.pipelines:
             whole = self.plan.indices(iteration, replica)
             indices = whole.tensor_split(self.shards)[self.shard]
             share = len(indices) * self.shards / len(whole)
             result.append(
                 [
                     Batch(self._augmented(indices, pipeline, (epoch, replica, number)), self.labels[indices], share)
-                    for number, pipeline in enumerate(pipelines)
+                    for number, pipeline in self.pipelines_at(iteration, replica)
                 ]
             )
         return result

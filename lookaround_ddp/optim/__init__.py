@@ -1,4 +1,4 @@
-"""Base optimizers by name: timm's factory."""
+"""Base optimizers by name: timm's factory. SAM and Lookahead, which go around them, are in files of their own."""
 
 from __future__ import annotations
 

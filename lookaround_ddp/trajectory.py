@@ -1,0 +1,220 @@
+"""Averages along time of one network's weights: SWA, EMA, SWAD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, Protocol
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from lookaround_ddp.config import TrajectoryConfig
+
+
+class Average(Protocol):
+    """A kind of average; its state is of tensors and numbers, and moving on from it changes no bit."""
+
+    def update(self, model: nn.Module) -> None:
+        """Takes in the weights as they are now."""
+
+    def model(self) -> nn.Module:
+        """The network with the average's weights; once something was taken in."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Swa:
+    """The equal mean of snapshots (Izmailov et al., arXiv 1803.05407, Algorithm 1)."""
+
+    def __init__(self, config: TrajectoryConfig, model: nn.Module) -> None:
+        self.average = AveragedModel(model)
+
+    def update(self, model: nn.Module) -> None:
+        self.average.update_parameters(model)
+
+    def model(self) -> nn.Module:
+        return self.average.module
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.average.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.average.load_state_dict(state)
+
+
+class Ema:
+    """The exponential mean, average += (1 - decay) (weights - average), of parameters and running statistics.
+
+    It starts at the first weights that it takes in.
+    """
+
+    def __init__(self, config: TrajectoryConfig, model: nn.Module) -> None:
+        self.average = ModelEmaV3(model, decay=config.decay)
+        self.updates = 0
+
+    def update(self, model: nn.Module) -> None:
+        if self.updates == 0:
+            self.average.set(model)
+        else:
+            self.average.update(model)
+        self.updates += 1
+
+    def model(self) -> nn.Module:
+        return self.average.module
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"module": self.average.module.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.average.module.load_state_dict(state["module"])
+        self.updates = state["updates"]
+
+
+class Swad:
+    """The mean of every iteration between the start and the end of a valley of the validation loss.
+
+    Cha et al., arXiv 2102.08604, Algorithm 1. Validations cut the run into segments. The valley begins with
+    the segment whose loss is the lowest of n_converge in a row and the first of them, and its threshold is
+    1 + ratio times the mean of these losses. It ends before n_tolerance losses in a row that exceed the
+    threshold, or with the run, where losses above the threshold at its very end are left out too. (Their
+    code differs: it goes back to segments before the start too, and counts the start's segment twice.)
+    A loss that never converges leaves the mean of the last n_converge segments.
+    """
+
+    def __init__(self, config: TrajectoryConfig, model: nn.Module) -> None:
+        self.config, self.network = config, deepcopy(model)
+        self.losses: list[float] = []
+        self.segment = _Mean()  # of the iterations since the last validation
+        self.pending: list[_Mean] = []  # whole segments of which it is not known yet whether they belong to the valley
+        self.valley = _Mean()
+        self.start: int | None = None  # the number of the valley's first segment
+        self.end: int | None = None  # of its last one, so far
+        self.threshold: float | None = None
+        self.over = False
+
+    def update(self, model: nn.Module) -> None:
+        if self.over:
+            return
+        self.segment.add([parameter.detach() for parameter in model.parameters()], 1)
+        for buffer, value in zip(self.network.buffers(), model.buffers(), strict=True):
+            buffer.copy_(value)
+
+    def validated(self, loss: float) -> None:
+        """Closes a segment; `loss` is that of the network as it is now, on held-out images."""
+        if self.over or not self.segment.count:
+            return
+        self.losses.append(loss)
+        self.pending.append(self.segment)
+        self.segment = _Mean()
+        if self.threshold is None:
+            self._seek_start()
+        elif loss <= self.threshold:
+            self._take_pending(len(self.losses) - 1)
+        if self.threshold is not None and len(self.pending) >= self.config.n_tolerance:
+            self.over, self.pending = True, []
+
+    @torch.no_grad()
+    def model(self) -> nn.Module:
+        mean = self.valley
+        if self.start is None:  # never converged
+            mean = _Mean()
+            for segment in [*self.pending, self.segment]:
+                mean.add(segment.values, segment.count)
+        for parameter, value in zip(self.network.parameters(), mean.values, strict=True):
+            parameter.copy_(value)
+        return self.network
+
+    def state_dict(self) -> dict[str, Any]:
+        means = [self.segment, self.valley, *self.pending]
+        return {
+            "losses": self.losses,
+            "means": [(mean.count, mean.values) for mean in means],
+            "buffers": list(self.network.buffers()),
+            "valley": (self.start, self.end, self.threshold, self.over),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = next(self.network.parameters()).device
+        means = [_Mean(count, [value.to(device) for value in values]) for count, values in state["means"]]
+        self.segment, self.valley, *self.pending = means
+        self.losses = state["losses"]
+        self.start, self.end, self.threshold, self.over = state["valley"]
+        for buffer, value in zip(self.network.buffers(), state["buffers"], strict=True):
+            buffer.copy_(value)
+
+    def _seek_start(self) -> None:
+        window = self.losses[-self.config.n_converge :]
+        self.pending = self.pending[-self.config.n_converge :]
+        if len(window) == self.config.n_converge and window[0] == min(window):
+            self.start = len(self.losses) - len(window)
+            self.threshold = (1 + self.config.ratio) * sum(window) / len(window)
+            good = [number for number, loss in enumerate(window) if loss <= self.threshold]
+            self._take_pending(self.start + good[-1])  # the first is good: it is not above their mean
+
+    def _take_pending(self, end: int) -> None:
+        """Segments up to number `end` belong to the valley."""
+        taken = len(self.pending) - (len(self.losses) - 1 - end)
+        for segment in self.pending[:taken]:
+            self.valley.add(segment.values, segment.count)
+        self.pending, self.end = self.pending[taken:], end
+
+
+class _Mean:
+    """A running mean of lists of tensors, each list with a weight."""
+
+    def __init__(self, count: int = 0, values: list[torch.Tensor] | None = None) -> None:
+        self.count, self.values = count, values or []
+
+    @torch.no_grad()
+    def add(self, values: list[torch.Tensor], count: int) -> None:
+        if count == 0:
+            return
+        self.count += count
+        if not self.values:
+            self.values = [value.clone() for value in values]
+            return
+        for mean, value in zip(self.values, values, strict=True):
+            mean.add_(value - mean, alpha=count / self.count)
+
+
+KINDS: dict[str, Callable[[TrajectoryConfig, nn.Module], Average]] = {"swa": Swa, "swad": Swad, "ema": Ema}
+
+
+class Trajectory:
+    """When an average along time takes the network's weights in.
+
+    Every `period` iterations after the start something is due: a snapshot, or for SWAD, which takes in every
+    iteration, a validation. Where the weights are only worth it at the end of a round, it waits for that.
+
+    Args:
+        own: the network is one replica of several that are never averaged; otherwise all ranks see the same.
+    """
+
+    def __init__(self, config: TrajectoryConfig, model: nn.Module, per_epoch: int, own: bool = False) -> None:
+        self.own = own
+        self.average = KINDS[config.name](config, model)
+        self.start, self.period = round(config.start * per_epoch), config.period(per_epoch)
+        self.passed = 0  # periods whose snapshot or validation was made
+        self.updates = 0
+
+    def observe(self, model: nn.Module, iteration: int) -> bool:
+        """Takes in what there is to take in after this iteration; returns whether a period was completed."""
+        due = iteration > self.start and (iteration - self.start) // self.period > self.passed
+        if due:
+            self.passed = (iteration - self.start) // self.period
+        if due or (isinstance(self.average, Swad) and iteration > self.start):
+            self.average.update(model)
+            self.updates += 1
+        return due
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": self.average.state_dict(), "passed": self.passed, "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.average.load_state_dict(state["average"])
+        self.passed, self.updates = state["passed"], state["updates"]
