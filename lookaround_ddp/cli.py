@@ -1,4 +1,4 @@
-"""The command line: `python -m lookaround_ddp train | evaluate | ensemble | report | bench`."""
+"""The command line: `python -m lookaround_ddp train | evaluate | ensemble | soup | report | bench`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from lookaround_ddp.record import score_text
 from lookaround_ddp.report.curves import draw_curves
 from lookaround_ddp.report.runs import read_run
 from lookaround_ddp.report.table import results_table
+from lookaround_ddp.soup import cook
 from lookaround_ddp.train import fit
 
 TRAIN_HELP = "a YAML file (without one: handwritten digits), and values that replace the file's"
@@ -73,6 +74,19 @@ def ensemble(options: argparse.Namespace) -> None:
             _print_scores({"members": members, "ensemble": scores})
 
 
+def soup(options: argparse.Namespace) -> None:
+    runs = _runs(options.arguments)
+    configs = [run_config(run, _values(options.arguments)) for run in runs]
+    with join(configs[0]) as world:
+        made = cook(runs, configs, options.recipe, world, update_bn=options.update_bn, out=options.out)
+        if world.main:
+            for name, score in made.ingredients.items():
+                print(f"{name}: {score_text(score)} ({made.split}){'' if name in made.chosen else ', left out'}")
+            for (one, other), height in made.barriers.items():
+                print(f"loss barrier between {one} and {other}: {height:.4f}")
+            print(f"soup of {len(made.chosen)}: {score_text(made.test)} (test)")
+
+
 def report(options: argparse.Namespace) -> None:
     runs = [read_run(run) for run in options.runs]
     if options.curves is not None:
@@ -112,6 +126,13 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("ensemble", help="score the mean prediction of finished runs' models")
     command.add_argument("arguments", nargs="+", metavar="RUN ... [key.path=value ...]")
     command.set_defaults(command=ensemble)
+
+    command = commands.add_parser("soup", help="average the weights of finished runs that started from one point")
+    command.add_argument("arguments", nargs="+", metavar="RUN ... [key.path=value ...]")
+    command.add_argument("--recipe", default="greedy", metavar="uniform|top:N|greedy", help="by default greedy")
+    command.add_argument("--update-bn", action="store_true", help="measure batch-norm's statistics of mixtures anew")
+    command.add_argument("--out", type=Path, metavar="DIR", help="save the soup, as a run's folder")
+    command.set_defaults(command=soup)
 
     command = commands.add_parser("report", help="a table of runs' scores")
     command.add_argument("runs", nargs="+", type=Path)
