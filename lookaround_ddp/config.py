@@ -24,13 +24,13 @@ Augmentation = str | dict[str, dict[str, Any]]  # hflip, "crop+hflip", my.module
 
 class ModelConfig(Section):
     name: str = "resnet8"
-    """resnet8 | 14 | 20 (small images), resnet18 | 34 | 50 | 101 | 152 (CIFAR size), or timm:NAME."""
+    """resnet8 | 14 | 20 (small images), resnet18 | 34 | 50 | 101 | 152, resnext50, vgg19 (CIFAR size), or timm:NAME."""
     pretrained: bool | str = False
     """True for timm's weights, or the path of a state dict; a head of another size is made anew."""
     width: int = Field(16, ge=1)
     """Channels of the first stage of resnet8, 14 and 20."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Probability of dropping a feature before the head."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Probability of dropping a feature before the head; by default the network's own: 0.5 in vgg19, else 0."""
     seed: int | None = Field(None, ge=0)
     """Draws the initial weights; by default the run's. Runs that share it can be averaged afterwards (a soup)."""
     options: dict[str, Any] = {}
@@ -38,7 +38,7 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "imagefolder"] = "digits"
+    name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "stanford_cars", "imagefolder"] = "digits"
     root: str = "data"
     download: bool = False
     batch_size: int = Field(128, ge=1)
@@ -50,7 +50,7 @@ class DataConfig(Section):
     drop_last: bool = False
     """Leave out the last, smaller batch of an epoch."""
     size: int | None = Field(None, ge=1)
-    """Side of the square images that the network sees; by default the dataset's own (imagefolder: 224)."""
+    """Side of the square images that the network sees; by default the dataset's own (photographs: 224)."""
     train_images: int | None = Field(None, ge=1)
     """Train on so many images, drawn with the seed; by default all."""
     validation: int = Field(0, ge=0)
@@ -59,7 +59,7 @@ class DataConfig(Section):
     """Draws train_images and the held-out ones; by default the run's seed. Soups select by what no run trained on."""
     mean: ListOf[float] | None = None
     std: ListOf[float] | None = None
-    """Per channel, in [0, 1] pixel values; by default the dataset's own (imagefolder: ImageNet's)."""
+    """Per channel, in [0, 1] pixel values; by default the dataset's own (photographs: ImageNet's)."""
 
 
 class AugmentConfig(Section):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 from torchvision import transforms as T
 from torchvision.transforms import functional as F
 
@@ -239,3 +240,30 @@ def test_image_folders_of_any_size(tmp_path: Path) -> None:
     (tmp_path / "val" / "dog").rename(tmp_path / "val" / "wolf")
     with pytest.raises(UserError, match="train and val have different classes, such as 'dog'"):
         open_dataset(DataConfig(name="imagefolder", root=str(tmp_path)), seed=0)
+
+
+def test_stanford_cars_from_the_folder_that_torchvision_reads(tmp_path: Path) -> None:
+    """Annotations are Matlab structures whose classes begin at 1."""
+    folder = tmp_path / "stanford_cars"
+    for split, file, classes in (
+        ("train", "devkit/cars_train_annos.mat", (3, 196, 1)),
+        ("test", "cars_test_annos_withlabels.mat", (2, 7)),
+    ):
+        (folder / f"cars_{split}").mkdir(parents=True)
+        (folder / "devkit").mkdir(exist_ok=True)
+        rows = np.zeros(len(classes), dtype=[("class", "O"), ("fname", "O")])
+        for number, label in enumerate(classes):
+            Image.new("RGB", (60 + number, 40), (10 * number, 0, 0)).save(folder / f"cars_{split}" / f"{number}.png")
+            rows[number] = (label, f"{number}.png")
+        savemat(folder / file, {"annotations": rows})
+    savemat(folder / "devkit" / "cars_meta.mat", {"class_names": np.array(["a", "b"], dtype=object)})
+    data = open_dataset(DataConfig(name="stanford_cars", root=str(tmp_path)), seed=0)
+    assert (list(data.train.labels), list(data.test.labels)) == ([2, 195, 0], [1, 6])
+    assert (data.classes, data.channels, data.size) == (196, 3, 224)
+    assert data.train.image(2).getpixel((0, 0)) == (20, 0, 0)
+    assert evaluation_transform(data)(data.test.image(1)).shape == (3, 224, 224)
+    (folder / "devkit" / "cars_meta.mat").unlink()
+    with pytest.raises(UserError, match=r"no Stanford Cars in .*/stanford_cars \(.*cars_meta.mat.*: it holds"):
+        open_dataset(DataConfig(name="stanford_cars", root=str(tmp_path)), seed=0)
+    with pytest.raises(UserError, match="cannot be downloaded any more"):
+        open_dataset(DataConfig(name="stanford_cars", root=str(tmp_path), download=True), seed=0)

@@ -12,17 +12,54 @@ from torch import nn
 
 from lookaround_ddp.config import ModelConfig, OptimizerConfig, UserError
 from lookaround_ddp.models import compensate_norm_momentum, create_model
+from lookaround_ddp.models.resnet import GroupedBottleneck
 from lookaround_ddp.optim import create_optimizer, set_learning_rate
 
+PUBLISHED = {  # millions of parameters for 100 classes, from the paper's Table 12
+    "resnet18": 11.22,
+    "resnet50": 23.71,
+    "resnet101": 42.70,
+    "resnet152": 58.34,
+    "resnext50": 14.79,
+    "vgg19": 39.33,
+}
 
-# The paper's Table 12 gives 11.22, 23.71, 42.70 and 58.34 million for 100 classes
-@pytest.mark.parametrize(
-    ("name", "millions"), [("resnet18", 11.22), ("resnet50", 23.71), ("resnet101", 42.70), ("resnet152", 58.34)]
-)
-def test_parameter_counts_of_the_cifar_resnets(name: str, millions: float) -> None:
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameter_counts_of_the_cifar_networks(name: str) -> None:
     with torch.device("meta"):
         model = create_model(ModelConfig(name=name), num_classes=100)
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == PUBLISHED[name]
+
+
+def test_vgg_for_small_images() -> None:
+    """16 convolutions and 3 linear layers; at 32 px one pixel is left, at 28 and 40 px it is rounded up and pooled."""
+    model = create_model(ModelConfig(name="vgg19"), num_classes=10, in_chans=1).eval()
+    assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == 16
+    linear = [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
+    assert linear == [(512, 4096), (4096, 4096), (4096, 10)]
+    for side, left in ((32, 1), (28, 1), (40, 2)):
+        assert model.features(torch.zeros(1, 1, side, side)).shape == (1, 512, left, left)
+        assert model(torch.zeros(1, 1, side, side)).shape == (1, 10)
+    for dropout, expected in ((None, 0.5), (0.0, 0.0), (0.2, 0.2)):
+        other = create_model(ModelConfig(name="vgg19", dropout=dropout), num_classes=10)
+        assert [m.p for m in other.modules() if isinstance(m, nn.Dropout)] == [expected, expected]
+
+
+def test_a_grouped_block_is_32_paths_that_see_their_own_slice() -> None:
+    """Fig. 3a of the ResNeXt paper, summed path by path; the paths end in one 1x1 convolution, as sums may."""
+    torch.manual_seed(0)
+    block = GroupedBottleneck(64, 64, stride=2).double().eval()
+    x = torch.randn(2, 64, 8, 8, dtype=torch.float64)
+    out = torch.zeros(2, 256, 4, 4, dtype=torch.float64)
+    for path in range(32):
+        own, wide = slice(2 * path, 2 * path + 2), slice(4 * path, 4 * path + 4)
+        y = torch.einsum("ncij,oc->noij", x[:, own], block.conv1.weight[wide, :, 0, 0])
+        y = torch.relu(y / (1 + 1e-5) ** 0.5)  # batch-norm as it is made: mean 0, variance 1
+        y = torch.relu(nn.functional.conv2d(y, block.conv2.weight[wide], stride=2, padding=1) / (1 + 1e-5) ** 0.5)
+        out += torch.einsum("ncij,oc->noij", y, block.conv3.weight[:, wide, 0, 0])
+    expected = torch.relu(out / (1 + 1e-5) ** 0.5 + block.shortcut(x))
+    torch.testing.assert_close(block(x), expected)
 
 
 @pytest.mark.parametrize(("name", "depth"), [("resnet8", 8), ("resnet14", 14), ("resnet20", 20)])

@@ -1,4 +1,4 @@
-"""Labelled images by name: digits, Fashion-MNIST, CIFAR-10 and -100, folders of images."""
+"""Labelled images by name: digits, Fashion-MNIST, CIFAR-10 and -100, Stanford Cars, folders of images."""
 
 from __future__ import annotations
 
@@ -180,8 +180,34 @@ def _imagefolder(config: DataConfig) -> Dataset:
         differing = sorted(classes[0] ^ classes[1])[0]
         raise UserError(f"{config.root}: train and val have different classes, such as {differing!r}")
     train, val = (Files([path for path, _ in folder.samples], folder.targets) for folder in folders)
+    return _photographs(train, val, len(classes[0]))
+
+
+def _stanford_cars(config: DataConfig) -> Dataset:
+    """196 models of cars, 8,144 photographs to train and 8,041 to test, in torchvision's folder `stanford_cars`."""
+    if config.download:
+        raise UserError(
+            "stanford_cars cannot be downloaded any more: its source is gone; data.root=DIR says where it is"
+        )
+    splits = []
+    for name in ("train", "test"):
+        try:
+            split = torchvision.datasets.StanfordCars(config.root, split=name)
+        except (RuntimeError, OSError) as error:
+            raise UserError(
+                f"no Stanford Cars in {Path(config.root).resolve()}/stanford_cars ({error}): it holds cars_train/, "
+                "cars_test/, cars_test_annos_withlabels.mat and devkit/"
+            ) from None
+        paths, labels = zip(*split._samples, strict=True)  # the class offers paths nowhere else
+        splits.append(Files(paths, labels))
+    train, test = splits
+    return _photographs(train, test, 196)
+
+
+def _photographs(train: Files, test: Files, classes: int) -> Dataset:
+    """At 224 px, normalized and augmented as ImageNet usually is."""
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return Dataset(train, val, len(classes[0]), 3, 224, None, mean, std, AutoAugmentPolicy.IMAGENET)
+    return Dataset(train, test, classes, 3, 224, None, mean, std, AutoAugmentPolicy.IMAGENET)
 
 
 OPENERS = {
@@ -189,6 +215,7 @@ OPENERS = {
     "fashion_mnist": _fashion_mnist,
     "cifar10": _cifar10,
     "cifar100": _cifar100,
+    "stanford_cars": _stanford_cars,
     "imagefolder": _imagefolder,
 }
 

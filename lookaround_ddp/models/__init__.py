@@ -1,9 +1,9 @@
-"""Networks by name: CIFAR-size ResNets of our own, any timm model, and their starting weights."""
+"""Networks by name: CIFAR-size ones of our own, any timm model, and their starting weights."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,22 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lookaround_ddp.config import ModelConfig, UserError
-from lookaround_ddp.models.resnet import BasicBlock, Bottleneck, ResNet
+from lookaround_ddp.models.resnet import BasicBlock, Bottleneck, GroupedBottleneck, ResNet
+from lookaround_ddp.models.vgg import VGG
 
-SMALL = {
+SMALL: dict[str, Callable[..., nn.Module]] = {
     "resnet8": partial(ResNet, BasicBlock, (1, 1, 1)),
     "resnet14": partial(ResNet, BasicBlock, (2, 2, 2)),
     "resnet20": partial(ResNet, BasicBlock, (3, 3, 3)),
 }
-CIFAR = {
+CIFAR: dict[str, Callable[..., nn.Module]] = {
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2), 64),
     "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3), 64),
     "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3), 64),
     "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3), 64),
     "resnet152": partial(ResNet, Bottleneck, (3, 8, 36, 3), 64),
+    "resnext50": partial(ResNet, GroupedBottleneck, (3, 4, 6, 3), 64),
+    "vgg19": partial(VGG, (2, 2, 4, 4, 4)),
 }
 
 
@@ -40,10 +43,11 @@ def create_model(config: ModelConfig, num_classes: int, in_chans: int = 3) -> nn
         return _timm_model(config, num_classes, in_chans)
     if config.options:
         raise UserError(f"model.options are for timm's models; {config.name} takes width and dropout")
+    options = {} if config.dropout is None else {"dropout": config.dropout}
     if config.name in SMALL:
-        model = SMALL[config.name](config.width, num_classes, in_chans, config.dropout)
+        model = SMALL[config.name](config.width, num_classes, in_chans, **options)
     elif config.name in CIFAR:
-        model = CIFAR[config.name](num_classes, in_chans, config.dropout)
+        model = CIFAR[config.name](num_classes, in_chans, **options)
     else:
         raise UserError(
             f"unknown model {config.name!r}: {_nearest(config.name, [*SMALL, *CIFAR])} Any timm model is timm:NAME"
@@ -131,7 +135,7 @@ def _timm_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Modu
     if not timm.is_model(name.partition(".")[0]):
         raise UserError(f"timm has no model {name!r}: {_nearest(name, timm.list_models())}")
     arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **config.options}
-    if config.dropout:
+    if config.dropout is not None:
         arguments["drop_rate"] = config.dropout
     if isinstance(config.pretrained, str):
         if not Path(config.pretrained).is_file():
