@@ -10,16 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from lookaround_ddp.config import UserError
 from lookaround_ddp.config_file import load_config
 from lookaround_ddp.distributed import join
 from lookaround_ddp.finished import evaluate_ensemble, evaluate_run, run_config
 from lookaround_ddp.record import score_text
 from lookaround_ddp.report.curves import draw_curves
-from lookaround_ddp.report.runs import read_run
-from lookaround_ddp.report.table import results_table
+from lookaround_ddp.report.paper import paper_table
+from lookaround_ddp.report.runs import grouped, read_run
+from lookaround_ddp.report.table import results_table, show
 from lookaround_ddp.soup import cook
 from lookaround_ddp.train import fit
 
@@ -38,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except FloatingPointError as error:
         _say_once(f"stopped: {error}")
         sys.exit(NOT_FINITE)
+    except BrokenPipeError:  # of `| head`; Python would complain once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":  # a terminal's Ctrl-C reaches every rank
             print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
@@ -53,8 +54,8 @@ def train(options: argparse.Namespace) -> None:
         fit(config, world)
         if world.main:
             run = read_run(Path(config.out))
-            draw_curves([run], Path(config.out) / "curves.png")
-            Console().print(results_table([run]))
+            draw_curves(grouped([run]), Path(config.out) / "curves.png")
+            show(results_table(grouped([run])))
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -88,10 +89,15 @@ def soup(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    runs = [read_run(run) for run in options.runs]
-    if options.curves is not None:
-        draw_curves(runs, options.curves)
-    Console().print(results_table(runs))
+    groups = grouped([read_run(run) for run in options.runs])
+    if options.curves is not None and groups:
+        draw_curves(groups, options.curves)
+    if options.table is None:
+        show(results_table(groups, options.brief))
+        return
+    table, others = paper_table(options.table, groups)
+    show(table)
+    print(*others, sep="\n", end="\n" if others else "")
 
 
 def bench(options: argparse.Namespace) -> None:
@@ -134,8 +140,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, metavar="DIR", help="save the soup, as a run's folder")
     command.set_defaults(command=soup)
 
-    command = commands.add_parser("report", help="a table of runs' scores")
-    command.add_argument("runs", nargs="+", type=Path)
+    command = commands.add_parser("report", help="a table of runs' scores; runs that differ in seeds are one row")
+    command.add_argument("runs", nargs="*", type=Path, metavar="RUN")
+    command.add_argument("--brief", action="store_true", help="of each run only what its method is judged by")
+    command.add_argument("--table", metavar="NAME", help="a table of the paper, by name or number, beside these runs")
     command.add_argument("--curves", type=Path, metavar="PNG", help="also draw their curves into this file")
     command.set_defaults(command=report)
 

@@ -232,8 +232,9 @@ def test_the_best_epoch(
         "selected_top1": (validation or test)[best - 1],
         "mean": {"top1": test[best - 1], "top5": 99.0, "nll": 1.0},
     }
-    rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in job.said().splitlines() if "│" in line}
-    assert rows["mean model"] == f"{test[-1]:.2f}"
+    table = [line.split("|") for line in job.said().splitlines() if line.startswith("|")]
+    rows = {cells[1].strip(): cells[2].strip() for cells in table}
+    assert rows["**mean model**"] == f"**{test[-1]:.2f}**"
     named = f"best epoch, {best}, by {selected_by} set"
     assert {name: top1 for name, top1 in rows.items() if name.startswith("best")} == (
         {named: f"{test[best - 1]:.2f}"} if best < 4 else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import warnings
@@ -14,13 +13,12 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from rich.console import Console
 
 from lookaround_ddp.cli import main
 from lookaround_ddp.config import UserError
 from lookaround_ddp.report.curves import draw_curves
-from lookaround_ddp.report.runs import read_run
-from lookaround_ddp.report.table import results_table
+from lookaround_ddp.report.runs import Group, grouped, read_run, shipped
+from lookaround_ddp.report.table import results_table, show
 
 LOOKAROUND, SINGLE = "quickstart-lookaround", "quickstart-single"  # as launch/quickstart.sh names them
 THREE, ONE = "[[crop], [rotation], [perspective]]", "[[crop, rotation, perspective]]"
@@ -69,15 +67,21 @@ def single(tmp_path: Path) -> Path:
     return write_run(tmp_path / SINGLE, ONE, lines, mean=lines[2]["mean"], best=best, seconds=1234.4)
 
 
-def rendered(*runs: Path, width: int = 100) -> list[str]:
-    file = io.StringIO()
-    Console(file=file, width=width).print(results_table([read_run(run) for run in runs]))
-    return file.getvalue().splitlines()
+def groups(*runs: Path) -> list[Group]:
+    return grouped([read_run(run) for run in runs])
 
 
-def rows(*runs: Path, width: int = 100) -> list[list[str]]:
-    """The cells below the heading."""
-    return [[c.strip() for c in line.split("│")[1:-1]] for line in rendered(*runs, width=width) if line[0] == "│"]
+def rows(capsys: pytest.CaptureFixture[str], *runs: Path, brief: bool = False) -> list[list[str]]:
+    """The cells below the heading, as a reader of Markdown splits them."""
+    show(results_table(groups(*runs), brief))
+    return markdown(capsys.readouterr().out)[2:]
+
+
+def markdown(text: str) -> list[list[str]]:
+    lines = text.splitlines()
+    assert all(line.startswith("|") and line.endswith("|") for line in lines)
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, path: Path, *runs: Path) -> list[Axes]:
@@ -91,7 +95,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, path: Path, *runs: Path) -> list[Axes
     monkeypatch.setattr(Figure, "savefig", kept)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a user would see it
-        draw_curves([read_run(run) for run in runs], path)
+        draw_curves(groups(*runs), path)
     return figures[0].axes
 
 
@@ -113,69 +117,115 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return said.err
 
 
-def test_table_of_a_run_and_its_baseline(lookaround: Path, single: Path) -> None:
-    assert rows(lookaround, single) == [
-        [LOOKAROUND, "", "", "", ""],
-        ["replica 0: crop", "93.85", "99.70", "1.0000", ""],
-        ["replica 1: rotation", "95.24", "99.87", "0.1685", ""],
-        ["replica 2: perspective", "98.10", "-", "1.0000", ""],
-        ["mean model", "96.49", "99.75", "0.1235", "42"],
-        [SINGLE, "", "", "", ""],
-        ["single network: crop, rotation, perspective", "95.10", "99.40", "1.0000", "1234"],
-        ["best epoch, 15, by test set", "95.60", "99.50", "0.2000", ""],
+HEADING = ["network", "top-1 %", "top-5 %", "NLL", "n", "seconds"]
+
+
+def test_table_of_a_run_and_its_baseline(lookaround: Path, single: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a run is judged by is bold, and has its seconds."""
+    assert rows(capsys, lookaround, single) == [
+        [f"`{LOOKAROUND}`", "", "", "", "", ""],
+        ["replica 0: crop", "93.85", "99.70", "1.0000", "1", ""],
+        ["replica 1: rotation", "95.24", "99.87", "0.1685", "1", ""],
+        ["replica 2: perspective", "98.10", "-", "1.0000", "1", ""],
+        ["**mean model**", "**96.49**", "**99.75**", "**0.1235**", "**1**", "**42**"],
+        [f"`{SINGLE}`", "", "", "", "", ""],
+        [
+            "**single network: crop, rotation, perspective**",
+            *("**95.10**", "**99.40**", "**1.0000**", "**1**", "**1234**"),
+        ],
+        ["best epoch, 15, by test set", "95.60", "99.50", "0.2000", "1", ""],
     ]
-    title, _, heading = rendered(lookaround, single)[:3]
-    assert title.strip() == "Test set, last epoch"
-    assert [each.strip() for each in heading.split("┃")[1:-1]] == ["network", "top-1 %", "top-5 %", "NLL", "seconds"]
+    assert rows(capsys, lookaround, single, brief=True) == [
+        [f"`{LOOKAROUND}`: mean model", "96.49", "99.75", "0.1235", "1", "42"],
+        [f"`{SINGLE}`: single network", "95.10", "99.40", "1.0000", "1", "1234"],
+    ]
 
 
-def test_table_fits_in_80_columns(lookaround: Path, single: Path) -> None:
-    """One name needs a second line; every figure is whole, on its row's first line."""
-    lines = rendered(lookaround, single, width=80)
-    assert max(map(len, lines)) <= 80
-    assert not any("…" in line for line in lines)
-    narrow = rows(lookaround, single, width=80)
-    assert narrow.pop(7) == ["perspective", "", "", "", ""]
-    assert any(line.startswith("│   perspective ") for line in lines)  # below its name, not below the run's
-    narrow[6][0] += " perspective"
-    assert narrow == rows(lookaround, single)
+def test_seeds_are_one_row_with_their_mean_and_standard_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """90, 92 and 97: mean 93, deviations -3, -1 and 4, standard error sqrt(26 / 2 / 3) = 2.0817. Others stay apart."""
+    for seed, top1 in enumerate((90, 92, 97)):
+        run = write_run(tmp_path / f"sgdm-s{seed}", ONE, mean=score(top1, nll=0.5), seconds=10 * seed)
+        (run / "config.yaml").write_text(f"out: elsewhere\nreplicas: {ONE}\nseed: {seed}\n")
+    other = write_run(tmp_path / "sgdm-s9", ONE, mean=score(50), seconds=1)
+    (other / "config.yaml").write_text(f"replicas: {ONE}\nseed: 9\nepochs: 21\n")
+    begun = write_run(tmp_path / "sgdm-s3", ONE)
+    (begun / "config.yaml").write_text(f"replicas: {ONE}\nseed: 3\n")
+    assert rows(capsys, *sorted(tmp_path.glob("sgdm-s*")), brief=True) == [
+        ["`sgdm`: single network", "93.00 ± 2.08", "-", "0.5000 ± 0.0000", "3", "10"],
+        ["`sgdm-s3`: not finished", *"-----"],
+        ["`sgdm-s9`: single network", "50.00", "-", "1.0000", "1", "1"],
+    ]
 
 
-def test_table_of_replicas_that_were_never_averaged(tmp_path: Path) -> None:
-    """There is no mean model: the last row of a run has its seconds."""
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a-s1", "a-s2"], "a"),
+        (["a-s10", "a-s11"], "a"),
+        (["resnet8-seed=0", "resnet8-seed=1"], "resnet8"),
+        (["resnet8", "resnet8b"], "resnet8"),
+        (["one", "two"], "one"),
+        (["0", "1"], "0"),
+    ],
+)
+def test_the_name_of_a_group(tmp_path: Path, names: list[str], expected: str) -> None:
+    for seed, name in enumerate(names):
+        (write_run(tmp_path / name, ONE) / "config.yaml").write_text(f"seed: {seed}\n")
+    (group,) = groups(*(tmp_path / name for name in names))
+    assert (group.name, [run.name for run in group.runs]) == (expected, names)
+
+
+def test_table_of_an_ensemble_and_of_averages_along_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scores = [score(50, 90), score(60, 91), score(70, 92)]
     own = "[[crop+hflip], [{rotation: {degrees: 30}}], [none]]"
-    ensemble = write_run(tmp_path / "ensemble", own, replicas=scores, seconds=7)
-    alone = write_run(tmp_path / "alone", "[[hflip]]", replicas=[score(55.5, 80)], seconds=3)
-    assert rows(ensemble, alone) == [
-        ["ensemble", "", "", "", ""],
-        ["replica 0: crop+hflip", "50.00", "90.00", "1.0000", ""],
-        ["replica 1: rotation", "60.00", "91.00", "1.0000", ""],
-        ["replica 2: none", "70.00", "92.00", "1.0000", "7"],
-        ["alone", "", "", "", ""],
-        ["single network: hflip", "55.50", "80.00", "1.0000", "3"],
+    mixed = {"logits": score(75, 95), "probabilities": score(74, 94)}
+    ensemble = write_run(tmp_path / "ensemble", own, replicas=scores, ensemble=mixed, seconds=7)
+    swa = write_run(tmp_path / "swa", "[[hflip]]", mean=score(40, 80), trajectory=score(55.5, 80), seconds=3)
+    for run, line in ((ensemble, "average: {k: never}"), (swa, "trajectory: {name: swa}")):
+        with (run / "config.yaml").open("a") as file:
+            file.write(line)
+    assert rows(capsys, ensemble, swa) == [
+        ["`ensemble`", "", "", "", "", ""],
+        ["replica 0: crop+hflip", "50.00", "90.00", "1.0000", "1", ""],
+        ["replica 1: rotation", "60.00", "91.00", "1.0000", "1", ""],
+        ["replica 2: none", "70.00", "92.00", "1.0000", "1", ""],
+        ["**ensemble, mean of logits**", "**75.00**", "**95.00**", "**1.0000**", "**1**", "**7**"],
+        ["ensemble, mean of probabilities", "74.00", "94.00", "1.0000", "1", ""],
+        ["`swa`", "", "", "", "", ""],
+        ["single network: hflip", "40.00", "80.00", "1.0000", "1", ""],
+        ["**average along time (swa)**", "**55.50**", "**80.00**", "**1.0000**", "**1**", "**3**"],
     ]
 
 
-def test_a_run_that_has_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_has_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its last line may be half written. There may be no evaluation yet, or no line at all."""
     run = write_run(tmp_path / "begun", THREE, [training(1, 2.5, 2.25, 2.0)])
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 16, "epo')
     fresh = write_run(tmp_path / "fresh", THREE)
     (fresh / "metrics.jsonl").unlink()
-    assert rows(run, fresh) == [["begun: not finished", *"----"], ["fresh: not finished", *"----"]]
+    assert [shipped(each) for group in groups(run, fresh) for each in group.runs] == [None, None]
+    assert rows(capsys, run) + rows(capsys, fresh) == [
+        ["`begun`: not finished", *"-----"],
+        ["`fresh`: not finished", *"-----"],
+    ]
     loss, accuracy = drawn(monkeypatch, tmp_path / "curves.png", run)
     names = ["replica 0: crop", "replica 1: rotation", "replica 2: perspective"]
     assert curves(loss) == dict(zip(names, ([(1, 2.5)], [(1, 2.25)], [(1, 2.0)]), strict=True))
     assert curves(accuracy) == {}
 
 
-@pytest.mark.parametrize("name", ["2024", "[k=5]", "a[bold]"])
-def test_any_folder_name_is_shown_as_it_is(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["2024", "[k=5]", "a[bold]", "a|b"])
+def test_any_folder_name_is_shown_as_it_is(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_run(tmp_path / name, ONE, mean=score(90, 99), seconds=1)
     monkeypatch.chdir(tmp_path)
-    assert rows(Path(name))[0] == [name, "", "", "", ""]
+    assert rows(capsys, Path(name))[0][0].replace("\\|", "|") == f"`{name}`"
 
 
 DAMAGE = ['metrics.jsonl:{"loss": [1\n{"loss": [2]}\n', 'result.json:{"mean": 9', "result.json:\udcff"]
@@ -229,13 +279,54 @@ def test_one_run_needs_no_name_in_its_legend(tmp_path: Path, monkeypatch: pytest
     assert curves(accuracy) == {"single network": [(10, 40), (20, 60)]}
 
 
+def test_of_seeds_the_mean_and_their_band_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accuracies 40 and 60 at epoch 10, 70 and 80 at 20; one of them alone has epoch 15. A star ends in an average."""
+    for seed, tops in enumerate(((40, 70), (60, 80))):
+        lines = [training(10, 2 - seed), evaluation(10, mean=score(tops[0])), evaluation(20, mean=score(tops[1]))]
+        lines += [evaluation(15, mean=score(1))] if seed else []
+        final = {"mean": score(tops[1]), "trajectory": score(90 + seed)}
+        run = write_run(tmp_path / f"swa-s{seed}", ONE, lines, **final, seconds=1)
+        (run / "config.yaml").write_text(f"replicas: {ONE}\nseed: {seed}\ntrajectory: {{name: swa}}\n")
+    loss, accuracy = drawn(monkeypatch, tmp_path / "c.png", *tmp_path.glob("swa-s*"))
+    assert curves(loss) == {"single network: crop, rotation, perspective": [(10, 1.5)]}
+    assert curves(accuracy) == {"single network": [(10, 50), (20, 75)], "average along time (swa)": [(20, 90.5)]}
+    (band,) = accuracy.collections
+    assert {tuple(point) for point in band.get_paths()[0].vertices} == {(10, 40), (10, 60), (20, 70), (20, 80)}
+
+
+def test_of_many_groups_what_they_are_judged_by_is_drawn(
+    lookaround: Path, single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is the mean over the replicas. The legend is beside the axes."""
+    mixed = {"logits": score(75, 95), "probabilities": score(74, 94)}
+    lines = [training(20, 1, 2, 6), evaluation(20, replicas=[score(50)] * 3, ensemble=mixed)]
+    run = write_run(tmp_path / "ensemble", THREE, lines, replicas=[score(50)] * 3, ensemble=mixed, seconds=7)
+    (run / "config.yaml").write_text(f"replicas: {THREE}\naverage: {{k: never}}\n")
+    loss, accuracy = drawn(monkeypatch, tmp_path / "c.png", lookaround, single, run)
+    points = [[line.get_label(), *map(tuple, line.get_xydata())] for line in (*loss.lines, *accuracy.lines)]
+    assert points == [
+        [LOOKAROUND, (6.25, 1.5), (12.5, 0.5)],
+        [SINGLE, (20, 0.0625)],
+        ["ensemble", (20, 3)],
+        [LOOKAROUND, (10, 88.5), (20, 96.487)],
+        [SINGLE, (15, 95.6), (20, 95.1)],
+        ["ensemble", (20, 75)],
+    ]
+
+
 def test_report_prints_the_table_and_draws(
     lookaround: Path, single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+    """In a narrow terminal, too, each row is one line."""
+    monkeypatch.setenv("COLUMNS", "40")
     main(["report", str(lookaround), str(single), "--curves", str(tmp_path / "both.png")])
-    assert capsys.readouterr().out.splitlines() == rendered(lookaround, single, width=80)
+    printed = markdown(capsys.readouterr().out)
+    assert printed[0] == HEADING
+    assert set("".join(printed[1])) == {"-"}
+    assert printed[2:] == rows(capsys, lookaround, single)
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+    main(["report", "--brief", str(lookaround)])
+    assert markdown(capsys.readouterr().out)[2:] == rows(capsys, lookaround, brief=True)
 
 
 def test_what_cannot_be_reported(lookaround: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,72 +2,143 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 from lookaround_ddp.config import UserError
-from lookaround_ddp.report.runs import RunRecord
+from lookaround_ddp.report.runs import Group, RunRecord, shipped
 from lookaround_ddp.report.table import augmentation_name
 
-MEAN = "black"
+MEAN, SINGLE = "black", "C7"
+DETAILED = 2  # so many groups have a curve for each replica; of more, one each for what they ship
+
+Curve = list[tuple[float, float]]  # (epoch, value)
 
 
-def draw_curves(runs: Sequence[RunRecord], path: Path) -> None:
-    """Training loss of each replica, and test accuracy of replicas and mean model, by epoch.
+def draw_curves(groups: Sequence[Group], path: Path) -> None:
+    """Training loss, and test accuracy of what each method is judged by, by epoch; of one or two also each replica's.
+
+    Of several seeds: their mean, and a band from the lowest to the highest. A star is the final score of an
+    average along time, or of an ensemble that exists at the end alone.
 
     Raises:
         UserError: the file cannot be written, or its suffix names no format.
     """
     from matplotlib.figure import Figure  # takes seconds to import, and only rank 0 draws
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    detailed = len(groups) <= DETAILED
+    figure = Figure(figsize=(11 if detailed else 14, 4.2), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
-    for number, run in enumerate(runs):
-        _draw(run, loss, accuracy, dashed=number > 0, prefix=f"{run.name}: " if len(runs) > 1 else "")
+    for number, group in enumerate(groups):
+        if detailed:
+            prefix = f"{_titled(group)}: " if len(groups) > 1 else ""
+            _draw_replicas(group, loss, accuracy, "--" if number else "-", prefix)
+        else:
+            _draw_judged(group, loss, accuracy, f"C{number % 10}", "-" if number < 10 else "--")
     loss.set(xlabel="epoch", ylabel="training loss (cross-entropy)", title="training loss")
     accuracy.set(xlabel="epoch", ylabel="top-1 (%)", title="test accuracy")
-    tops = [line["mean"]["top1"] for run in runs for line in run.lines if "mean" in line]
+    tops = [y for group in groups for run in _drawn(group) for _, y in _judged(run)]
     if tops:  # the first epochs may be cut off below
         middle, highest = sorted(tops)[len(tops) // 2], max(max(curve.get_ydata()) for curve in accuracy.lines)
         accuracy.set_ylim(bottom=max(0.0, middle - 4 * (max(tops) - middle) - 3), top=min(100.0, highest + 1))
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
         axes.locator_params(axis="x", integer=True)
-        if axes.lines:
+        if axes.lines and detailed:
             axes.legend(fontsize=8)
-    figure.suptitle(", ".join(run.name for run in runs))
+    if detailed:
+        figure.suptitle(", ".join(map(_titled, groups)))
+    elif loss.lines:
+        figure.legend(handles=loss.lines, loc="outside right upper", fontsize=8)
+        if any(line.get_marker() == "*" for line in accuracy.lines):
+            figure.supxlabel("* average along time, or ensemble of snapshots, at the end", fontsize=8)
     try:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
         raise UserError(f"curves cannot be drawn into {path}: {error}") from None
 
 
-def _draw(run: RunRecord, loss: Axes, accuracy: Axes, dashed: bool, prefix: str) -> None:
-    style, alone = "--" if dashed else "-", len(run.config.replicas) == 1
-    training = [line for line in run.lines if "loss" in line]
-    scores = [line for line in run.lines if "mean" in line or "replicas" in line]
-    for number, own in enumerate(run.config.replicas):
-        color = "C7" if alone else f"C{number % 10}"
-        network = "single network" if alone else f"replica {number}"
+def _draw_replicas(group: Group, loss: Axes, accuracy: Axes, style: str, prefix: str) -> None:
+    for number, own in enumerate(group.config.replicas):
+        color = SINGLE if group.alone else f"C{number % 10}"
+        network = "single network" if group.alone else f"replica {number}"
         name = f"{prefix}{network}: {', '.join(map(augmentation_name, own))}"
-        loss.plot(
-            [line["epoch"] for line in training],
-            [line["loss"][number] for line in training],
-            style,
-            color=color,
-            lw=1,
-            label=name,
-        )
-        own_scores = [(line["epoch"], line["replicas"][number]["top1"]) for line in scores if line.get("replicas")]
-        if own_scores and not alone:
-            accuracy.plot(*zip(*own_scores, strict=True), style, color=color, lw=1, alpha=0.8, label=name)
-    means = [(line["epoch"], line["mean"]["top1"]) for line in scores if "mean" in line]
-    if alone and not means:  # a single network that was never averaged
-        means = [(line["epoch"], line["replicas"][0]["top1"]) for line in scores]
-    if means:
-        label = f"{prefix}single network" if alone else f"{prefix}mean model"
-        accuracy.plot(*zip(*means, strict=True), style, color="C7" if alone else MEAN, lw=2, label=label)
+        _plot(loss, [_losses(run, number) for run in _drawn(group)], style, name, color=color, lw=1)
+        if not group.alone:
+            curves = [_replica(run, number) for run in group.runs]
+            _plot(accuracy, curves, style, name, color=color, lw=1, alpha=0.8)
+    label = "single network" if group.alone else "ensemble" if group.config.average.k == "never" else "mean model"
+    color = SINGLE if group.alone else MEAN
+    _plot(accuracy, [_judged(run) for run in _drawn(group)], style, f"{prefix}{label}", color=color, lw=2)
+    _star(accuracy, group, prefix, color)
+
+
+def _draw_judged(group: Group, loss: Axes, accuracy: Axes, color: str, style: str) -> None:
+    name = _titled(group)
+    losses = [_mean_loss(run) for run in _drawn(group)]
+    _plot(loss, losses, style, name, color=color, lw=1)
+    _plot(accuracy, [_judged(run) for run in _drawn(group)], style, name, color=color, lw=1.5)
+    _star(accuracy, group, f"{name}: ", color)
+
+
+def _plot(axes: Axes, curves: Sequence[Curve], style: str, label: str, **looks: Any) -> None:
+    """The mean of curves at the epochs that all have, with a band over them if they are several."""
+    values = [dict(curve) for curve in curves if curve]
+    if not values:
+        return
+    epochs = sorted(set.intersection(*(set(value) for value in values)))
+    columns = [[value[epoch] for value in values] for epoch in epochs]
+    axes.plot(epochs, [statistics.fmean(column) for column in columns], style, label=label, **looks)
+    if len(values) > 1:
+        lows, highs = [min(column) for column in columns], [max(column) for column in columns]
+        axes.fill_between(epochs, lows, highs, color=looks["color"], alpha=0.15, lw=0)
+
+
+def _star(accuracy: Axes, group: Group, prefix: str, color: str) -> None:
+    """What a run's method is judged by, where it is nothing that has a curve."""
+    finals = [found for found in map(shipped, group.finished) if found is not None]
+    drawn = "single network", "mean model"
+    if not finals or finals[0][0] in drawn or (group.config.average.k == "never" and not group.alone):
+        return
+    top = statistics.fmean(score["top1"] for _, score in finals)
+    accuracy.plot([group.config.epochs], [top], "*", color=color, ms=10, label=f"{prefix}{finals[0][0]}")
+
+
+def _drawn(group: Group) -> tuple[RunRecord, ...]:
+    """The finished runs, or all while none is: one that has just begun would leave the mean few epochs."""
+    return group.finished or group.runs
+
+
+def _losses(run: RunRecord, number: int) -> Curve:
+    return [(line["epoch"], line["loss"][number]) for line in run.lines if "loss" in line]
+
+
+def _mean_loss(run: RunRecord) -> Curve:
+    return [(line["epoch"], statistics.fmean(line["loss"])) for line in run.lines if "loss" in line]
+
+
+def _replica(run: RunRecord, number: int) -> Curve:
+    return [(line["epoch"], line["replicas"][number]["top1"]) for line in run.lines if line.get("replicas")]
+
+
+def _judged(run: RunRecord) -> Curve:
+    """The accuracy of the mean model, the ensemble, or the single network, while it trained."""
+    curve = []
+    for line in run.lines:
+        if "ensemble" in line:
+            curve.append((line["epoch"], line["ensemble"]["logits"]["top1"]))
+        elif "mean" in line:
+            curve.append((line["epoch"], line["mean"]["top1"]))
+        elif line.get("replicas") and run.alone:  # a single network that was never averaged
+            curve.append((line["epoch"], line["replicas"][0]["top1"]))
+    return curve
+
+
+def _titled(group: Group) -> str:
+    seeds = len(_drawn(group))
+    return group.name if seeds == 1 else f"{group.name} ({seeds} seeds)"

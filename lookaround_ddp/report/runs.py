@@ -1,14 +1,19 @@
-"""Run folders, read for reports."""
+"""Run folders, read for reports, and grouped by what they have in common."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from lookaround_ddp.config import Config, UserError
 from lookaround_ddp.finished import run_config
+
+SEEDS = re.compile(r"[-_./]+(seed|s)?[-_=]?\d*$")  # what is left of names that end in a seed
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,31 @@ class RunRecord:
     config: Config
     lines: list[dict[str, Any]]
     result: dict[str, Any] | None
+
+    @property
+    def alone(self) -> bool:
+        """Whether the run trained a single network."""
+        return len(self.config.replicas) == 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one config that differ in their seeds."""
+
+    name: str
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def config(self) -> Config:
+        return self.runs[0].config
+
+    @property
+    def alone(self) -> bool:
+        return self.runs[0].alone
+
+    @property
+    def finished(self) -> tuple[RunRecord, ...]:
+        return tuple(run for run in self.runs if run.result is not None)
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -31,6 +61,48 @@ def read_run(folder: Path) -> RunRecord:
     except ValueError as error:
         raise UserError(f"the record in {folder} is damaged: {error}") from None
     return RunRecord(folder.resolve().name, config, lines, result)
+
+
+def grouped(runs: Sequence[RunRecord]) -> list[Group]:
+    """Runs whose configs differ in seeds and folders alone, together; in the order of their first ones."""
+    groups: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(without_seeds(run.config), sort_keys=True), []).append(run)
+    return [Group(_name([run.name for run in members]), tuple(members)) for members in groups.values()]
+
+
+def without_seeds(config: Config) -> dict[str, Any]:
+    """What decides a run's weights, but for its seeds."""
+    values = config.identity()
+    del values["seed"], values["data"]["split_seed"], values["model"]["seed"]
+    return values
+
+
+def shipped(run: RunRecord) -> tuple[str, dict[str, float]] | None:
+    """The name and the score of what a finished run's method is to be judged by.
+
+    That is the mean prediction of an ensemble, the average along time, or the mean model.
+    """
+    result = run.result or {}
+    if "ensemble" in result:
+        return "ensemble, mean of logits", result["ensemble"]["logits"]
+    if "trajectory" in result:
+        return f"average along time ({run.config.trajectory.name})", result["trajectory"]
+    if "mean" in result:
+        return "single network" if run.alone else "mean model", result["mean"]
+    if run.alone and result.get("members"):
+        return f"average along time ({run.config.trajectory.name})", result["members"][0]
+    if run.alone and result.get("replicas"):
+        return "single network", result["replicas"][0]
+    return None
+
+
+def _name(names: Sequence[str]) -> str:
+    """A name for runs: what their names have in common, without the seeds' beginning."""
+    if len(names) == 1:
+        return names[0]
+    letters = takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False))
+    return SEEDS.sub("", "".join(column[0] for column in letters)) or names[0]
 
 
 def _text(path: Path) -> str:

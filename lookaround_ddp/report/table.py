@@ -1,61 +1,123 @@
-"""The scores of runs as one table."""
+"""The scores of runs as Markdown tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.padding import Padding
+from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lookaround_ddp.config import Augmentation
-from lookaround_ddp.report.runs import RunRecord
+from lookaround_ddp.report.runs import Group, RunRecord, shipped
+
+Score = Mapping[str, float]
+METRICS = {"top1": 2, "top5": 2, "nll": 4}  # and their decimals
+HEADINGS = ("top-1 %", "top-5 %", "NLL")
 
 
-def results_table(runs: Sequence[RunRecord]) -> Table:
-    """A row for each replica and for the mean model of each run: top-1 in percent, NLL in nats, seconds.
+def results_table(groups: Sequence[Group], brief: bool = False) -> Table:
+    """The test scores of each group of runs at the last epoch: top-1 and top-5 in percent, NLL in nats.
 
-    Figures are the last epoch's. A run's best epoch, if it was an earlier one, has a row of its own that
-    says what it was selected by.
+    A group has rows for its replicas, members, mean model, average along time and ensemble, of which the one
+    that its method is judged by is bold; with `brief` it has that row alone. Several seeds give mean ± standard
+    error and their number, and the mean of their seconds. A single run's best epoch, if it was an earlier one,
+    has a row of its own that says what it was selected by.
     """
-    table = Table(title="Test set, last epoch")
-    for heading in ("network", "top-1 %", "top-5 %", "NLL", "seconds"):
-        table.add_column(heading, justify="left" if heading == "network" else "right")
-    for run in runs:
-        result = run.result
-        if result is None:
-            table.add_row(Text(f"{run.name}: not finished"), *["-"] * 4)
-            continue
-        alone = len(run.config.replicas) == 1
-        table.add_row(Text(run.name), style="italic")
-        replicas = result.get("replicas") or []
-        own = [", ".join(map(augmentation_name, entries)) for entries in run.config.replicas]
-        seconds = f"{result['seconds']:.0f}"
-        for number, score in enumerate([] if alone else replicas):
-            last = number == len(replicas) - 1 and "mean" not in result  # replicas that were never averaged
-            table.add_row(_indented(f"replica {number}: {own[number]}"), *_scores(score), seconds if last else "")
-        score = result.get("mean", replicas[0] if alone and replicas else None)
-        if score is not None:
-            name = f"single network: {own[0]}" if alone else "mean model"
-            table.add_row(_indented(name), *_scores(score), seconds, style="bold")
-        best = result.get("best")
-        if best and best["iteration"] < result["iterations"]:
-            label = f"best epoch, {best['epoch']:.4g}, by {best['selected_by']} set"
-            table.add_row(_indented(label), *_scores(best["mean"]), "", style="dim")
-        table.add_section()
+    table = markdown_table("network", *HEADINGS, "n", "seconds")
+    for group in groups:
+        done = group.finished
+        if not brief and done:
+            table.add_row(plain(f"`{group.name}`"))
+        rows: dict[str, list[Score]] = {}
+        for run in done:
+            for label, score in _rows(run, several=len(done) > 1):
+                rows.setdefault(label, []).append(score)
+        ours = {label for label, _ in filter(None, map(shipped, done))}
+        seconds = f"{statistics.fmean(run.result['seconds'] for run in done if run.result):.0f}" if done else ""
+        for label, scores in rows.items():
+            judged = any(label.partition(":")[0] == each for each in ours)
+            if brief and not judged:
+                continue
+            name = f"`{group.name}`: {label.partition(':')[0]}" if brief else label
+            cells = [name, *score_cells(scores), str(len(scores)), seconds if judged else ""]
+            table.add_row(*(plain(f"**{cell}**" if judged and cell and not brief else cell) for cell in cells))
+        for run in group.runs:
+            if run.result is None:
+                table.add_row(plain(f"`{run.name}`: not finished"), *[plain("-")] * 5)
     return table
+
+
+def markdown_table(*headings: str, text: int = 1) -> Table:
+    """An empty table that is printed as Markdown: the first `text` columns on the left, figures on the right."""
+    table = Table(box=box.MARKDOWN)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number < text else "right", no_wrap=True)
+    return table
+
+
+def show(table: Table) -> None:
+    """Prints a table in whole lines, however narrow the terminal: a wrapped line would be no Markdown."""
+    text = io.StringIO()
+    Console(file=text, width=1000).print(table)
+    print(*(line for line in text.getvalue().splitlines() if line.strip()), sep="\n")
+
+
+def plain(cell: str) -> Text:
+    """A cell that means what it says: a name in [brackets] is no markup, and a bar no end of the cell."""
+    return Text(cell.replace("|", "\\|"))
+
+
+def score_cells(scores: Sequence[Score]) -> list[str]:
+    """Top-1, top-5 and NLL of runs: the value of one, mean ± standard error of several, a dash for none."""
+    return [
+        estimate([score[metric] for score in scores if metric in score], decimals)
+        for metric, decimals in METRICS.items()
+    ]
+
+
+def estimate(values: Sequence[float], decimals: int) -> str:
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.{decimals}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.{decimals}f}"
 
 
 def augmentation_name(entry: Augmentation) -> str:
     return entry if isinstance(entry, str) else "+".join(entry)
 
 
-def _indented(name: str) -> Padding:
-    """Of a row that belongs to the run above it; plain text, since a name in [brackets] is no markup."""
-    return Padding(Text(name), (0, 0, 0, 2))
-
-
-def _scores(score: dict[str, Any]) -> tuple[str, str, str]:
-    top5 = f"{score['top5']:.2f}" if "top5" in score else "-"
-    return f"{score['top1']:.2f}", top5, f"{score['nll']:.4f}"
+def _rows(run: RunRecord, several: bool) -> Iterator[tuple[str, Score]]:
+    """A name and a score for each model that a finished run has left."""
+    result: dict[str, Any] = run.result or {}
+    own = [", ".join(map(augmentation_name, entries)) for entries in run.config.replicas]
+    replicas, members = result.get("replicas") or [], result.get("members") or []
+    along = f"average along time ({run.config.trajectory.name})"
+    if run.alone:
+        score = result.get("mean", replicas[0] if replicas else None)
+        if score is not None:
+            yield f"single network: {own[0]}", score
+    else:
+        for number, score in enumerate(replicas):
+            yield f"replica {number}: {own[number]}", score
+        if "mean" in result:
+            yield "mean model", result["mean"]
+    if "trajectory" in result:
+        yield along, result["trajectory"]
+    if run.alone and members and not run.config.snapshots:  # never averaged, and averaged along time
+        yield along, members[0]
+    else:
+        for number, score in enumerate(members):
+            yield f"{'snapshot' if run.config.snapshots else 'member'} {number}", score
+    for kind, score in result.get("ensemble", {}).items():
+        yield f"ensemble, mean of {kind}", score
+    best = result.get("best")
+    if best and (several or best["iteration"] < result["iterations"]):
+        epoch = "" if several else f", {best['epoch']:.4g}"
+        yield f"best epoch{epoch}, by {best['selected_by']} set", best["mean"]
