@@ -25,17 +25,18 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    expansion = 4
+    expansion, groups, inner = 4, 1, 1  # channels out and inside, as multiples of the width
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(width * self.expansion)
-        self.shortcut = _shortcut(inputs, width * self.expansion, stride)
+        inner, outputs = width * self.inner, width * self.expansion
+        self.conv1 = nn.Conv2d(inputs, inner, 1, groups=self.groups, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, groups=self.groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.shortcut = _shortcut(inputs, outputs, stride)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,31 +45,14 @@ class Bottleneck(nn.Module):
         return self.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
 
 
-class GroupedBottleneck(nn.Module):
-    """ResNeXt's block, 32 x 4d at a width of 64 (Xie et al., arXiv 1611.05431, Fig. 3a): 32 paths of 2-layer nets.
+class GroupedBottleneck(Bottleneck):
+    """ResNeXt's block, 32 x 4d at a width of 64 (Xie et al., arXiv 1611.05431, Fig. 3a): 32 paths side by side.
 
     Each path is a narrow 1x1 convolution of its own slice of the input: the first convolution is grouped like the
     second, as in the paper's ResNeXt50 of 14.79 M parameters (where usual ones, Fig. 3c, let a path see everything).
     """
 
-    expansion, cardinality = 4, 32
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        groups, inner = self.cardinality, 2 * width
-        self.conv1 = nn.Conv2d(inputs, inner, 1, groups=groups, bias=False)
-        self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, groups=groups, bias=False)
-        self.bn2 = nn.BatchNorm2d(inner)
-        self.conv3 = nn.Conv2d(inner, width * self.expansion, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(width * self.expansion)
-        self.shortcut = _shortcut(inputs, width * self.expansion, stride)
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        return self.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
+    groups, inner = 32, 2
 
 
 class ResNet(nn.Module):
@@ -83,7 +67,7 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck] | type[GroupedBottleneck],
+        block: type[BasicBlock] | type[Bottleneck],
         depths: Sequence[int],
         width: int,
         num_classes: int,
