@@ -144,7 +144,7 @@ class Lookaround:
             average_(states, layouts, self.members, exact=self.exact)
         if self.optimizer_state == "reset":
             for optimizer in self.optimizers:
-                optimizer.state.clear()
+                forget(optimizer)
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -272,3 +272,10 @@ class Lookaround:
             raise ValueError(f"optimizer_state is {self.optimizer_state!r}: use 'local', 'average' or 'reset'")
         if self.optimizer_state != "local" and len(self.optimizers) != len(self.models):
             raise ValueError(f"optimizer_state={self.optimizer_state!r} needs `optimizers`, one for each model")
+
+
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Makes an optimizer begin anew: without momenta, and without the step count that some keep in their groups."""
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group.pop("step", None)

@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 Item = TypeVar("Item")
@@ -147,7 +147,7 @@ class TrajectoryConfig(Section):
     """An average along time beside the replicas' mean, of the mean after average steps, and saved beside it."""
     start: float = Field(0, ge=0)
     """Epochs before it begins."""
-    every: int | Literal["epoch"] | None = None
+    every: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = None
     """Iterations between two snapshots (swa, by default an epoch; ema, 1), or two validations (swad, an epoch)."""
     swa_lr: float | None = Field(None, gt=0)
     """swa: the learning rate once it has begun; by default the schedule's."""

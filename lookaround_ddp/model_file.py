@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from lookaround_ddp.checkpoint import sync
+from lookaround_ddp.checkpoint import write_atomically
 from lookaround_ddp.config import ModelConfig, UserError
 from lookaround_ddp.models import create_model
 
@@ -21,12 +20,7 @@ METADATA = "lookaround_ddp"  # one key alone: safetensors writes several in rand
 def save_model(path: Path, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """A state dict as safetensors, with JSON-able metadata; written atomically."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}  # ties become copies
-    temporary = path.with_name(f".writing-{path.name}")
-    save_file(tensors, temporary, metadata={METADATA: json.dumps(metadata, sort_keys=True)})
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    sync(path.parent)
+    write_atomically(path, save(tensors, metadata={METADATA: json.dumps(metadata, sort_keys=True)}))
 
 
 def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

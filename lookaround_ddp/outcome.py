@@ -11,7 +11,6 @@ from torch import nn
 
 from lookaround_ddp.checkpoint import write_atomically
 from lookaround_ddp.config import Config
-from lookaround_ddp.exchange import broadcast_
 from lookaround_ddp.model_file import read_network
 from lookaround_ddp.run import Run, State
 from lookaround_ddp.trajectory import Swad
@@ -84,7 +83,7 @@ def _independent(run: Run) -> State:
     config, models = run.config, [replica.model for replica in run.replicas]
     if run.trajectories:
         _warn_unconverged(run)
-        models = [trajectory.average.model() for trajectory in run.trajectories]
+        models = [run.along_time(trajectory) for trajectory in run.trajectories]
     if _measured_anew(config):
         run.recalibrate(models, apart=True)
     with run.world.together():
@@ -104,8 +103,7 @@ def _along_time(run: Run) -> State:
     if not run.trajectories:
         return {}
     _warn_unconverged(run)
-    model = run.trajectories[0].average.model()
-    broadcast_(list(model.buffers()), run.world.replica_group)  # those that are not averaged are replica 0's
+    model = run.along_time(run.trajectories[0])
     if _measured_anew(run.config):
         run.recalibrate([model] * len(run.replicas))
     run.keep_model(TRAJECTORY, model)

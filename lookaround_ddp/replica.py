@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from lookaround_ddp import seeds
+from lookaround_ddp.averaging import forget
 from lookaround_ddp.config import Config
 from lookaround_ddp.data.augment import Pipeline
 from lookaround_ddp.data.datasets import Dataset
@@ -129,7 +130,7 @@ class Replica:
 
     def restart(self) -> None:
         """What belongs to the optimizer's past is forgotten: the weights are a new starting point."""
-        self.optimizer.state.clear()
+        forget(self.optimizer)
         self.moved()
 
     def moved(self) -> None:

@@ -16,6 +16,7 @@ from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.loader import Iterations, load
 from lookaround_ddp.distributed import World
 from lookaround_ddp.evaluate import make_evaluator
+from lookaround_ddp.exchange import broadcast_
 from lookaround_ddp.losses import Losses
 from lookaround_ddp.model_file import save_model
 from lookaround_ddp.recalibrate import recalibrate
@@ -118,6 +119,7 @@ class Run:
             self.watch.pause()
             assert self.validation is not None
             if independent:
+                self.around.synchronize_shards()
                 scores = self.validation.replicas(replica.model for replica in self.replicas)
                 losses = [scores[number]["nll"] for number in self.world.hosted]
             else:
@@ -131,9 +133,9 @@ class Run:
     def evaluate(self, iteration: int) -> None:
         """Scores of the mean model, and of each replica as it is before the average step, if asked for."""
         self.losses.check()
-        self.around.check_finite(iteration)
         self.watch.pause()
-        self.around.synchronize_shards()
+        self.around.synchronize_shards()  # before the check, so that all ranks find the same
+        self.around.check_finite(iteration)
         scores: State = {}
         with self.shown():
             self._share_single(iteration)
@@ -148,8 +150,8 @@ class Run:
                 scores["replicas"] = self.test.replicas(models)
             if self.config.average.k == "never" and self.world.replicas > 1:
                 scores["ensemble"] = self.test.ensemble_of_replicas(models)
-        if self.config.trajectory.name == "ema" and len(self.trajectories) == 1 and self.trajectories[0].updates:
-            scores["trajectory"] = self.test.shared(self.trajectories[0].average.model())
+        if self.config.trajectory.name == "ema" and self.config.average.k != "never" and self.trajectories[0].updates:
+            scores["trajectory"] = self.test.shared(self.along_time(self.trajectories[0]))
         self.scores = scores
         self._keep_best(iteration)
         self.record.evaluation({"iteration": iteration, "epoch": iteration / self.per_epoch, **scores})
@@ -160,6 +162,7 @@ class Run:
         if not (self.config.snapshots and ends_cycle(self.config.schedule, iteration, self.total)):
             return
         self.watch.pause()
+        self._share_single(iteration)
         cycle = iteration * self.config.schedule.cycles // self.total
         with self.shown(), self.around.averaged() as mean:
             self.recalibrate_mean(mean)
@@ -169,8 +172,9 @@ class Run:
     def save(self, iteration: int, checkpoints: Checkpoints) -> None:
         """A checkpoint of the replicas as they are before the average step of this iteration."""
         self.losses.check()
-        self.around.check_finite(iteration)
         self.watch.pause()
+        self.around.synchronize_shards()
+        self.around.check_finite(iteration)
         self._share_single(iteration)
         state = {
             **self.around.state_dict(),
@@ -188,6 +192,14 @@ class Run:
         }
         checkpoints.save(iteration, mine, state)
         self.watch.go()
+
+    def along_time(self, trajectory: Trajectory) -> nn.Module:
+        """The average along time, the same on all ranks that share it; buffers that are no mean are the first one's."""
+        model = trajectory.average.model()
+        broadcast_(list(model.buffers()), self.world.shard_group)
+        if not trajectory.own:
+            broadcast_(list(model.buffers()), self.world.replica_group)
+        return model
 
     def keep_model(self, name: str, model: nn.Module) -> None:
         """Saves a model that all ranks hold into the run's folder; collective."""

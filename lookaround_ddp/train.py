@@ -135,10 +135,13 @@ def single_phase(config: Config, dataset: Dataset, per_epoch: int) -> Single:
 
 
 def lookaround(config: Config, replicas: list[Replica], per_epoch: int, world: World) -> Lookaround:
+    period = config.average.period(per_epoch)
+    if world.replicas > 1 and period is not None and config.optimizer.lookahead is not None:
+        check_lookahead(config, config.optimizer.lookahead.k, period, per_epoch)
     try:
         return Lookaround(
             [replica.model for replica in replicas],
-            k=config.average.period(per_epoch),
+            k=period,
             start=round(config.average.start * per_epoch),
             group=world.replica_group,
             shards=world.shard_group,
@@ -150,6 +153,18 @@ def lookaround(config: Config, replicas: list[Replica], per_epoch: int, world: W
         )
     except ValueError as error:
         raise UserError(f"average: {error}") from None
+
+
+def check_lookahead(config: Config, k: int, period: int, per_epoch: int) -> None:
+    """Raises UserError unless rounds of so many iterations end where Lookahead's slow and fast weights are the same."""
+    alone = round(config.average.start * per_epoch) if config.average.before_start == "replicas" else 0
+    for own in config.replicas:
+        for updates in (period * len(own), (alone + period) * len(own)):
+            if updates % k:
+                raise UserError(
+                    f"optimizer.lookahead.k is {k} and a round has {updates} updates: the slow weights, which begin "
+                    f"anew with each round, would lose the rest; choose average.k so that {k} divides the updates"
+                )
 
 
 def along_time(config: Config, replicas: list[Replica], per_epoch: int) -> list[Trajectory]:

@@ -7,11 +7,12 @@ from copy import deepcopy
 from typing import Any, Protocol
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lookaround_ddp.config import TrajectoryConfig
+
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 
 class Average(Protocol):
@@ -27,11 +28,11 @@ class Average(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class Swa:
-    """The equal mean of snapshots (Izmailov et al., arXiv 1803.05407, Algorithm 1)."""
+class Averaged:
+    """A running mean that torch keeps: SWA's or an exponential one."""
 
-    def __init__(self, config: TrajectoryConfig, model: nn.Module) -> None:
-        self.average = AveragedModel(model)
+    def __init__(self, average: AveragedModel) -> None:
+        self.average = average
 
     def update(self, model: nn.Module) -> None:
         self.average.update_parameters(model)
@@ -46,32 +47,26 @@ class Swa:
         self.average.load_state_dict(state)
 
 
-class Ema:
+def swa(config: TrajectoryConfig, model: nn.Module) -> Averaged:
+    """The equal mean of snapshots (Izmailov et al., arXiv 1803.05407, Algorithm 1)."""
+    return Averaged(AveragedModel(model))
+
+
+def ema(config: TrajectoryConfig, model: nn.Module) -> Averaged:
     """The exponential mean, average += (1 - decay) (weights - average), of parameters and running statistics.
 
-    It starts at the first weights that it takes in.
+    It starts at the first weights that it takes in. Counts are the last ones.
     """
+    lerp = get_ema_multi_avg_fn(config.decay)
 
-    def __init__(self, config: TrajectoryConfig, model: nn.Module) -> None:
-        self.average = ModelEmaV3(model, decay=config.decay)
-        self.updates = 0
-
-    def update(self, model: nn.Module) -> None:
-        if self.updates == 0:
-            self.average.set(model)
+    def update(averages: Tensors, values: Tensors, count: torch.Tensor | int) -> None:  # tensors of one type
+        if averages[0].is_floating_point():
+            lerp(averages, values, count)
         else:
-            self.average.update(model)
-        self.updates += 1
+            for average, value in zip(averages, values, strict=True):
+                average.copy_(value)
 
-    def model(self) -> nn.Module:
-        return self.average.module
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"module": self.average.module.state_dict(), "updates": self.updates}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.average.module.load_state_dict(state["module"])
-        self.updates = state["updates"]
+    return Averaged(AveragedModel(model, multi_avg_fn=update, use_buffers=True))
 
 
 class Swad:
@@ -112,10 +107,8 @@ class Swad:
         self.segment = _Mean()
         if self.threshold is None:
             self._seek_start()
-        elif loss <= self.threshold:
-            self._take_pending(len(self.losses) - 1)
-        if self.threshold is not None and len(self.pending) >= self.config.n_tolerance:
-            self.over, self.pending = True, []
+        else:
+            self._judge(len(self.losses) - 1, self.pending.pop())
 
     @torch.no_grad()
     def model(self) -> nn.Module:
@@ -148,20 +141,27 @@ class Swad:
             buffer.copy_(value)
 
     def _seek_start(self) -> None:
-        window = self.losses[-self.config.n_converge :]
-        self.pending = self.pending[-self.config.n_converge :]
-        if len(window) == self.config.n_converge and window[0] == min(window):
-            self.start = len(self.losses) - len(window)
-            self.threshold = (1 + self.config.ratio) * sum(window) / len(window)
-            good = [number for number, loss in enumerate(window) if loss <= self.threshold]
-            self._take_pending(self.start + good[-1])  # the first is good: it is not above their mean
+        count = self.config.n_converge
+        window, self.pending = self.losses[-count:], self.pending[-count:]
+        if len(window) == count and window[0] == min(window):
+            self.start = len(self.losses) - count
+            self.threshold = (1 + self.config.ratio) * sum(window) / count
+            segments, self.pending = self.pending, []
+            for number, segment in enumerate(segments, self.start):
+                self._judge(number, segment)
 
-    def _take_pending(self, end: int) -> None:
-        """Segments up to number `end` belong to the valley."""
-        taken = len(self.pending) - (len(self.losses) - 1 - end)
-        for segment in self.pending[:taken]:
-            self.valley.add(segment.values, segment.count)
-        self.pending, self.end = self.pending[taken:], end
+    def _judge(self, number: int, segment: _Mean) -> None:
+        """A good segment is in the valley, with the pending ones before it; too many bad ones in a row end it."""
+        if self.over:
+            return
+        assert self.threshold is not None
+        self.pending.append(segment)
+        if self.losses[number] <= self.threshold:
+            for each in self.pending:
+                self.valley.add(each.values, each.count)
+            self.pending, self.end = [], number
+        elif len(self.pending) >= self.config.n_tolerance:
+            self.over, self.pending = True, []
 
 
 class _Mean:
@@ -182,7 +182,7 @@ class _Mean:
             mean.add_(value - mean, alpha=count / self.count)
 
 
-KINDS: dict[str, Callable[[TrajectoryConfig, nn.Module], Average]] = {"swa": Swa, "swad": Swad, "ema": Ema}
+KINDS: dict[str, Callable[[TrajectoryConfig, nn.Module], Average]] = {"swa": swa, "swad": Swad, "ema": ema}
 
 
 class Trajectory:
@@ -199,11 +199,15 @@ class Trajectory:
         self.own = own
         self.average = KINDS[config.name](config, model)
         self.start, self.period = round(config.start * per_epoch), config.period(per_epoch)
+        self.last = 0  # iteration whose weights it has seen
         self.passed = 0  # periods whose snapshot or validation was made
         self.updates = 0
 
     def observe(self, model: nn.Module, iteration: int) -> bool:
-        """Takes in what there is to take in after this iteration; returns whether a period was completed."""
+        """Takes in what there is to take in after this iteration, once; returns whether a period was completed."""
+        if iteration == self.last:
+            return False
+        self.last = iteration
         due = iteration > self.start and (iteration - self.start) // self.period > self.passed
         if due:
             self.passed = (iteration - self.start) // self.period

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from lookaround_ddp import Lookaround
@@ -255,3 +256,19 @@ def test_inexact_means_average_too() -> None:
     assert [model.w.tolist() for model in models] == [[2.0, 2.0]] * 3
     assert [model.running_mean.tolist() for model in models] == [[2.0, 2.0]] * 3
     assert [model.vector.tolist() for model in models] == [[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]]
+
+
+def test_what_begins_anew_takes_its_first_step_again() -> None:
+    """Adan of timm, whose first step is lr and which counts its steps in the group, not in the state."""
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = create_optimizer_v2([weight], opt="adan", lr=0.125, weight_decay=0.0)
+    around = Lookaround(nn.Linear(1, 1), k=2, optimizers=[optimizer], optimizer_state="reset")
+    steps = []
+    for gradient in (1.0, 3.0, 5.0):  # the third is the first after an average step
+        before, weight.grad = weight.item(), torch.tensor([gradient])
+        optimizer.step()
+        around.step()
+        steps.append(before - weight.item())
+    assert steps[0] == pytest.approx(0.125, rel=1e-5)
+    assert steps[1] != pytest.approx(0.125, rel=1e-2)
+    assert steps[2] == pytest.approx(0.125, rel=1e-5)

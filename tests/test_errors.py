@@ -22,6 +22,7 @@ MISTAKES = {
     "no replicas": (["replicas=[]"], "replicas: give at least one replica"),
     "unknown model": (["model.name=resnet81"], "unknown model 'resnet81': did you mean resnet8?"),
     "unknown timm model": (["model.name=timm:resnet5O"], "timm has no model 'resnet5O': did you mean resnet50?"),
+    "no width": (["model.name=resnet18", "model.width=8"], "for resnet8, resnet14, resnet20, not for resnet18"),
     "no published weights": (["model.pretrained=true"], "no published weights for resnet8"),
     "no weights file": (["model.pretrained=nowhere.pt"], "there is no file nowhere.pt"),
     "unknown dataset": (["data.name=cifar"], "data.name is 'cifar': should be 'digits', 'fashion_mnist', 'cifar10'"),
@@ -34,6 +35,10 @@ MISTAKES = {
     "no Fashion-MNIST": (["data.name=fashion_mnist"], "data.root=DIR says where it is, data.download=true fetches it"),
     "no CIFAR": (["data.name=cifar10"], "data.download=true fetches it"),
     "no folder": (["data.name=imagefolder", "data.root=nowhere"], "imagefolder reads nowhere/train/CLASS/"),
+    "lookahead and rounds": (
+        ["optimizer.lookahead={}", "average.k=3"],
+        "optimizer.lookahead.k is 5 and a round has 3 updates",
+    ),
     "batch too large": (["data.batch_size=200", "data.drop_last=true"], "more than the 80 training images"),
     "batch of one": (["data.train_images=81"], "an epoch's smallest batch has 1 of 81 images"),
     "too many images": (["data.train_images=2000"], "more than the 1000 training images of digits"),

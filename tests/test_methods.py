@@ -38,12 +38,20 @@ SEVERAL = {  # methods of two replicas: on 1 and 2 ranks the same bits
     "ensemble-swa": ("average.k=never", "trajectory={name: swa, start: 2}", "data.validation=40"),
     "dart": ("average={start: 2, before_start: single, k: epoch}",),
     "dart-in-turn": ("average={start: 2, before_start: single_in_turn, k: 1 epoch}",),
-    "lookahead-around": ("optimizer.lookahead={k: 4, momentum: reset}",),
+    "lookahead-around": ("optimizer.lookahead={k: 3, momentum: reset}",),
+    "dart-snapshots": (  # the first cycle ends while a single network trains
+        "average={start: 3, before_start: single}",
+        "snapshots=true",
+        "schedule.cycles=2",
+        "evaluate.every=4",
+    ),
+    "ensemble-ema": ("average.k=never", "trajectory={name: ema, decay: 0.8}"),
     "snapshots-around": ("snapshots=true", "schedule.cycles=2", "evaluate.recalibrate=true"),
 }
 ALONE = {  # methods of one network, on one rank or on two that share its batches
     "lookahead": ("optimizer.lookahead={k: 3, momentum: pullback}",),
     "swad": ("trajectory={name: swad, every: 2}", "data.validation=40"),
+    "ema": ("trajectory={name: ema, decay: 0.8}",),  # of statistics that each rank has of its own share
     "all": (
         "optimizer={sam: {}, lookahead: {}}",
         "trajectory={name: swa, start: 2}",
@@ -105,9 +113,9 @@ def test_a_single_network_resumes_bit_for_bit(runs: Path, tmp_path: Path, method
     assert left(out) == expected
 
 
-@pytest.mark.parametrize("method", SEVERAL)
+@pytest.mark.parametrize("method", [*SEVERAL, "one-ema"])
 def test_evaluate_repeats_the_result(runs: Path, method: str) -> None:
-    run = several(runs, method)
+    run = undisturbed(runs, method, (ONE, *ALONE["ema"]), ranks=2) if method == "one-ema" else several(runs, method)
     config = run_config(run)
     result = json.loads((run / "result.json").read_text())
     torch.set_num_threads(1)
@@ -172,6 +180,24 @@ def test_dart_begins_as_the_single_network(runs: Path) -> None:
     momentum = torch.load(path, weights_only=True)["optimizer"]["state"][0]["momentum_buffer"]
     path = baseline / "checkpoints" / "12" / "replica-0.pt"
     assert not same_bits(momentum, torch.load(path, weights_only=True)["optimizer"]["state"][0]["momentum_buffer"])
+
+
+def test_a_snapshot_of_a_single_network_is_that_network(runs: Path) -> None:
+    """After 10 of the 15 iterations in which the others wait for it, and nothing else is due there."""
+    dart = several(runs, "dart-snapshots")
+    assert same_state(load_file(dart / "snapshots" / "1.safetensors"), checkpoint(dart, 10))
+
+
+def test_lookahead_moves_the_replicas(runs: Path) -> None:
+    plain = undisturbed(runs, "plain", (TWO,))
+    first, second = (checkpoint(run, 4)["fc.weight"] for run in (plain, several(runs, "lookahead-around")))
+    assert not same_bits(first, second)
+
+
+def test_an_average_of_each_replica_is_no_average_of_the_run(runs: Path) -> None:
+    text = (several(runs, "ensemble-ema") / "metrics.jsonl").read_text()
+    keys = [set(json.loads(line)) for line in text.splitlines() if "replicas" in line]
+    assert keys == [{"iteration", "epoch", "replicas", "ensemble"}] * 2
 
 
 def test_lookahead_is_evaluated_on_its_slow_weights(runs: Path) -> None:

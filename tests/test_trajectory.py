@@ -77,6 +77,25 @@ def test_ema_is_its_recursion_and_takes_the_statistics_along() -> None:
     assert model.count.item() == 30
 
 
+def test_ema_takes_tied_weights_in_once() -> None:
+    """From 1 to 2 with a decay of 0.9: 1.1."""
+    network = nn.ModuleList([nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)])
+    network[1].weight = network[0].weight
+    trajectory = Trajectory(TrajectoryConfig(name="ema", decay=0.9), network, 10)
+    for iteration in (1, 2):
+        network[0].weight.data.fill_(iteration)
+        trajectory.observe(network, iteration)
+    assert [layer.weight.item() for layer in trajectory.average.model()] == pytest.approx([1.1, 1.1])
+
+
+def test_weights_that_are_shown_twice_count_once() -> None:
+    """The last iteration ends a round, and the run."""
+    trajectory, _ = valley([9, 8, 7, 6, 5])
+    before = weight(trajectory)
+    assert not trajectory.observe(Network().at(10), 10)
+    assert weight(trajectory) == before
+
+
 def valley(losses: Sequence[float], per_segment: int = 2, **settings: int | float) -> tuple[Trajectory, Swad]:
     """A run of segments of two iterations each: segment s has iterations 2s + 1 and 2s + 2."""
     network = Network()
@@ -123,6 +142,13 @@ def test_a_window_of_one_and_a_tolerance_of_one() -> None:
     trajectory, average = valley([1, 1.4, 1.6, 1], n_converge=1, n_tolerance=1, ratio=0.5)
     assert (average.start, average.end, average.over) == (0, 1, True)
     assert weight(trajectory) == pytest.approx(mean_square([1, 2, 3, 4]), rel=1e-6)
+
+
+def test_a_window_may_hold_the_valleys_end() -> None:
+    """Window 1, 9, 9, 1, 1 of ratio 0.3: above 5.46 are two in a row, as many as are tolerated: it was segment 0."""
+    trajectory, average = valley([1, 9, 9, 1, 1, 1], n_converge=5, n_tolerance=2)
+    assert (average.start, average.end, average.over) == (0, 0, True)
+    assert weight(trajectory) == pytest.approx(mean_square([1, 2]), rel=1e-6)
 
 
 def test_a_loss_that_never_converges_leaves_the_last_window() -> None:

@@ -42,11 +42,12 @@ def create_model(config: ModelConfig, num_classes: int, in_chans: int = 3) -> nn
     if config.name.startswith("timm:"):
         return _timm_model(config, num_classes, in_chans)
     if config.options:
-        raise UserError(f"model.options are for timm's models; {config.name} takes width and dropout")
+        raise UserError(f"model.options are for timm's models, not for {config.name}")
     options = {} if config.dropout is None else {"dropout": config.dropout}
     if config.name in SMALL:
         model = SMALL[config.name](config.width, num_classes, in_chans, **options)
     elif config.name in CIFAR:
+        _refuse_width(config)
         model = CIFAR[config.name](num_classes, in_chans, **options)
     else:
         raise UserError(
@@ -134,6 +135,7 @@ def _timm_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Modu
     name = config.name.removeprefix("timm:")
     if not timm.is_model(name.partition(".")[0]):
         raise UserError(f"timm has no model {name!r}: {_nearest(name, timm.list_models())}")
+    _refuse_width(config)
     arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **config.options}
     if config.dropout is not None:
         arguments["drop_rate"] = config.dropout
@@ -145,6 +147,11 @@ def _timm_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Modu
         return timm.create_model(name, pretrained=bool(config.pretrained), **arguments)
     except (RuntimeError, TypeError, ValueError, OSError) as error:
         raise UserError(f"timm cannot make {name}: {' '.join(str(error).split())[:300]}") from None
+
+
+def _refuse_width(config: ModelConfig) -> None:
+    if config.width != ModelConfig().width:
+        raise UserError(f"model.width is for {', '.join(SMALL)}, not for {config.name}")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
