@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lookaround_ddp.config import UserError
+from lookaround_ddp.config import Config, UserError, changed_keys
 from lookaround_ddp.config_file import load_config
 from lookaround_ddp.distributed import join
 from lookaround_ddp.finished import evaluate_ensemble, evaluate_run, run_config
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    named = _runs(options.arguments)
+    named = _paths(options.arguments)
     if len(named) > 1:
         raise UserError(f"one config at a time: {named[0]} or {named[1]}? Values are written key.path=value")
     config = load_config(named[0] if named else None, _values(options.arguments))
@@ -59,7 +59,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    config = run_config(options.run, options.overrides)
+    config = _run_config(options.run, options.overrides)
     with join(config) as world:
         scores = evaluate_run(options.run, config, world)
         if world.main:
@@ -67,8 +67,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def ensemble(options: argparse.Namespace) -> None:
-    runs = _runs(options.arguments)
-    configs = [run_config(run, _values(options.arguments)) for run in runs]
+    runs, configs = _runs(options.arguments)
     with join(configs[0]) as world:
         members, scores = evaluate_ensemble(runs, configs, world)
         if world.main:
@@ -76,8 +75,7 @@ def ensemble(options: argparse.Namespace) -> None:
 
 
 def soup(options: argparse.Namespace) -> None:
-    runs = _runs(options.arguments)
-    configs = [run_config(run, _values(options.arguments)) for run in runs]
+    runs, configs = _runs(options.arguments)
     with join(configs[0]) as world:
         made = cook(runs, configs, options.recipe, world, update_bn=options.update_bn, out=options.out)
         if world.main:
@@ -89,8 +87,11 @@ def soup(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    groups = grouped([read_run(run) for run in options.runs])
-    if options.curves is not None and groups:
+    folders = {run.resolve(): run for run in options.runs}  # a run counts once, however often it is named
+    groups = grouped([read_run(run) for run in folders.values()])
+    if not groups and (options.table is None or options.curves is not None):
+        raise UserError("name at least one run's folder")
+    if options.curves is not None:
         draw_curves(groups, options.curves)
     if options.table is None:
         show(results_table(groups, options.brief))
@@ -142,8 +143,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("report", help="a table of runs' scores; runs that differ in seeds are one row")
     command.add_argument("runs", nargs="*", type=Path, metavar="RUN")
-    command.add_argument("--brief", action="store_true", help="of each run only what its method is judged by")
-    command.add_argument("--table", metavar="NAME", help="a table of the paper, by name or number, beside these runs")
+    what = command.add_mutually_exclusive_group()
+    what.add_argument("--brief", action="store_true", help="of each run only what its method is judged by")
+    what.add_argument("--table", metavar="NAME", help="a table of the paper, by name or number, beside these runs")
     command.add_argument("--curves", type=Path, metavar="PNG", help="also draw their curves into this file")
     command.set_defaults(command=report)
 
@@ -167,13 +169,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _runs(arguments: Sequence[str]) -> list[Path]:
-    """Of a command's arguments, those that are files or folders, not values."""
-    return [Path(argument) for argument in arguments if "=" not in argument]
+def _paths(arguments: Sequence[str]) -> list[Path]:
+    """Of a command's arguments, those that are files or folders, whose names may have a = in them, not values."""
+    return [Path(argument) for argument in arguments if "=" not in argument or Path(argument).exists()]
 
 
 def _values(arguments: Sequence[str]) -> list[str]:
-    return [argument for argument in arguments if "=" in argument]
+    return [argument for argument in arguments if Path(argument) not in _paths(arguments)]
+
+
+def _runs(arguments: Sequence[str]) -> tuple[list[Path], list[Config]]:
+    """The named run folders and their configs, with the values that replace some."""
+    runs = _paths(arguments)
+    if not runs:
+        raise UserError("name at least one run's folder")
+    return runs, [_run_config(run, _values(arguments)) for run in runs]
+
+
+def _run_config(run: Path, values: Sequence[str]) -> Config:
+    """A run's config with these values instead of its own, and a warning where it was trained with others."""
+    config = run_config(run, values)
+    changes = list(changed_keys(run_config(run).identity(), config.identity()))
+    if changes and os.environ.get("RANK", "0") == "0":
+        print(f"warning: {run} was trained with other values: {'; '.join(changes)}", file=sys.stderr)
+    return config
 
 
 def _print_scores(scores: Mapping[str, Any]) -> None:

@@ -95,6 +95,7 @@ def evaluate_ensemble(
         UserError: a run has not finished; the models and the data have different numbers of classes.
     """
     first = configs[0]
+    check_same_data(runs, configs)
     with world.together():
         dataset = open_dataset(first.data, first.seed)
         models = []
@@ -105,6 +106,16 @@ def evaluate_ensemble(
                 models.append(placed(model, first, world))
     test = make_evaluator(first, dataset, dataset.test, world)
     return [test.shared(model) for model in models], test.ensemble(models)
+
+
+def check_same_data(runs: Sequence[Path], configs: Sequence[Config]) -> None:
+    """Raises UserError if runs saw images of another kind than the first: it is the first one's that all are shown."""
+    seen = ("name", "size", "mean", "std")
+    for run, config in zip(runs, configs, strict=True):
+        for key in seen:
+            own, expected = getattr(config.data, key), getattr(configs[0].data, key)
+            if own != expected:
+                raise UserError(f"{run} has data.{key} {own}, and {runs[0]} has {expected}: they see other images")
 
 
 def check_classes(run: Path, classes: int, dataset: Dataset) -> None:

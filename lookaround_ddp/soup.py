@@ -19,7 +19,7 @@ from lookaround_ddp.data.datasets import Dataset, open_dataset, split_seed
 from lookaround_ddp.data.loader import load
 from lookaround_ddp.distributed import World
 from lookaround_ddp.evaluate import Score, make_evaluator
-from lookaround_ddp.finished import check_classes, placed, shipped_model
+from lookaround_ddp.finished import check_classes, check_same_data, placed, shipped_model
 from lookaround_ddp.model_file import save_model
 from lookaround_ddp.outcome import MODEL, RESULT
 from lookaround_ddp.recalibrate import recalibrate
@@ -92,9 +92,12 @@ def cook(
         UserError: an unknown recipe, runs that did not start from the same weights, or no images to select by.
     """
     with world.together():
+        if out is not None and (out.is_file() or (out / "config.yaml").exists()):
+            raise UserError(f"{out} is there already: give another --out")
         dataset = open_dataset(configs[0].data, configs[0].seed)
+        check_same_data(runs, configs)
         check_recipe(recipe, runs, configs)
-        states, model = read_ingredients(runs, configs, dataset)
+        states, model, start = read_ingredients(runs, configs, dataset)
     kitchen = Kitchen(model, configs[0], dataset, world, update_bn)
     scores = {name: kitchen.taste(state) for name, state in states.items()}
     ranked = sorted(states, key=lambda name: scores[name]["top1"], reverse=True)
@@ -108,14 +111,14 @@ def cook(
     if out is not None:
         with world.together():
             if world.main:
-                _save(out, configs[0], kitchen, chosen, test)
+                _save(out, configs[0], kitchen, chosen, start, test)
     return Soup(kitchen.split, scores, barriers, chosen, test)
 
 
 def check_recipe(recipe: str, runs: Sequence[Path], configs: Sequence[Config]) -> None:
     """Raises UserError unless the recipe can be followed with these runs."""
     name, _, count = recipe.partition(":")
-    if recipe not in ("uniform", "greedy") and not (name == "top" and count.isdigit() and int(count) >= 1):
+    if recipe not in ("uniform", "greedy") and not (name == "top" and count.isdecimal() and int(count) >= 1):
         raise UserError(f"recipe {recipe!r}: use uniform, greedy or top:N")
     if name == "top" and int(count) > len(runs):
         raise UserError(f"recipe {recipe}: there are only {len(runs)} runs")
@@ -133,8 +136,8 @@ def check_recipe(recipe: str, runs: Sequence[Path], configs: Sequence[Config]) -
 
 def read_ingredients(
     runs: Sequence[Path], configs: Sequence[Config], dataset: Dataset
-) -> tuple[dict[str, State], nn.Module]:
-    """The state dict of each run by name, on the CPU, and a network that they fit.
+) -> tuple[dict[str, State], nn.Module, str]:
+    """The state dict of each run by name, on the CPU, a network that they fit, and the digest of their start.
 
     Raises:
         UserError: a run has no model, or they did not all start from the same weights.
@@ -145,16 +148,16 @@ def read_ingredients(
         model, metadata = shipped_model(run, config)
         check_classes(run, metadata["classes"], dataset)
         name = str(run)
-        if name in states:
+        if run.resolve() in [Path(other).resolve() for other in states]:
             raise UserError(f"{run} is named twice")
         states[name] = {key: value.clone() for key, value in model.state_dict().items()}  # the network is used again
-        starts[name] = metadata["start"]
+        starts[name] = metadata["start"]  # a soup's is that of its ingredients
         if starts[name] != starts[str(runs[0])]:
             raise UserError(
                 f"{run} and {runs[0]} did not start from the same weights (head included), so their mean is "
                 f"meaningless: train them with the same model section and the same model.seed"
             )
-    return states, model
+    return states, model, starts[str(runs[0])]
 
 
 def barrier(kitchen: Kitchen, one: State, other: State, score: Score, other_score: Score) -> float:
@@ -201,10 +204,8 @@ def _split(config: Config) -> tuple[Any, ...]:
     return data.name, data.train_images, data.validation, split_seed(data, config.seed)
 
 
-def _save(out: Path, config: Config, kitchen: Kitchen, chosen: Sequence[str], test: Score) -> None:
+def _save(out: Path, config: Config, kitchen: Kitchen, chosen: Sequence[str], start: str, test: Score) -> None:
     """The soup in a folder of its own, which `evaluate`, `ensemble` and `report` read like a finished run's."""
-    if (out / "config.yaml").exists():
-        raise UserError(f"{out} is a run's folder already: give another --out")
     out.mkdir(parents=True, exist_ok=True)
     none = type(config.trajectory)()
     evaluate = config.evaluate.model_copy(update={"replicas": False})
@@ -212,6 +213,6 @@ def _save(out: Path, config: Config, kitchen: Kitchen, chosen: Sequence[str], te
     write_atomically(out / "config.yaml", yaml.safe_dump(own.model_dump(mode="json"), sort_keys=False).encode())
     dataset, model = kitchen.dataset, kitchen.model
     metadata = {"classes": dataset.classes, "channels": dataset.channels, "soup": list(chosen)}
-    save_model(out / MODEL, model.state_dict(), metadata | {"start": None, "config": own.identity()})
+    save_model(out / MODEL, model.state_dict(), metadata | {"start": start, "config": own.identity()})
     result = {"mean": test, "soup": list(chosen), "iterations": 0, "epochs": 0, "seconds": 0.0, "best": None}
     write_atomically(out / RESULT, json.dumps(result, indent=1).encode())

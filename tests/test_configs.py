@@ -142,6 +142,10 @@ def test_a_table_of_the_paper_beside_runs(
     name = "cifar/cifar10-resnet50-lookaround"
     runs = [write_run(tmp_path / f"s{seed}", name, seed, 96.0 + seed) for seed in (0, 1)]
     runs.append(write_run(tmp_path / "short", name, 0, 50, epochs=100))
+    runs.append(write_run(tmp_path / "twin", name, 0, 50, precision="fp32"))
+    runs.append(write_run(tmp_path / "soup", name, 0, 50))
+    result = json.loads((runs[-1] / "result.json").read_text()) | {"soup": ["s0", "s1"]}
+    (runs[-1] / "result.json").write_text(json.dumps(result))
     cells = [
         Cell("cifar", "1", "CIFAR-10", "ResNet-50", "Lookaround", "cifar10-resnet50-lookaround", {"top1": 12.5}),
         Cell("cifar", "1", "CIFAR-10", "ResNet-50", "SGDM", "cifar10-resnet50-sgdm", {}),
@@ -152,20 +156,23 @@ def test_a_table_of_the_paper_beside_runs(
     names = ["CIFAR-10", "ResNet-50"]
     for table in ("1", "cifar"):
         main(["report", "--table", table, *map(str, runs)])
-        *lines, last = capsys.readouterr().out.splitlines()
+        *lines, short, twin, soup = capsys.readouterr().out.splitlines()
         rows = [[each.strip() for each in line.split("|")[1:-1]] for line in lines]
         assert rows[0][3:5] == ["top-1 % published", "top-1 % here"]
         assert rows[2:] == [
             [*names, "Lookaround", "12.5", "96.50 ± 0.50", "-", "99.00 ± 0.00", "-", "0.2500 ± 0.0000", "2"],
             [*names, "SGDM", *["-"] * 7],
         ]
-        assert last == "short: no cell of this table, cifar10-resnet50-lookaround has epochs: 200 -> 100"
+        assert short == "short: no cell of this table, cifar10-resnet50-lookaround has epochs: 200 -> 100"
+        assert twin.startswith("twin: left out, since cifar10-resnet50-lookaround has runs already")
+        assert soup == "soup: no cell of this table, but a soup"
 
 
 def test_tables_that_are_not_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder, name, expected in (
+        (ROOT, "", "there is no table ''"),
         (ROOT, "99", "there is no table '99': known are cifar (1), imagenet,"),
         (
             tmp_path,

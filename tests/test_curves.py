@@ -122,17 +122,17 @@ def test_of_many_groups_what_they_are_judged_by_is_drawn(
     """The loss is the mean over the replicas. The legend is beside the axes."""
     mixed = {"logits": score(75, 95), "probabilities": score(74, 94)}
     lines = [training(20, 1, 2, 6), evaluation(20, replicas=[score(50)] * 3, ensemble=mixed)]
-    run = write_run(tmp_path / "ensemble", THREE, lines, replicas=[score(50)] * 3, ensemble=mixed, seconds=7)
+    run = write_run(tmp_path / "ensemble$x_{$", THREE, lines, replicas=[score(50)] * 3, ensemble=mixed, seconds=7)
     (run / "config.yaml").write_text(f"replicas: {THREE}\naverage: {{k: never}}\n")
     loss, accuracy = drawn(monkeypatch, tmp_path / "c.png", lookaround, single, run)
     points = [[line.get_label(), *map(tuple, line.get_xydata())] for line in (*loss.lines, *accuracy.lines)]
     assert points == [
         [LOOKAROUND, (6.25, 1.5), (12.5, 0.5)],
         [SINGLE, (20, 0.0625)],
-        ["ensemble", (20, 3)],
+        [r"ensemble\$x_{\$", (20, 3)],
         [LOOKAROUND, (10, 88.5), (20, 96.487)],
         [SINGLE, (15, 95.6), (20, 95.1)],
-        ["ensemble", (20, 75)],
+        [r"ensemble\$x_{\$", (20, 75)],
     ]
 
 

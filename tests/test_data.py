@@ -205,9 +205,11 @@ def test_fashion_mnist_from_a_flat_folder_or_torchvisions(tmp_path: Path, folder
 
 
 def test_a_broken_idx_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"no gzip")
-    with pytest.raises(UserError, match="train-images-idx3-ubyte is not a readable idx file"):
-        open_dataset(DataConfig(name="fashion_mnist", root=str(tmp_path)), seed=0)
+    whole = gzip.compress(bytes(1000))
+    for content in (b"no gzip", whole[:-20], whole[:12] + b"\xff\xff" + whole[14:]):
+        (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(content)
+        with pytest.raises(UserError, match="train-images-idx3-ubyte is not a readable idx file"):
+            open_dataset(DataConfig(name="fashion_mnist", root=str(tmp_path)), seed=0)
 
 
 @pytest.mark.skipif(
@@ -240,6 +242,16 @@ def test_image_folders_of_any_size(tmp_path: Path) -> None:
     (tmp_path / "val" / "dog").rename(tmp_path / "val" / "wolf")
     with pytest.raises(UserError, match="train and val have different classes, such as 'dog'"):
         open_dataset(DataConfig(name="imagefolder", root=str(tmp_path)), seed=0)
+
+
+def test_autoaugment_with_another_policy() -> None:
+    """By default that of the dataset: digits are augmented as house numbers are."""
+    digits = open_dataset(DataConfig(), seed=0)
+    for entry, policy in (("autoaugment", "svhn"), ({"autoaugment": {"policy": "imagenet"}}, "imagenet")):
+        (pipeline,) = train_pipelines(PLAIN, [entry], digits, 0.0)
+        assert pipeline.transform.transforms[0].policy.value == policy
+    with pytest.raises(UserError, match="'cars' is not a valid AutoAugmentPolicy"):
+        train_pipelines(PLAIN, [{"autoaugment": {"policy": "cars"}}], digits, 0.0)
 
 
 def test_stanford_cars_from_the_folder_that_torchvision_reads(tmp_path: Path) -> None:

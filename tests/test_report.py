@@ -150,6 +150,7 @@ def test_any_folder_name_is_shown_as_it_is(
 
 
 DAMAGE = ['metrics.jsonl:{"loss": [1\n{"loss": [2]}\n', 'result.json:{"mean": 9', "result.json:\udcff"]
+DAMAGE += ["result.json:[]", "result.json:{}"]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -158,6 +159,27 @@ def test_a_damaged_record(lookaround: Path, damage: str) -> None:
     (lookaround / file).write_text(content, errors="surrogateescape")
     with pytest.raises(UserError, match=f"^the record in .*{LOOKAROUND} is damaged: [^\n]+$"):
         read_run(lookaround)
+
+
+def test_a_soup_is_no_seed_of_its_first_ingredient(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "a", ONE, mean=score(70), seconds=5)
+    soup = write_run(tmp_path / "mixed", ONE, mean=score(80), soup=["a", "b"], seconds=0)
+    assert [row[:2] for row in rows(capsys, run, soup, brief=True)] == [
+        ["`a`: single network", "70.00"],
+        ["`mixed`: soup of 2", "80.00"],
+    ]
+    assert rows(capsys, soup)[1][0] == "**soup of 2**"
+
+
+def test_a_run_that_is_named_twice_counts_once(
+    single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the table is Markdown where colours are forced on."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    main(["report", "--brief", str(single), str(single / ".." / SINGLE)])
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert [row[4] for row in markdown(said)[2:]] == ["1"]
 
 
 def test_report_prints_the_table_and_draws(
@@ -179,6 +201,8 @@ def test_what_cannot_be_reported(lookaround: Path, tmp_path: Path, capsys: pytes
     for folder in (tmp_path, tmp_path / "nowhere"):
         said = mistake(capsys, "report", str(lookaround), str(folder))
         assert said == f"error: {folder} is not a run folder: there is no config.yaml in it\n"
+    assert "name at least one run's folder" in mistake(capsys, "report")
+    assert "name at least one run's folder" in mistake(capsys, "report", "--table", "1", "--curves", "c.png")
     for path, reason in ((tmp_path / "no" / "c.png", "No such file"), (tmp_path / "c.foo", "Format 'foo' is not")):
         pattern = f"error: curves cannot be drawn into {path}: .*{reason}.*\n"
         assert re.fullmatch(pattern, mistake(capsys, "report", str(lookaround), "--curves", str(path)))

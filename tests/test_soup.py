@@ -22,6 +22,7 @@ RUNS = {  # from one starting point, with other orders, rates and lengths
     "b": ("seed=2", "model.seed=0", "optimizer.lr=0.05"),
     "c": ("seed=3", "model.seed=0", "optimizer.lr=0.001", "epochs=2"),
     "elsewhere": ("seed=3",),
+    "brighter": ("seed=1", "model.seed=0", "data.mean=[0.5]", "data.std=[0.25]", "epochs=1"),
     "other-split": ("seed=1", "model.seed=0", "data.split_seed=6"),
 }
 
@@ -57,6 +58,8 @@ def test_a_uniform_soup_is_the_mean_and_can_be_evaluated(runs: Path, tmp_path: P
     printed = f"top-1 {scores(out)['top1']:.2f} top-5 {scores(out)['top5']:.2f} NLL {scores(out)['nll']:.4f}"
     assert f"soup of 2: {printed} (test)" in said
     assert f"mean {printed}" in command("evaluate", str(out), ranks=ranks)
+    again = command("soup", str(out), f"{runs}/a", "--recipe", "uniform", ranks=ranks)  # of one start with a, and b
+    assert "soup of 2" in again
     for run in ("a", "b"):
         assert f"{runs}/{run}: top-1 {scores(runs / run, 'validation')['top1']:.2f}" in said
 
@@ -83,20 +86,32 @@ def test_greedy_and_top_select_by_held_out_images(runs: Path, tmp_path: Path) ->
         (("a", "b", "--recipe", "best"), "recipe 'best': use uniform, greedy or top:N"),
         (("a", "b", "--recipe", "top:3"), "there are only 2 runs"),
         (("a", "a", "--recipe", "uniform"), "is named twice"),
+        (("a", "b/../a", "--recipe", "uniform"), "is named twice"),
+        (("a", "b", "--recipe", "top:²"), "use uniform, greedy or top:N"),
+        (("a", "b", "brighter", "--recipe", "uniform"), "brighter has data.mean (0.5,), and"),
+        (("data.validation=0",), "name at least one run's folder"),
+        (("a", "b", "--out", "c"), "c is there already: give another --out"),
         (("a", "nowhere"), "is not a run folder"),
     ],
 )
 def test_runs_that_make_no_soup(runs: Path, arguments: tuple[str, ...], message: str) -> None:
-    values = ("--recipe", "uniform", "best", "top:3", "data.validation=0")
+    values = ("--recipe", "uniform", "best", "top:3", "top:²", "data.validation=0", "--out")
     said = command("soup", *(each if each in values else f"{runs}/{each}" for each in arguments), expect=2)
-    assert said.startswith("error: ")
-    assert message in said
-    assert said.count("\n") == 1
+    *warnings, error = said.splitlines()
+    assert all("was trained with other values: data.validation: 60 -> 0" in warning for warning in warnings)
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_a_run_whose_name_looks_like_a_value(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "lr=0.1").symlink_to(runs / "a")
+    assert command("ensemble", f"{tmp_path}/lr=0.1", f"{runs}/b") == command("ensemble", f"{runs}/a", f"{runs}/b")
 
 
 def test_the_ensemble_command_scores_the_mean_prediction(runs: Path) -> None:
     """Of a run with itself it is the run's own; of two, each member's score is that of its run."""
     a, b = (f"top-1 {scores(runs / name)['top1']:.2f}" for name in "ab")
+    assert "they see other images" in command("ensemble", f"{runs}/a", f"{runs}/brighter", expect=2)
     alone = command("ensemble", f"{runs}/a", f"{runs}/a")
     assert alone.count(a) == 4
     said = command("ensemble", f"{runs}/a", f"{runs}/b", ranks=2).splitlines()

@@ -28,7 +28,9 @@ NAMES: dict[str, Callable[..., Any]] = {
     "vflip": lambda data, **kw: T.RandomVerticalFlip(**kw),
     "rotation": lambda data, degrees=15, **kw: T.RandomRotation(degrees, **kw),
     "randaugment": lambda data, **kw: T.RandAugment(**kw),
-    "autoaugment": lambda data, **kw: T.AutoAugment(data.policy, **kw),
+    "autoaugment": lambda data, policy=None, **kw: T.AutoAugment(
+        data.policy if policy is None else T.AutoAugmentPolicy(policy), **kw
+    ),
     "perspective": lambda data, **kw: T.RandomPerspective(**kw),
     "equalize": lambda data, **kw: T.RandomEqualize(**kw),
     "random_resized_crop": lambda data, **kw: T.RandomResizedCrop(data.size, **kw),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -225,7 +226,7 @@ def _torchvision_splits(kind: type, config: DataConfig) -> tuple[Any, Any]:
     try:
         train, test = (kind(config.root, train=train, download=config.download) for train in (True, False))
         return train, test
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError, ValueError, OSError) as error:  # not there, or damaged
         hint = "data.root=DIR says where it is, data.download=true fetches it"
         if config.name == "fashion_mnist":
             hint += "; Debian's package dataset-fashion-mnist installs it in /usr/share/datasets/fashion-mnist"
@@ -245,5 +246,5 @@ def _idx(path: Path, dimensions: int) -> np.ndarray:
         if magic != 0x800 + dimensions:
             raise ValueError(f"magic number {magic:#x}")
         return np.frombuffer(data, np.uint8, offset=4 * (1 + dimensions)).reshape(shape)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path} is not a readable idx file: {error}") from None

@@ -141,4 +141,5 @@ def _judged(run: RunRecord) -> Curve:
 
 def _titled(group: Group) -> str:
     seeds = len(_drawn(group))
-    return group.name if seeds == 1 else f"{group.name} ({seeds} seeds)"
+    name = group.name.replace("$", r"\$")  # no formula
+    return name if seeds == 1 else f"{name} ({seeds} seeds)"

@@ -60,7 +60,7 @@ def paper_table(name: str, groups: Sequence[Group], folder: Path = CONFIGS) -> t
     Raises:
         UserError: there is no such table, or its configs are not in `folder`.
     """
-    cells = [cell for cell in read_cells() if name in (cell.table, cell.number)]
+    cells = [cell for cell in read_cells() if name and name in (cell.table, cell.number)]
     if not cells:
         known = {cell.table: cell.number for cell in read_cells()}
         names = ", ".join(f"{table} ({number})" if number else table for table, number in known.items())
@@ -72,7 +72,8 @@ def paper_table(name: str, groups: Sequence[Group], folder: Path = CONFIGS) -> t
     configs = {cell.config: _values(load_config(folder / cell.table / f"{cell.config}.yaml")) for cell in cells}
     left = list(groups)
     for cell in cells:
-        group = next((group for group in left if _values(group.config) == configs[cell.config]), None)
+        of_cell = (group for group in left if not group.runs[0].soup and _values(group.config) == configs[cell.config])
+        group = next(of_cell, None)
         if group is not None:
             left.remove(group)
         scores = [found[1] for found in map(shipped, group.finished if group else ()) if found]
@@ -93,8 +94,12 @@ def _values(config: Config) -> dict[str, Any]:
 
 def _stranger(group: Group, configs: Mapping[str, Mapping[str, Any]]) -> str:
     """Why a group is no cell: how it differs from the one that it comes closest to."""
-    own = _values(group.config)
+    own, names = _values(group.config), ", ".join(run.name for run in group.runs)
     closest = min(configs, key=lambda name: len(list(changed_keys(configs[name], own))))
-    first, *more = changed_keys(configs[closest], own)
-    others = f" and {len(more)} more" if more else ""
-    return f"{', '.join(run.name for run in group.runs)}: no cell of this table, {closest} has {first}{others}"
+    changes = list(changed_keys(configs[closest], own))
+    if group.runs[0].soup:
+        return f"{names}: no cell of this table, but a soup"
+    if not changes:
+        return f"{names}: left out, since {closest} has runs already that were computed in another way"
+    others = f" and {len(changes) - 1} more" if changes[1:] else ""
+    return f"{names}: no cell of this table, {closest} has {changes[0]}{others}"

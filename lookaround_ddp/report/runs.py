@@ -30,6 +30,11 @@ class RunRecord:
         """Whether the run trained a single network."""
         return len(self.config.replicas) == 1
 
+    @property
+    def soup(self) -> list[str]:
+        """The names of the runs that it is the mean of, if it was not trained."""
+        return (self.result or {}).get("soup", [])
+
 
 @dataclass(frozen=True)
 class Group:
@@ -58,16 +63,22 @@ def read_run(folder: Path) -> RunRecord:
         whole, _, _ = _text(folder / "metrics.jsonl").rpartition("\n")  # the last line may still be written
         lines = [json.loads(line) for line in whole.splitlines()]
         result = json.loads(_text(folder / "result.json") or "null")
+        if result is not None and not (isinstance(result, dict) and "seconds" in result):
+            raise ValueError("result.json is not a run's result")
     except ValueError as error:
         raise UserError(f"the record in {folder} is damaged: {error}") from None
     return RunRecord(folder.resolve().name, config, lines, result)
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
-    """Runs whose configs differ in seeds and folders alone, together; in the order of their first ones."""
+    """Runs whose configs differ in seeds and folders alone, together; in the order of their first ones.
+
+    A soup has the config of its first ingredient, and is a group of its own.
+    """
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(without_seeds(run.config), sort_keys=True), []).append(run)
+        key = json.dumps([without_seeds(run.config), run.soup], sort_keys=True)
+        groups.setdefault(key, []).append(run)
     return [Group(_name([run.name for run in members]), tuple(members)) for members in groups.values()]
 
 
@@ -88,6 +99,8 @@ def shipped(run: RunRecord) -> tuple[str, dict[str, float]] | None:
         return "ensemble, mean of logits", result["ensemble"]["logits"]
     if "trajectory" in result:
         return f"average along time ({run.config.trajectory.name})", result["trajectory"]
+    if run.soup:
+        return f"soup of {len(run.soup)}", result["mean"]
     if "mean" in result:
         return "single network" if run.alone else "mean model", result["mean"]
     if run.alone and result.get("members"):

@@ -63,7 +63,7 @@ def markdown_table(*headings: str, text: int = 1) -> Table:
 def show(table: Table) -> None:
     """Prints a table in whole lines, however narrow the terminal: a wrapped line would be no Markdown."""
     text = io.StringIO()
-    Console(file=text, width=1000).print(table)
+    Console(file=text, width=1000, color_system=None).print(table)
     print(*(line for line in text.getvalue().splitlines() if line.strip()), sep="\n")
 
 
@@ -99,7 +99,9 @@ def _rows(run: RunRecord, several: bool) -> Iterator[tuple[str, Score]]:
     own = [", ".join(map(augmentation_name, entries)) for entries in run.config.replicas]
     replicas, members = result.get("replicas") or [], result.get("members") or []
     along = f"average along time ({run.config.trajectory.name})"
-    if run.alone:
+    if run.soup:
+        yield f"soup of {len(run.soup)}", result["mean"]
+    elif run.alone:
         score = result.get("mean", replicas[0] if replicas else None)
         if score is not None:
             yield f"single network: {own[0]}", score
