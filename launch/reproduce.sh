@@ -8,7 +8,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$root"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-[ $# -ge 1 ] || { sed -n '2,5s/^# //p' "${BASH_SOURCE[0]}" >&2 && exit 2; }
+[ -n "${1:-}" ] || { sed -n '2,5s/^# //p' "${BASH_SOURCE[0]}" >&2 && exit 2; }
 wanted=$1
 shift
 
@@ -25,15 +25,20 @@ import sys
 import torch
 from lookaround_ddp.config import UserError
 from lookaround_ddp.config_file import load_config
-try:
-    replicas = len(load_config(sys.argv[1], sys.argv[2:]).replicas)
-except UserError:  # training says what is wrong
-    replicas = 1
+from lookaround_ddp.data.datasets import open_dataset
+try:  # before any is trained: torchrun does not tell a mistake from a crash
+    config = load_config(sys.argv[1], sys.argv[2:])
+    open_dataset(config.data, config.seed)
+except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+replicas = len(config.replicas)
 most = max(1, torch.cuda.device_count())
 print(max(count for count in range(1, most + 1) if count % replicas == 0 or replicas % count == 0))
 EOF
 }
 
+trap 'exit 130' INT # of a terminal: not only the training that it ends
 runs=() failed=()
 for cell in "${cells[@]}"; do
     for seed in ${SEEDS:-0}; do
@@ -45,13 +50,7 @@ for cell in "${cells[@]}"; do
         command=("$python")
         [ "$count" -eq 1 ] || command+=(-m torch.distributed.run --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0
             --local-addr=127.0.0.1 --nproc-per-node="$count")
-        status=0
-        "${command[@]}" -m lookaround_ddp train "$config" "out=$run" "seed=$seed" "$@" || status=$?
-        case $status in
-            0) ;;
-            2 | 130) exit $status ;; # a mistake that all cells share, or Ctrl-C
-            *) failed+=("$run") ;;
-        esac
+        "${command[@]}" -m lookaround_ddp train "$config" "out=$run" "seed=$seed" "$@" || failed+=("$run")
     done
 done
 
@@ -62,15 +61,17 @@ done
 if [[ ${cells[0]} == ensembles/* ]]; then
     for data in cifar10 cifar100; do
         ours=(runs/paper/ensembles/"$data"-resnet50-lookaround-s*/result.json)
-        soup=(runs/paper/ensembles/"$data"-resnet50-soup-*/result.json)
         if [ ${#ours[@]} -ge 2 ]; then
             echo "== $data: ours + logit ensemble" >&2
-            "$python" -m lookaround_ddp ensemble "${ours[@]%/result.json}"
+            "$python" -m lookaround_ddp ensemble "${ours[@]%/result.json}" "$@" || failed+=("$data: ensemble")
         fi
-        if [ ${#soup[@]} -ge 2 ]; then
-            echo "== $data: model soup" >&2
-            "$python" -m lookaround_ddp soup "${soup[@]%/result.json}" --recipe greedy --update-bn
-        fi
+        for seed in ${SEEDS:-0}; do
+            soup=(runs/paper/ensembles/"$data"-resnet50-soup-*-s"$seed"/result.json)
+            [ ${#soup[@]} -ge 2 ] || continue
+            echo "== $data, seed $seed: model soup" >&2
+            "$python" -m lookaround_ddp soup "${soup[@]%/result.json}" "$@" --recipe greedy --update-bn ||
+                failed+=("$data, seed $seed: soup")
+        done
     done
 fi
 "$python" -m lookaround_ddp report --table "$wanted" "${finished[@]}"
