@@ -62,6 +62,7 @@ def test_two_data_parallel_ranks_per_replica(tmp_path: Path) -> None:
     config = [
         *TINY,
         "model.name=timm:resnet10t",
+        "model.width=16",  # not for this network
         "model.options={norm_layer: groupnorm1, stem_width: 4, channels: [4, 8, 8, 16]}",
         "replicas=[[crop],[rotation],[perspective]]",
         "optimizer.lr=0.02",
