@@ -7,7 +7,7 @@ set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$root"
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 [ -n "${1:-}" ] || { sed -n '2,5s/^# //p' "${BASH_SOURCE[0]}" >&2 && exit 2; }
 wanted=$1
 shift
@@ -19,25 +19,6 @@ if [ ${#cells[@]} -eq 0 ]; then
     exit 2
 fi
 
-processes() { # of a config: as many as there are GPUs, of which each has whole replicas or a share of one
-    "$python" - "$@" <<'EOF'
-import sys
-import torch
-from lookaround_ddp.config import UserError
-from lookaround_ddp.config_file import load_config
-from lookaround_ddp.data.datasets import open_dataset
-try:  # before any is trained: torchrun does not tell a mistake from a crash
-    config = load_config(sys.argv[1], sys.argv[2:])
-    open_dataset(config.data, config.seed)
-except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
-replicas = len(config.replicas)
-most = max(1, torch.cuda.device_count())
-print(max(count for count in range(1, most + 1) if count % replicas == 0 or replicas % count == 0))
-EOF
-}
-
 trap 'exit 130' INT # of a terminal: not only the training that it ends
 runs=() failed=()
 for cell in "${cells[@]}"; do
@@ -46,11 +27,10 @@ for cell in "${cells[@]}"; do
         runs+=("$run")
         [ -f "$run/result.json" ] && continue
         echo "== $cell, seed $seed" >&2
-        count=$(processes "$config" "$@")
-        command=("$python")
-        [ "$count" -eq 1 ] || command+=(-m torch.distributed.run --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0
-            --local-addr=127.0.0.1 --nproc-per-node="$count")
-        "${command[@]}" -m lookaround_ddp train "$config" "out=$run" "seed=$seed" "$@" || failed+=("$run")
+        status=0
+        bash launch/torchrun.sh "$config" "out=$run" "seed=$seed" "$@" || status=$?
+        [ $status -ne 2 ] || exit 2 # a mistake, which all cells would share
+        [ $status -eq 0 ] || failed+=("$run")
     done
 done
 

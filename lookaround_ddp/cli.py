@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lookaround_ddp.config import Config, UserError, changed_keys
 from lookaround_ddp.config_file import load_config
-from lookaround_ddp.distributed import join
+from lookaround_ddp.data.datasets import open_dataset
+from lookaround_ddp.distributed import Preempted, join
+from lookaround_ddp.distributed import processes as share
 from lookaround_ddp.finished import evaluate_ensemble, evaluate_run, run_config
+from lookaround_ddp.preempt import Stop
 from lookaround_ddp.record import score_text
 from lookaround_ddp.report.curves import draw_curves
 from lookaround_ddp.report.paper import paper_table
 from lookaround_ddp.report.runs import grouped, read_run
 from lookaround_ddp.report.table import results_table, show
+from lookaround_ddp.slurm import adopt_step
 from lookaround_ddp.soup import cook
 from lookaround_ddp.train import fit
 
@@ -28,6 +35,7 @@ MISTAKE, NOT_FINITE, INTERRUPTED = 2, 1, 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; a user's mistake is one line from one rank, and exit status 2."""
+    adopt_step()
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
@@ -39,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(NOT_FINITE)
     except BrokenPipeError:  # of `| head`; Python would complain once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Preempted as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(error, file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED if error.number == signal.SIGINT else 0)
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":  # a terminal's Ctrl-C reaches every rank
             print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
@@ -50,12 +62,22 @@ def train(options: argparse.Namespace) -> None:
     if len(named) > 1:
         raise UserError(f"one config at a time: {named[0]} or {named[1]}? Values are written key.path=value")
     config = load_config(named[0] if named else None, _values(options.arguments))
-    with join(config) as world:
-        fit(config, world)
+    with Stop(config.checkpoint.grace_seconds) as stop, join(config) as world:
+        fit(config, world, stop)
         if world.main:
             run = read_run(Path(config.out))
             draw_curves(grouped([run]), Path(config.out) / "curves.png")
             show(results_table(grouped([run])))
+
+
+def processes(options: argparse.Namespace) -> None:
+    named = _paths(options.arguments)
+    config = load_config(named[0] if named else None, _values(options.arguments))
+    open_dataset(config.data, config.seed)  # a mistake is better found before the ranks are started
+    replicas = len(config.replicas)
+    cores = min(len(os.sched_getaffinity(0)), -(-replicas // options.nodes))  # a CPU is no faster with shards
+    devices = torch.cuda.device_count() or cores
+    print(share(replicas, devices, options.nodes), config.out)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -124,6 +146,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("train", help="train, or go on with, the run that a config describes")
     command.add_argument("arguments", nargs="*", metavar="[CONFIG] [key.path=value ...]", help=TRAIN_HELP)
     command.set_defaults(command=train)
+
+    command = commands.add_parser("processes", help="for launchers: processes for this node, run folder")
+    command.add_argument("arguments", nargs="*", metavar="[CONFIG] [key.path=value ...]", help=TRAIN_HELP)
+    command.add_argument("--nodes", type=int, default=1)
+    command.set_defaults(command=processes)
 
     command = commands.add_parser("evaluate", help="measure a finished run's scores again")
     command.add_argument("run", type=Path)

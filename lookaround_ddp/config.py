@@ -187,6 +187,8 @@ class CheckpointConfig(Section):
     every: float = Field(1, gt=0)
     """Epochs between checkpoints; may be a fraction."""
     keep: int = Field(2, ge=1)
+    grace_seconds: float = Field(20, gt=0)
+    """How long a process has from SIGTERM, SIGUSR1 or Ctrl-C to its end: the ranks save and leave within it."""
 
 
 class RecordConfig(Section):

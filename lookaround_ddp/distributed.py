@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +19,14 @@ from lookaround_ddp.config import Config, UserError, changed_keys
 
 T = TypeVar("T")
 VERSIONS = ("lookaround_ddp", "torch", "torchvision", "timm")  # that must be the same on all ranks
+
+
+class Preempted(Exception):
+    """A training was told to leave, and has saved: the same command goes on with it."""
+
+    def __init__(self, number: signal.Signals, iteration: int) -> None:
+        self.number, self.iteration = number, iteration
+        super().__init__(f"{number.name}: saved after iteration {iteration}; the same command goes on")
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,11 @@ def join(config: Config) -> Iterator[World]:
     kind = "cuda" if backend == "nccl" else "cpu"
     mesh = init_device_mesh(kind, (size // world.shards, world.shards), mesh_dim_names=("replica", "shard"))
     shard_group = mesh.get_group("shard") if world.shards > 1 else None
-    yield replace(world, replica_group=mesh.get_group("replica"), shard_group=shard_group)
+    try:
+        yield replace(world, replica_group=mesh.get_group("replica"), shard_group=shard_group)
+    except Preempted:  # on all ranks
+        dist.destroy_process_group()
+        raise
     dist.destroy_process_group()  # not after an error: it would wait for ranks that have gone
 
 
@@ -139,6 +152,18 @@ def _agree(world: World, config: Config) -> None:
         differences = list(changed_keys(everyone[0], theirs))
         if differences:
             raise UserError(f"rank {rank} has another configuration than rank 0: {'; '.join(differences)}")
+
+
+def processes(replicas: int, devices: int, nodes: int = 1) -> int:
+    """The most processes for each of so many nodes, of so many devices, that can share the replicas evenly.
+
+    Raises:
+        UserError: on so many nodes no number can.
+    """
+    fitting = [n for n in range(1, devices + 1) if replicas % (n * nodes) == 0 or n * nodes % replicas == 0]
+    if not fitting:
+        raise UserError(f"{nodes} nodes with {devices} devices each cannot share {replicas} replicas evenly")
+    return fitting[-1]
 
 
 def _environment(name: str) -> int:
@@ -155,5 +180,6 @@ def _device(local_rank: int) -> tuple[torch.device, str]:
     count = torch.cuda.device_count()
     device = torch.device("cuda", local_rank % count)
     torch.cuda.set_device(device)
-    shared = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > count
+    own = int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))  # srun may show each task its own GPUs alone
+    shared = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > max(count, own)
     return device, "gloo" if shared else "nccl"

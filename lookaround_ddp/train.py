@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import yaml
@@ -13,8 +14,9 @@ from lookaround_ddp.config import Config, UserError, changed_keys
 from lookaround_ddp.data.augment import train_pipelines
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.loader import NO_SINGLE, Iterations, Plan, Single, load
-from lookaround_ddp.distributed import World
+from lookaround_ddp.distributed import Preempted, World
 from lookaround_ddp.outcome import finish
+from lookaround_ddp.preempt import Stop
 from lookaround_ddp.record import Record
 from lookaround_ddp.replica import Replica
 from lookaround_ddp.run import START, Run, State, parts
@@ -22,8 +24,10 @@ from lookaround_ddp.schedule import learning_rate
 from lookaround_ddp.structure import content_digest
 from lookaround_ddp.trajectory import Trajectory
 
+PREEMPTED = "PREEMPTED"  # the file in a run folder that says so
 
-def fit(config: Config, world: World) -> State:
+
+def fit(config: Config, world: World, stop: Stop) -> State:
     """Trains the config's replicas, from the newest checkpoint in `out` if there is one.
 
     Collective: every rank of the world calls it with the same config. A run that has finished is not
@@ -32,6 +36,7 @@ def fit(config: Config, world: World) -> State:
     Raises:
         UserError: a mistake in the config, the data or the run folder.
         FloatingPointError: a replica is no longer finite; the last checkpoint stays.
+        Preempted: a rank got a signal, and all have saved.
     """
     dataset = prepare(config, world)
     with world.together():
@@ -51,6 +56,8 @@ def fit(config: Config, world: World) -> State:
         return finished
 
     write_config(config, world)
+    if world.main:
+        (Path(config.out) / PREEMPTED).unlink(missing_ok=True)
     run = Run(config, dataset, batches, replicas, around, trajectories, world, record, state)
     record.open(state["iteration"])
     record.say(describe(config, dataset, world, replicas, total))
@@ -60,6 +67,7 @@ def fit(config: Config, world: World) -> State:
             record.say(f"resumed after iteration {state['iteration']}")
             run.advance(state["iteration"])  # a checkpoint is written before the average step of its iteration
         upcoming = range(state["iteration"], total)
+        stop.begin(state["iteration"])
         pin = world.device.type == "cuda"
         for iteration, hosted in zip(upcoming, load(batches, upcoming, config.data.workers, pin), strict=True):
             rate = learning_rate(config, iteration, plan.iterations)
@@ -74,8 +82,11 @@ def fit(config: Config, world: World) -> State:
             if due(done, config.evaluate.every, plan.iterations) or done == total:
                 run.evaluate(done)
             run.snapshot(done)
-            if due(done, config.checkpoint.every, plan.iterations) or done == total:
+            leaving = stop.agreed(done, around.due, world) if done < total else None
+            if due(done, config.checkpoint.every, plan.iterations) or done == total or leaving:
                 run.save(done, checkpoints)
+            if leaving:
+                raise preempted(config, world, leaving, done)
             run.advance(done)
         return finish(run)
     except FloatingPointError:
@@ -83,6 +94,15 @@ def fit(config: Config, world: World) -> State:
         raise
     finally:
         record.close()
+
+
+def preempted(config: Config, world: World, number: signal.Signals, iteration: int) -> Preempted:
+    """Leaves a file that tells a launcher: not finished and not failed, but to be gone on with."""
+    error = Preempted(number, iteration)
+    with world.together():
+        if world.main:
+            write_atomically(Path(config.out) / PREEMPTED, f"{error}\n".encode())
+    return error
 
 
 def prepare(config: Config, world: World) -> Dataset:

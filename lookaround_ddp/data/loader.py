@@ -183,5 +183,6 @@ def _as_it_is(value: Any) -> Any:
 
 
 def _quiet_worker(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the trainer alone decides when its workers end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Signals reach the whole process group; the trainer alone decides when its workers end."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Trains a config on all of this machine's GPUs that its replicas can share, or on the CPU.
+#   bash launch/torchrun.sh CONFIG [key.path=value ...]
+# On several machines, the same command on each of them, with
+#   NNODES=3 NODE_RANK=0 HEAD=host0 (NODE_RANK from 0 on; HEAD is the host of node 0; PORT there, default 29400)
+# Also read: NPROC (processes for each node; default: chosen), MAX_RESTARTS (default 3), OMP_NUM_THREADS (default 1).
+# SIGTERM, SIGUSR1 and Ctrl-C: the ranks save and leave, and the run folder has a file PREEMPTED.
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+[ $# -ge 1 ] || { sed -n '2,8s/^# //p' "${BASH_SOURCE[0]}" >&2 && exit 2; }
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# without it, ranks that were restarted mostly read stale addresses from the store (torch 2.14)
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+nodes=${NNODES:-1}
+
+chosen=$("$python" -m lookaround_ddp processes --nodes "$nodes" "$@")
+signals=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
+options=(--rdzv-backend=c10d --nnodes="$nodes" --nproc-per-node="${NPROC:-${chosen%% *}}"
+    --max-restarts="${MAX_RESTARTS:-3}" --signals-to-handle="$signals")
+if [ "$nodes" -eq 1 ]; then # not --standalone, which hangs where the host's own name does not resolve
+    options+=(--rdzv-endpoint=127.0.0.1:0 --local-addr=127.0.0.1)
+else
+    : "${NODE_RANK:?is not set: it counts the nodes from 0 on}" "${HEAD:?is not set: it names the host of node 0}"
+    # the address and the interface that lead to the head, since a host's own name may mean 127.0.1.1
+    way=$("$python" -m lookaround_ddp.network "$HEAD")
+    read -r address interface <<<"$way"
+    export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$interface}" NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-$interface}"
+    options+=(--rdzv-endpoint="$HEAD:${PORT:-29400}" --rdzv-id="${RDZV_ID:-lookaround}" --local-addr="$address"
+        --rdzv-conf="is_host=$([ "$NODE_RANK" -eq 0 ] && echo true || echo false)")
+fi
+exec "$python" -m torch.distributed.run "${options[@]}" -m lookaround_ddp train "$@"

@@ -1,0 +1,112 @@
+"""Signals: the ranks save after the same iteration and leave, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from lookaround_ddp.distributed import World
+from lookaround_ddp.preempt import Stop
+from tests.runs import TINY, Job, train, weights
+from tests.test_resume import EVERY, die_at
+
+pytestmark = pytest.mark.timeout(240)
+
+# No checkpoint but those that a signal asks for; the ranks ask each other after each iteration
+CONFIG = (*TINY, "checkpoint.every=99", "checkpoint.grace_seconds=0.001", "data.workers=1")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("preempt") / "run"
+    train(out, *CONFIG)
+    return out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(("ranks", "only"), [(1, 0), (3, 2), (3, EVERY)])
+def test_all_ranks_save_and_leave(
+    undisturbed: Path, tmp_path: Path, number: signal.Signals, ranks: int, only: int
+) -> None:
+    """The signal comes in iteration 4, in the middle of a round, to one rank or to all."""
+    out = tmp_path / "run"
+    job = Job("train", f"out={out}", *CONFIG, ranks=ranks, prepare=partial(die_at, 4, only, death=number))
+    assert job.wait(60) == [0] * ranks, job.said()
+    line = f"{number.name}: saved after iteration 5; the same command goes on"
+    assert job.said().splitlines().count(line) == 1
+    assert "Traceback" not in job.said()
+    assert (out / "PREEMPTED").read_text() == line + "\n"
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["5"]
+    assert "resumed after iteration 5" in train(out, *CONFIG, ranks=ranks)
+    assert not (out / "PREEMPTED").exists()
+    assert weights(out) == weights(undisturbed)
+
+
+def test_a_signal_in_the_last_iteration_lets_the_run_end(undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    job = Job("train", f"out={out}", *CONFIG, ranks=3, prepare=partial(die_at, 9, 1, death=signal.SIGTERM))
+    assert job.wait(60) == [0] * 3
+    assert not (out / "PREEMPTED").exists()
+    assert weights(out) == weights(undisturbed)
+
+
+def test_ctrl_c_twice_leaves_at_once() -> None:
+    with Stop(grace=1) as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.caught == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_the_ranks_ask_four_times_in_the_time_of_grace_where_rounds_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grace of 40 s and 1 s an iteration: every 10th, or the last end of a round of 7 before. Slow ones: each."""
+    alone = World(0, 1, 1, torch.device("cpu"), "none")
+    for seconds, period, expected in (
+        (1.0, 7, [1, 7, 14, 21, 28]),
+        (1.0, 50, [1, 11, 21, 31, 41, 50, 60]),
+        (60, 7, None),
+    ):
+        now = 0.0
+        monkeypatch.setattr(time, "perf_counter", lambda: now)  # noqa: B023  # called in this turn of the loop alone
+        stop, asked = Stop(grace=40), []
+        stop.begin(0)
+        for iteration in range(1, 30 if period == 7 else 65):
+            now += seconds
+            if iteration == stop.next:
+                asked.append(iteration)
+            assert stop.agreed(iteration, lambda later: later % period == 0, alone) is None  # noqa: B023
+        assert asked == (expected or list(range(1, 30)))
+
+
+def test_usr1_to_torchrun_reaches_the_ranks(undisturbed: Path, tmp_path: Path) -> None:
+    """As a batch system sends it; workers of the loaders get it, too. torchrun itself then exits with 1."""
+    out = tmp_path / "run"
+    handled = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", handled]
+    command += ["-m", "lookaround_ddp", "train", f"out={out}", *CONFIG, "epochs=2000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        deadline = time.monotonic() + 100
+        while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_text().count("\n") < 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        os.kill(process.pid, signal.SIGUSR1)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            process.kill()
+    assert "SIGUSR1: saved after iteration" in said
+    (name,) = (path.name for path in (out / "checkpoints").iterdir())
+    assert f"after iteration {name}" in (out / "PREEMPTED").read_text()
