@@ -27,7 +27,7 @@ from lookaround_ddp.report.runs import grouped, read_run
 from lookaround_ddp.report.table import results_table, show
 from lookaround_ddp.slurm import adopt_step
 from lookaround_ddp.soup import cook
-from lookaround_ddp.train import fit
+from lookaround_ddp.train import fit, run_folder
 
 TRAIN_HELP = "a YAML file (without one: handwritten digits), and values that replace the file's"
 MISTAKE, NOT_FINITE, INTERRUPTED = 2, 1, 130
@@ -62,7 +62,7 @@ def train(options: argparse.Namespace) -> None:
     if len(named) > 1:
         raise UserError(f"one config at a time: {named[0]} or {named[1]}? Values are written key.path=value")
     config = load_config(named[0] if named else None, _values(options.arguments))
-    with Stop(config.checkpoint.grace_seconds) as stop, join(config) as world:
+    with Stop(config.checkpoint.grace_seconds) as stop, join(config) as world, run_folder(config, world):
         fit(config, world, stop)
         if world.main:
             run = read_run(Path(config.out))

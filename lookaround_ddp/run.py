@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from lookaround_ddp.agreement import check_agreement
 from lookaround_ddp.averaging import Lookaround
 from lookaround_ddp.checkpoint import Checkpoints, Part
 from lookaround_ddp.config import Config
@@ -57,6 +58,7 @@ class Run:
         held_out = dataset.validation
         self.validation = None if held_out is None else make_evaluator(config, dataset, held_out, world)
         self.branch = batches.single.until  # iterations that a single network trains, from which the replicas start
+        self.compared = state["iteration"] // self.per_epoch  # epochs after which replicas were compared
         self.losses = Losses(config, batches, world, state["iteration"])
         self.since = (self.losses.counted, self.watch.seconds())
         if self.losses.counted > self.branch or self.branch == 0:
@@ -97,6 +99,10 @@ class Run:
         if averaged and self.world.replicas > 1:
             for replica in self.replicas:
                 replica.moved()
+            if iteration // self.per_epoch > self.compared:
+                self.compared = iteration // self.per_epoch
+                models = [replica.model for replica in self.replicas]
+                check_agreement(models, self.config.average.buffers, iteration, self.world)
         if iteration == self.branch:
             self.around.restart()
             for replica in self.replicas:

@@ -76,8 +76,21 @@ def content_digest(model: nn.Module) -> str:
     content = hashlib.sha256()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         content.update(name.encode())
-        content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        content.update(_bytes(tensor))
     return content.hexdigest()
+
+
+def mean_digest(model: nn.Module, extra: Collection[str]) -> str:
+    """SHA-256 of the bits that an average step has given to all replicas."""
+    content = hashlib.sha256()
+    for tensors in averaged_tensors(model, extra):
+        for tensor in tensors:
+            content.update(_bytes(tensor))
+    return content.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def check_models(models: Sequence[nn.Module], extra: Collection[str]) -> None:

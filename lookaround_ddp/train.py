@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import yaml
@@ -15,6 +17,7 @@ from lookaround_ddp.data.augment import train_pipelines
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.loader import NO_SINGLE, Iterations, Plan, Single, load
 from lookaround_ddp.distributed import Preempted, World
+from lookaround_ddp.lock import locked
 from lookaround_ddp.outcome import finish
 from lookaround_ddp.preempt import Stop
 from lookaround_ddp.record import Record
@@ -30,8 +33,8 @@ PREEMPTED = "PREEMPTED"  # the file in a run folder that says so
 def fit(config: Config, world: World, stop: Stop) -> State:
     """Trains the config's replicas, from the newest checkpoint in `out` if there is one.
 
-    Collective: every rank of the world calls it with the same config. A run that has finished is not
-    trained again. Returns, on every rank, what result.json holds.
+    Collective: every rank of the world calls it with the same config, in its `run_folder`. A run that has
+    finished is not trained again. Returns, on every rank, what result.json holds.
 
     Raises:
         UserError: a mistake in the config, the data or the run folder.
@@ -105,12 +108,25 @@ def preempted(config: Config, world: World, number: signal.Signals, iteration: i
     return error
 
 
+@contextmanager
+def run_folder(config: Config, world: World) -> Iterator[None]:
+    """Makes the run folder; inside, no other training gets into it. Collective.
+
+    Raises:
+        UserError: it cannot be made, or another training is in it.
+    """
+    with ExitStack() as held:
+        with world.together():
+            if world.main:
+                Path(config.out).mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(Path(config.out)))
+        yield
+
+
 def prepare(config: Config, world: World) -> Dataset:
-    """Makes the run folder and opens the dataset; rank 0 first, since it may have to download it."""
+    """Opens the dataset; rank 0 first, since it may have to download it."""
     with world.together():
         if world.main:
-            folder = Path(config.out)
-            folder.mkdir(parents=True, exist_ok=True)
             dataset = open_dataset(config.data, config.seed)
     with world.together():
         if not world.main:

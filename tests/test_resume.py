@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lookaround_ddp.checkpoint import Checkpoints
+from lookaround_ddp.lock import locked
 from tests.runs import TINY, Job, torchrun, train, weights
 
 # 10 iterations, averages after 3, 6 and 9; a checkpoint after every second one, most of them in mid-round
@@ -103,6 +105,43 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(undisturbed: Path, tmp_
     assert "Traceback" not in job.said()
     train(out, *CONFIG, ranks=ranks)
     assert weights(out) == weights(undisturbed)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_folder_that_another_training_is_in(tmp_path: Path, ranks: int) -> None:
+    """It ends with the process, whose number it tells, not with its children."""
+    out = tmp_path / "run"
+    out.mkdir()
+    with locked(out):
+        said = train(out, *CONFIG, ranks=ranks, expect=2)
+        assert f"error: {out} is in use by process {os.getpid()} on {socket.gethostname()}: wait for it" in said
+        assert sorted(os.listdir(out)) == [".lock"]
+    job = Job("train", f"out={out}", *CONFIG, "data.workers=1", ranks=ranks, prepare=partial(die_at, 5, EVERY))
+    assert job.wait() == [-signal.SIGKILL] * ranks
+    assert "resumed after iteration 4" in train(out, *CONFIG, ranks=ranks)
+
+
+def go_wrong(iteration: int, rank: int) -> None:
+    """Makes rank 1 compute another mean than the others in the average step of this iteration."""
+    from lookaround_ddp.averaging import Lookaround
+
+    step = Lookaround.step
+
+    def wrong(self: Lookaround) -> bool:
+        averaged = step(self)
+        if rank == 1 and self.steps == iteration:
+            next(self.models[0].parameters()).data.view(-1)[0] += 2**-20
+        return averaged
+
+    Lookaround.step = wrong
+
+
+def test_a_rank_that_computes_wrongly_is_named(tmp_path: Path) -> None:
+    """Rounds end after 3 and 6, an epoch after 5: the replicas are compared after 6."""
+    job = Job("train", f"out={tmp_path}/run", *CONFIG, ranks=3, prepare=partial(go_wrong, 6))
+    assert job.wait() == [1, 1, 1]
+    said = "RuntimeError: after the average step of iteration 6 rank 1 has other weights than rank 0: look for a faulty"
+    assert job.said().count(said) == 3
 
 
 def test_metrics_have_each_iteration_once(undisturbed: Path, tmp_path: Path) -> None:
