@@ -36,7 +36,7 @@ MISTAKE, NOT_FINITE, INTERRUPTED = 2, 1, 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; a user's mistake is one line from one rank, and exit status 2."""
     adopt_step()
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         options.command(options)
     except UserError as error:
@@ -137,6 +137,19 @@ def bench(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         _say_once("interrupted: every process that was started has ended")
         sys.exit(INTERRUPTED)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options may stand between values, too, which argparse does not know of commands."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    values = next((name for name in ("arguments", "overrides", "runs") if hasattr(options, name)), None)
+    if rest and (values is None or any(each.startswith("-") for each in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest and values is not None:
+        kind = Path if values == "runs" else str
+        setattr(options, values, [*getattr(options, values), *map(kind, rest)])
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -193,8 +193,11 @@ def test_report_prints_the_table_and_draws(
     assert set("".join(printed[1])) == {"-"}
     assert printed[2:] == rows(capsys, lookaround, single)
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
-    main(["report", "--brief", str(lookaround)])
-    assert markdown(capsys.readouterr().out)[2:] == rows(capsys, lookaround, brief=True)
+    main(["report", str(lookaround), "--brief", str(single)])
+    assert markdown(capsys.readouterr().out)[2:] == rows(capsys, lookaround, single, brief=True)
+    with pytest.raises(SystemExit):
+        main(["report", str(lookaround), "--breif"])
+    assert "unrecognized arguments: --breif" in capsys.readouterr().err
 
 
 def test_what_cannot_be_reported(lookaround: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,6 +83,7 @@ def test_greedy_and_top_select_by_held_out_images(runs: Path, tmp_path: Path) ->
         (("a", "elsewhere", "--recipe", "uniform"), "did not start from the same weights"),
         (("a", "other-split"), "held out other images than"),
         (("a", "b", "data.validation=0"), "held out none: set data.validation"),
+        (("a", "b", "--recipe", "greedy", "data.validation=0"), "held out none: set data.validation"),
         (("a", "b", "--recipe", "best"), "recipe 'best': use uniform, greedy or top:N"),
         (("a", "b", "--recipe", "top:3"), "there are only 2 runs"),
         (("a", "a", "--recipe", "uniform"), "is named twice"),
@@ -95,7 +96,7 @@ def test_greedy_and_top_select_by_held_out_images(runs: Path, tmp_path: Path) ->
     ],
 )
 def test_runs_that_make_no_soup(runs: Path, arguments: tuple[str, ...], message: str) -> None:
-    values = ("--recipe", "uniform", "best", "top:3", "top:²", "data.validation=0", "--out")
+    values = ("--recipe", "uniform", "greedy", "best", "top:3", "top:²", "data.validation=0", "--out")
     said = command("soup", *(each if each in values else f"{runs}/{each}" for each in arguments), expect=2)
     *warnings, error = said.splitlines()
     assert all("was trained with other values: data.validation: 60 -> 0" in warning for warning in warnings)
