@@ -7,7 +7,7 @@ wanted="$(cksum <"$root/pyproject.toml") ${EXTRAS:-}"
 if ! grep -qF "$wanted" "$venv/installed" 2>/dev/null; then # with extras is good enough where none are asked for
     [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
     echo "installing lookaround_ddp${EXTRAS:-} and what it needs into $venv (PyTorch is large) ..." >&2
-    "$venv/bin/pip" install --quiet --disable-pip-version-check --editable "$root${EXTRAS:-}"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --editable "$root${EXTRAS:-}" || exit 1
     echo "$wanted" >"$venv/installed"
 fi
 # shellcheck disable=SC2034  # for the scripts that source this file

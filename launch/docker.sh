@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Trains a config in a container, on all GPUs of this machine.
+#   bash launch/docker.sh CONFIG [key.path=value ...]        CONFIG: a file below configs/, or one of your own
+# DATA (default: data) is mounted as /workspace/data, RUNS (default: runs) as /workspace/runs, both from here.
+# Several machines: with NNODES, NODE_RANK and HEAD, as launch/torchrun.sh has them. ENGINE=podman works too.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+[ $# -ge 1 ] || { sed -n '2,6s/^# //p' "${BASH_SOURCE[0]}" >&2 && exit 2; }
+engine=${ENGINE:-docker} config=$1
+shift
+[ -f "$config" ] || { echo "error: there is no config $config" >&2 && exit 2; }
+config=$(realpath "$config")
+case $config in # one of the clone's may be based on others there
+    "$root"/configs/*) mounted=$root/configs inside=/workspace/configs/${config#"$root"/configs/} ;;
+    *) mounted=$(dirname "$config") inside=/workspace/configs/$(basename "$config") ;;
+esac
+mkdir -p "${RUNS:-runs}" "${DATA:-data}"
+
+"$engine" build --quiet -f "$root/docker/Dockerfile" -t lookaround_ddp ${BASE_IMAGE:+--build-arg "BASE_IMAGE=$BASE_IMAGE"} "$root" >/dev/null
+gpus=()
+! command -v nvidia-smi >/dev/null || gpus=(--gpus all)
+passed=()
+for name in NNODES NODE_RANK HEAD PORT NPROC OMP_NUM_THREADS GLOO_SOCKET_IFNAME NCCL_SOCKET_IFNAME WANDB_API_KEY; do
+    [ -z "${!name:-}" ] || passed+=(--env "$name")
+done
+# the container's user is 1000; on a folder of somebody else it is run as that one
+exec "$engine" run --rm --init --network host --shm-size 8g --stop-timeout 60 "${gpus[@]}" "${passed[@]}" \
+    --user "$(stat -c %u:%g "${RUNS:-runs}")" \
+    --volume "$(realpath "${DATA:-data}"):/workspace/data:ro" --volume "$(realpath "${RUNS:-runs}"):/workspace/runs" \
+    --volume "$mounted:/workspace/configs:ro" lookaround_ddp "$inside" data.root=/workspace/data "$@"
