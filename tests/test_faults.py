@@ -1,0 +1,17 @@
+"""A few random kills; `python -m tests.faults --kills 100` makes more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.timeout(600)
+def test_five_kills_lose_nothing() -> None:
+    command = [sys.executable, "-m", "tests.faults", "--kills", "5"]
+    process = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=500)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "all of which ended with the undisturbed bits" in process.stdout
