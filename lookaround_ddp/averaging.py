@@ -25,6 +25,7 @@ from lookaround_ddp.structure import (
     check_models,
     check_ranks,
     digest,
+    forget,
     local_tensors,
     optimizer_states,
 )
@@ -272,10 +273,3 @@ class Lookaround:
             raise ValueError(f"optimizer_state is {self.optimizer_state!r}: use 'local', 'average' or 'reset'")
         if self.optimizer_state != "local" and len(self.optimizers) != len(self.models):
             raise ValueError(f"optimizer_state={self.optimizer_state!r} needs `optimizers`, one for each model")
-
-
-def forget(optimizer: torch.optim.Optimizer) -> None:
-    """Makes an optimizer begin anew: without momenta, and without the step count that some keep in their groups."""
-    optimizer.state.clear()
-    for group in optimizer.param_groups:
-        group.pop("step", None)

@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from lookaround_ddp import seeds
-from lookaround_ddp.averaging import forget
 from lookaround_ddp.config import Config
 from lookaround_ddp.data.augment import Pipeline
 from lookaround_ddp.data.datasets import Dataset
@@ -22,6 +21,7 @@ from lookaround_ddp.models import compensate_norm_momentum, create_model, refuse
 from lookaround_ddp.optim import create_optimizer, set_learning_rate
 from lookaround_ddp.optim.lookahead import Lookahead
 from lookaround_ddp.optim.sam import climbed, frozen_statistics
+from lookaround_ddp.structure import forget
 
 
 class Normalize:

@@ -71,6 +71,13 @@ def digest(model: nn.Module) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Makes an optimizer begin anew: without momenta, and without the step count that some keep in their groups."""
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group.pop("step", None)
+
+
 def content_digest(model: nn.Module) -> str:
     """SHA-256 of the names and the bits of parameters and buffers."""
     content = hashlib.sha256()

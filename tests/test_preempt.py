@@ -69,6 +69,10 @@ def test_ctrl_c_twice_leaves_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
+def ends(period: int, iteration: int) -> bool:
+    return iteration % period == 0
+
+
 def test_the_ranks_ask_four_times_in_the_time_of_grace_where_rounds_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A grace of 40 s and 1 s an iteration: every 10th, or the last end of a round of 7 before. Slow ones: each."""
     alone = World(0, 1, 1, torch.device("cpu"), "none")
@@ -85,7 +89,7 @@ def test_the_ranks_ask_four_times_in_the_time_of_grace_where_rounds_end(monkeypa
             now += seconds
             if iteration == stop.next:
                 asked.append(iteration)
-            assert stop.agreed(iteration, lambda later: later % period == 0, alone) is None  # noqa: B023
+            assert stop.agreed(iteration, partial(ends, period), alone) is None
         assert asked == (expected or list(range(1, 30)))
 
 
