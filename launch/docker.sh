@@ -2,7 +2,7 @@
 # Trains a config in a container, on all GPUs of this machine.
 #   bash launch/docker.sh CONFIG [key.path=value ...]        CONFIG: a file below configs/, or one of your own
 # DATA (default: data) is mounted as /workspace/data, RUNS (default: runs) as /workspace/runs, both from here.
-# Several machines: with NNODES, NODE_RANK and HEAD, as launch/torchrun.sh has them. ENGINE=podman works too.
+# Several machines: with NNODES, NODE_RANK and HEAD, as launch/torchrun.sh has them. ENGINE names another docker.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [ $# -ge 1 ] || { sed -n '2,6s/^# //p' "${BASH_SOURCE[0]}" >&2 && exit 2; }
@@ -23,7 +23,7 @@ passed=()
 for name in NNODES NODE_RANK HEAD PORT NPROC OMP_NUM_THREADS GLOO_SOCKET_IFNAME NCCL_SOCKET_IFNAME WANDB_API_KEY; do
     [ -z "${!name:-}" ] || passed+=(--env "$name")
 done
-# the container's user is 1000; on a folder of somebody else it is run as that one
+# as the owner of the folder that it writes to, not as the image's user, who may not
 exec "$engine" run --rm --init --network host --shm-size 8g --stop-timeout 60 "${gpus[@]}" "${passed[@]}" \
     --user "$(stat -c %u:%g "${RUNS:-runs}")" \
     --volume "$(realpath "${DATA:-data}"):/workspace/data:ro" --volume "$(realpath "${RUNS:-runs}"):/workspace/runs" \

@@ -6,6 +6,9 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
+
+import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # several ranks share few cores; two OpenMP threads each would thrash
 
@@ -13,3 +16,19 @@ os.environ["OMP_NUM_THREADS"] = "1"  # several ranks share few cores; two OpenMP
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
 tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="lookaround-tests-")
 atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
+
+
+@pytest.fixture
+def lookaround(tmp_path: Path) -> Path:
+    """The folder of a finished run of three replicas."""
+    from tests.records import lookaround_run  # torch reads the settings above when it is imported
+
+    return lookaround_run(tmp_path)
+
+
+@pytest.fixture
+def single(tmp_path: Path) -> Path:
+    """The folder of its baseline."""
+    from tests.records import single_run
+
+    return single_run(tmp_path)

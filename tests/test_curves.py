@@ -20,22 +20,10 @@ from tests.records import (
     begun,
     evaluation,
     groups,
-    lookaround_run,
     score,
-    single_run,
     training,
     write_run,
 )
-
-
-@pytest.fixture
-def lookaround(tmp_path: Path) -> Path:
-    return lookaround_run(tmp_path)
-
-
-@pytest.fixture
-def single(tmp_path: Path) -> Path:
-    return single_run(tmp_path)
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, path: Path, *runs: Path) -> list[Axes]:

@@ -11,17 +11,7 @@ from lookaround_ddp.cli import main
 from lookaround_ddp.config import UserError
 from lookaround_ddp.report.runs import read_run, shipped
 from lookaround_ddp.report.table import results_table, show
-from tests.records import LOOKAROUND, ONE, SINGLE, THREE, begun, groups, lookaround_run, score, single_run, write_run
-
-
-@pytest.fixture
-def lookaround(tmp_path: Path) -> Path:
-    return lookaround_run(tmp_path)
-
-
-@pytest.fixture
-def single(tmp_path: Path) -> Path:
-    return single_run(tmp_path)
+from tests.records import LOOKAROUND, ONE, SINGLE, THREE, begun, groups, score, write_run
 
 
 def rows(capsys: pytest.CaptureFixture[str], *runs: Path, brief: bool = False) -> list[list[str]]:
