@@ -12,7 +12,24 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # without it, ranks that were restarted mostly read stale addresses from the store (torch 2.14)
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}" # a lost connection is told in a line, not in 30 frames
 nodes=${NNODES:-1}
+
+# A torchrun whose ranks have ended, and that does not reach the head's store, would wait for it for minutes.
+leave_when_cut_off() {
+    local torchrun=$1 ranks= missed=0
+    trap '' TERM INT USR1
+    while sleep 2 && kill -0 "$torchrun" 2>/dev/null; do
+        read -ra children <"/proc/$torchrun/task/$torchrun/children" || true
+        [ ${#children[@]} -le 1 ] || ranks=started # beside this watch
+        if [ -z "$ranks" ] || [ ${#children[@]} -gt 1 ] || timeout 3 bash -c "</dev/tcp/$HEAD/${PORT:-29400}" 2>/dev/null; then
+            missed=0
+        elif [ $((missed += 1)) -ge 8 ]; then
+            echo "error: $HEAD cannot be reached at port ${PORT:-29400}: start this node again when it can" >&2
+            kill -KILL "$torchrun"
+        fi
+    done
+}
 
 chosen=$("$python" -m lookaround_ddp processes --nodes "$nodes" "$@")
 signals=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
@@ -28,5 +45,6 @@ else
     export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$interface}" NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-$interface}"
     options+=(--rdzv-endpoint="$HEAD:${PORT:-29400}" --rdzv-id="${RDZV_ID:-lookaround}" --local-addr="$address"
         --rdzv-conf="is_host=$([ "$NODE_RANK" -eq 0 ] && echo true || echo false)")
+    [ "$NODE_RANK" -eq 0 ] || leave_when_cut_off $$ &
 fi
 exec "$python" -m torch.distributed.run "${options[@]}" -m lookaround_ddp train "$@"

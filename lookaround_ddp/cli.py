@@ -20,6 +20,7 @@ from lookaround_ddp.distributed import Preempted, join
 from lookaround_ddp.distributed import processes as share
 from lookaround_ddp.finished import evaluate_ensemble, evaluate_run, run_config
 from lookaround_ddp.preempt import Stop
+from lookaround_ddp.presence import LostRanks
 from lookaround_ddp.record import score_text
 from lookaround_ddp.report.curves import draw_curves
 from lookaround_ddp.report.paper import paper_table
@@ -30,7 +31,7 @@ from lookaround_ddp.soup import cook
 from lookaround_ddp.train import fit, run_folder
 
 TRAIN_HELP = "a YAML file (without one: handwritten digits), and values that replace the file's"
-MISTAKE, NOT_FINITE, INTERRUPTED = 2, 1, 130
+MISTAKE, STOPPED, INTERRUPTED = 2, 1, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,7 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(MISTAKE)
     except FloatingPointError as error:
         _say_once(f"stopped: {error}")
-        sys.exit(NOT_FINITE)
+        sys.exit(STOPPED)
+    except LostRanks as error:
+        if os.environ.get("RANK", "0") == str(error.speaker):
+            print(f"stopped: {error}. Start the same command again", file=sys.stderr, flush=True)
+        sys.exit(STOPPED)
     except BrokenPipeError:  # of `| head`; Python would complain once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Preempted as error:

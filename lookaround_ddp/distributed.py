@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from lookaround_ddp.config import Config, UserError, changed_keys
+from lookaround_ddp.presence import LostRanks, Presence, lost_connection, short
 
 T = TypeVar("T")
 VERSIONS = ("lookaround_ddp", "torch", "torchvision", "timm")  # that must be the same on all ranks
@@ -44,6 +45,7 @@ class World:
     backend: str
     replica_group: dist.ProcessGroup | None = None  # the ranks that an average runs over; None: one process
     shard_group: dist.ProcessGroup | None = None  # the ranks of this rank's replica; None: it has one
+    presence: Presence | None = None  # None: one process
 
     @property
     def hosted(self) -> range:
@@ -67,6 +69,11 @@ class World:
     @property
     def main(self) -> bool:
         return self.rank == 0
+
+    def does(self, what: str) -> None:
+        """What this rank begins to do, such as "evaluating after iteration 15": others can read it."""
+        if self.presence is not None:
+            self.presence.does(what)
 
     def gather(self, value: T) -> list[T]:
         """One picklable value from each rank, in rank order."""
@@ -119,6 +126,7 @@ def join(config: Config) -> Iterator[World]:
     Raises:
         UserError: the number of processes and of replicas do not divide (before this rank waits for any
             other), or the ranks have different configs or package versions (on every rank).
+        LostRanks: a collective failed, since a rank died, failed, or did not come to it within `timeout`.
     """
     rank, size, local_rank = (_environment(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     replicas = len(config.replicas)
@@ -131,18 +139,42 @@ def join(config: Config) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, replicas, device, "none")
         return
-    dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout))
-    world = World(rank, size, replicas, device, backend)
-    _agree(world, config)  # before groups are made, which would hang if the ranks disagreed on their shape
-    kind = "cuda" if backend == "nccl" else "cpu"
-    mesh = init_device_mesh(kind, (size // world.shards, world.shards), mesh_dim_names=("replica", "shard"))
-    shard_group = mesh.get_group("shard") if world.shards > 1 else None
+    presence = _meet(rank, size, backend, config.timeout)
     try:
+        world = World(rank, size, replicas, device, backend, presence=presence)
+        _agree(world, config)  # before groups are made, which would hang if the ranks disagreed on their shape
+        kind = "cuda" if backend == "nccl" else "cpu"
+        mesh = init_device_mesh(kind, (size // world.shards, world.shards), mesh_dim_names=("replica", "shard"))
+        shard_group = mesh.get_group("shard") if world.shards > 1 else None
         yield replace(world, replica_group=mesh.get_group("replica"), shard_group=shard_group)
     except Preempted:  # on all ranks
+        presence.close()
         dist.destroy_process_group()
         raise
+    except Exception as error:
+        lost = presence.explain(error)
+        if lost is None:
+            raise
+        raise lost from error
+    presence.close()
     dist.destroy_process_group()  # not after an error: it would wait for ranks that have gone
+
+
+def _meet(rank: int, size: int, backend: str, timeout: float) -> Presence:
+    """Waits until all ranks are there."""
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        return Presence(rank, size, timeout)
+    except RuntimeError as error:
+        if "EADDRINUSE" in str(error):
+            raise UserError(
+                f"port {os.environ['MASTER_PORT']} of this host is in use, by another training perhaps: set MASTER_PORT "
+                "to another, or let torchrun find one (--rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0)"
+            ) from None
+        if not lost_connection(error):
+            raise
+        message = f"rank {rank} did not meet all {size} ranks within {timeout:g} s: {short(error)}"
+        raise LostRanks(message, rank) from error
 
 
 def _agree(world: World, config: Config) -> None:

@@ -22,6 +22,7 @@ def finish(run: Run) -> State:
     """The last average step; the models that are left, their scores, and result.json with them. Collective."""
     config, world = run.config, run.world
     scores = dict(run.scores)
+    world.does("scoring the finished run")
     with run.shown():
         if config.average.k == "never":
             scores |= _independent(run)

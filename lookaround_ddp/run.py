@@ -94,6 +94,8 @@ class Run:
 
     def advance(self, iteration: int) -> None:
         """What ends an iteration: the average step, if it is due, and what goes with it."""
+        if self.around.due(iteration):
+            self.world.does(f"averaging after iteration {iteration}")
         self.around.measure = self.shows_distances(iteration)
         averaged = self.around.step()
         if averaged and self.world.replicas > 1:
@@ -138,6 +140,7 @@ class Run:
 
     def evaluate(self, iteration: int) -> None:
         """Scores of the mean model, and of each replica as it is before the average step, if asked for."""
+        self.world.does(f"evaluating after iteration {iteration}")
         self.losses.check()
         self.watch.pause()
         self.around.synchronize_shards()  # before the check, so that all ranks find the same
@@ -177,6 +180,7 @@ class Run:
 
     def save(self, iteration: int, checkpoints: Checkpoints) -> None:
         """A checkpoint of the replicas as they are before the average step of this iteration."""
+        self.world.does(f"saving after iteration {iteration}")
         self.losses.check()
         self.watch.pause()
         self.around.synchronize_shards()

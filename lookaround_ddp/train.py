@@ -73,6 +73,7 @@ def fit(config: Config, world: World, stop: Stop) -> State:
         stop.begin(state["iteration"])
         pin = world.device.type == "cuda"
         for iteration, hosted in zip(upcoming, load(batches, upcoming, config.data.workers, pin), strict=True):
+            world.does(f"training iteration {iteration + 1}")
             rate = learning_rate(config, iteration, plan.iterations)
             losses = []
             for replica, own in zip(replicas, hosted, strict=True):
@@ -125,6 +126,7 @@ def run_folder(config: Config, world: World) -> Iterator[None]:
 
 def prepare(config: Config, world: World) -> Dataset:
     """Opens the dataset; rank 0 first, since it may have to download it."""
+    world.does("opening the data")
     with world.together():
         if world.main:
             dataset = open_dataset(config.data, config.seed)
