@@ -17,14 +17,18 @@ nodes=${NNODES:-1}
 
 # A torchrun whose ranks have ended, and that does not reach the head's store, would wait for it for minutes.
 leave_when_cut_off() {
-    local torchrun=$1 ranks= missed=0
+    local torchrun=$1 ranks='' missed=0 children=() child running
     trap '' TERM INT USR1
     while sleep 2 && kill -0 "$torchrun" 2>/dev/null; do
-        read -ra children <"/proc/$torchrun/task/$torchrun/children" || true
-        [ ${#children[@]} -le 1 ] || ranks=started # beside this watch
-        if [ -z "$ranks" ] || [ ${#children[@]} -gt 1 ] || timeout 3 bash -c "</dev/tcp/$HEAD/${PORT:-29400}" 2>/dev/null; then
+        running=-1 # without this watch
+        read -ra children <"/proc/$torchrun/task/$torchrun/children" || true # of one line without an end
+        for child in "${children[@]}"; do
+            [[ $(cat "/proc/$child/stat" 2>/dev/null || true) = *") Z "* ]] || running=$((running + 1))
+        done
+        [ $running -lt 1 ] || ranks=started
+        if [ -z "$ranks" ] || [ $running -ge 1 ] || timeout 3 bash -c "</dev/tcp/$HEAD/${PORT:-29400}" 2>/dev/null; then
             missed=0
-        elif [ $((missed += 1)) -ge 8 ]; then
+        elif [ $((missed += 1)) -ge 6 ]; then
             echo "error: $HEAD cannot be reached at port ${PORT:-29400}: start this node again when it can" >&2
             kill -KILL "$torchrun"
         fi
