@@ -15,13 +15,13 @@ import torch
 
 from lookaround_ddp.config import Config, UserError, changed_keys
 from lookaround_ddp.config_file import load_config
-from lookaround_ddp.data.datasets import open_dataset
 from lookaround_ddp.distributed import Preempted, join
 from lookaround_ddp.distributed import processes as share
 from lookaround_ddp.finished import evaluate_ensemble, evaluate_run, run_config
 from lookaround_ddp.preempt import Stop
 from lookaround_ddp.presence import LostRanks
 from lookaround_ddp.record import score_text
+from lookaround_ddp.rehearsal import rehearse
 from lookaround_ddp.report.curves import draw_curves
 from lookaround_ddp.report.paper import paper_table
 from lookaround_ddp.report.runs import grouped, read_run
@@ -78,11 +78,12 @@ def train(options: argparse.Namespace) -> None:
 def processes(options: argparse.Namespace) -> None:
     named = _paths(options.arguments)
     config = load_config(named[0] if named else None, _values(options.arguments))
-    open_dataset(config.data, config.seed)  # a mistake is better found before the ranks are started
     replicas = len(config.replicas)
     cores = min(len(os.sched_getaffinity(0)), -(-replicas // options.nodes))  # a CPU is no faster with shards
     devices = torch.cuda.device_count() or cores
-    print(share(replicas, devices, options.nodes), config.out)
+    chosen = share(replicas, devices, options.nodes)
+    rehearse(config, chosen * options.nodes, alone=options.nodes == 1)
+    print(chosen, config.out)
 
 
 def evaluate(options: argparse.Namespace) -> None:

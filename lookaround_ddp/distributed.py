@@ -168,8 +168,8 @@ def _meet(rank: int, size: int, backend: str, timeout: float) -> Presence:
     except RuntimeError as error:
         if "EADDRINUSE" in str(error):
             raise UserError(
-                f"port {os.environ['MASTER_PORT']} of this host is in use, by another training perhaps: set MASTER_PORT "
-                "to another, or let torchrun find one (--rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0)"
+                f"port {os.environ['MASTER_PORT']} of this host is in use, perhaps by another training: set "
+                "MASTER_PORT to another, or let torchrun find one (--rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0)"
             ) from None
         if not lost_connection(error):
             raise

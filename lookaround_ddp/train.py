@@ -174,7 +174,7 @@ def single_phase(config: Config, dataset: Dataset, per_epoch: int) -> Single:
 
 def lookaround(config: Config, replicas: list[Replica], per_epoch: int, world: World) -> Lookaround:
     period = config.average.period(per_epoch)
-    if world.replicas > 1 and period is not None and config.optimizer.lookahead is not None:
+    if len(config.replicas) > 1 and period is not None and config.optimizer.lookahead is not None:
         check_lookahead(config, config.optimizer.lookahead.k, period, per_epoch)
     try:
         return Lookaround(

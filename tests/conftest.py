@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -32,3 +34,15 @@ def single(tmp_path: Path) -> Path:
     from tests.records import single_run
 
     return single_run(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment for the launchers: this Python, marked as installed."""
+    folder = tmp_path_factory.mktemp("venv")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (folder / "bin" / "python").chmod(0o755)
+    with (Path(__file__).parents[1] / "pyproject.toml").open() as file:
+        (folder / "installed").write_text(subprocess.check_output(["cksum"], stdin=file, text=True).strip() + " ")
+    return folder

@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["lookaround_ddp.cli", "sklearn.datasets"])
 

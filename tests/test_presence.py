@@ -67,7 +67,8 @@ def test_without_rank_0_the_others_say_where_it_was(tmp_path: Path) -> None:
     assert job.wait(60) == [-signal.SIGKILL, 1, 1], job.said()
     for rank in (1, 2):
         assert re.search(
-            r"stopped: rank 0 has ended, or its host cannot be reached: nobody answers at 127.0.0.1:\d+ \(", job.said(rank)
+            r"stopped: rank 0 has ended, or its host cannot be reached: nobody answers at 127.0.0.1:\d+ \(",
+            job.said(rank),
         )
 
 
@@ -84,7 +85,9 @@ KEPT: list[socket.socket] = []
 def test_a_port_in_use_is_a_users_mistake(tmp_path: Path) -> None:
     job = Job("train", f"out={tmp_path}/run", *TINY, "timeout=6", ranks=3, prepare=take_the_port)
     assert job.wait(90) == [2, 1, 1], job.said()
-    port = re.search(r"error: port (\d+) of this host is in use, by another training perhaps: set MASTER_PORT", job.said(0))
+    port = re.search(
+        r"error: port (\d+) of this host is in use, perhaps by another training: set MASTER_PORT", job.said(0)
+    )
     assert port, job.said()
     assert "Traceback" not in job.said()
     assert not (tmp_path / "run").exists()
@@ -98,8 +101,8 @@ def test_what_is_said_of_ranks() -> None:
     waited = state("averaging after iteration 5", "waited")
     slow = state("training iteration 5", seconds=31.4)
     assert verdict([slow, waited, waited], 1, 30) == (
-        "ranks 1 and 2 waited in vain, averaging after iteration 5 (timeout 30 s): rank 0 is still training iteration 5, "
-        "for 31 s",
+        "ranks 1 and 2 waited in vain, averaging after iteration 5 (timeout 30 s): "
+        "rank 0 is still training iteration 5, for 31 s",
         1,
     )
     message, speaker = verdict([waited, waited], 1, 30)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
 
 
 def require(*commands: str) -> None:
@@ -21,18 +18,6 @@ def require(*commands: str) -> None:
     missing = [command for command in commands if shutil.which(command) is None]
     if missing:
         pytest.skip(f"needs {', '.join(missing)}")
-
-
-@pytest.fixture(scope="session")
-def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment for the launchers: this Python, marked as installed."""
-    folder = tmp_path_factory.mktemp("venv")
-    (folder / "bin").mkdir()
-    (folder / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    (folder / "bin" / "python").chmod(0o755)
-    with (ROOT / "pyproject.toml").open() as file:
-        (folder / "installed").write_text(subprocess.check_output(["cksum"], stdin=file, text=True).strip() + " ")
-    return folder
 
 
 @pytest.fixture(scope="module")

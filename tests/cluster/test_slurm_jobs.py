@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import ROOT
-from tests.runs import train, weights
+from tests.runs import ROOT, train, weights
 
 pytestmark = pytest.mark.timeout(400)
 
