@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several "hosts" on one machine: network namespaces on a bridge, each with an address and a hostname of its own.
 #   hosts.sh up N | down N | cut I | mend I
-#   hosts.sh on I COMMAND...     runs COMMAND as host I: 10.77.0.I, hostname nodeI
+#   hosts.sh on I COMMAND...     runs COMMAND as host I: 10.77.0.I, hostname nodeI, up for I days longer than this one
 # As root, with Debian's iproute2. Each hostname resolves on every host.
 set -euo pipefail
 act=$1
@@ -38,7 +38,9 @@ case $act in
     on)
         i=$1
         shift
-        exec ip netns exec "la-host$i" unshare --uts bash -c "hostname node$i; exec \"\$@\"" _ "$@"
+        since=$((i * 86400)) # no two hosts' clocks agree
+        exec ip netns exec "la-host$i" unshare --uts --time --monotonic "$since" --boottime "$since" \
+            bash -c "hostname node$i; exec \"\$@\"" _ "$@"
         ;;
     *) echo "error: $act?" >&2 && exit 2 ;;
 esac
