@@ -16,6 +16,12 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
+def shortened(text: str, most: int = 200) -> str:
+    """A text without its middle, if it has more characters than that."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}[... {len(text) - 2 * half} characters ...]{text[-half:]}"
+
+
 Item = TypeVar("Item")
 ListOf = Annotated[tuple[Item, ...], Field(strict=False)]  # a YAML list, frozen
 
@@ -45,6 +51,9 @@ class DataConfig(Section):
     """Images in an update of one replica, whatever the number of ranks."""
     workers: int = Field(0, ge=0)
     """Loader processes of each rank."""
+    on_corrupt: Literal["error", "skip"] = "error"
+    """What a file that is no image does: it ends the run; or the next image stands for it in training, scores leave it
+    out, and such files are counted, on the console and in result.json."""
     batches: Literal["shared", "independent"] = "shared"
     """shared: the replicas see the same minibatches (Algorithm 1); independent: each has its own shuffle."""
     drop_last: bool = False

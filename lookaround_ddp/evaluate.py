@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lookaround_ddp.config import Config
+from lookaround_ddp.config import Config, UserError
 from lookaround_ddp.data.augment import evaluation_transform
-from lookaround_ddp.data.datasets import Dataset, Images
-from lookaround_ddp.data.loader import EvaluationBatches, load
+from lookaround_ddp.data.datasets import Dataset
+from lookaround_ddp.data.images import Images
+from lookaround_ddp.data.loader import Batch, EvaluationBatches, load
+from lookaround_ddp.data.unreadable import Unreadable
 from lookaround_ddp.distributed import World
 from lookaround_ddp.replica import Normalize, autocast
 
@@ -24,14 +26,22 @@ class Evaluator:
     """Evaluates networks on one split.
 
     The split is cut into batches, and batch b's sums are one row of a table, whoever computes them; the
-    rows are added in order. So the figures depend on neither the number of ranks nor their shares.
+    rows are added in order. So the figures depend on neither the number of ranks nor their shares. Images that
+    cannot be read, and are left out, are noted in `unreadable`.
     """
 
     def __init__(
-        self, batches: EvaluationBatches, classes: int, normalize: Normalize, precision: str, workers: int, world: World
+        self,
+        batches: EvaluationBatches,
+        classes: int,
+        normalize: Normalize,
+        precision: str,
+        workers: int,
+        world: World,
+        unreadable: Unreadable,
     ) -> None:
         self.batches, self.normalize, self.precision = batches, normalize, precision
-        self.classes, self.workers, self.world = classes, workers, world
+        self.classes, self.workers, self.world, self.unreadable = classes, workers, world, unreadable
 
     def shared(self, model: nn.Module) -> Score:
         """The score of a model that all ranks hold, each evaluating its share. Collective."""
@@ -40,7 +50,7 @@ class Evaluator:
 
     def replicas(self, models: Iterable[nn.Module]) -> list[Score]:
         """The score of each of the d replicas, in order, each evaluated by the ranks that train it. Collective."""
-        tables = torch.zeros(self.world.replicas, len(self.batches), 3, dtype=torch.float64)
+        tables = torch.zeros(self.world.replicas, len(self.batches), 4, dtype=torch.float64)
         for number, model in zip(self.world.hosted, models, strict=True):
             tables[number] = self._table(model, self.world.shard, self.world.shards)
         return [self._score(table) for table in self.world.sum(tables)]
@@ -58,56 +68,70 @@ class Evaluator:
 
     def _own_logits(self, model: nn.Module | None) -> Tensor:
         if model is None:
-            return torch.zeros(len(self.batches.split), self.classes)
+            return torch.zeros(len(self.batches.split), self.classes + 1)
         return self._logits(model, self.world.shard, self.world.shards)
 
     def _mean_prediction(self, tables: Iterable[Tensor]) -> EnsembleScore:
-        """Of the members' logits, each of shape (images, classes), summed in fp64 in the members' order."""
+        """Of the members' tables of logits, summed in fp64 in the members' order."""
         logits = torch.zeros(len(self.batches.split), self.classes, dtype=torch.float64)
         probabilities = torch.zeros_like(logits)
-        members = 0
+        members, seen = 0, torch.ones(len(logits), dtype=torch.bool)
         for table in tables:
-            logits += table
-            probabilities += table.double().softmax(dim=1)
+            logits += table[:, :-1]
+            probabilities += table[:, :-1].double().softmax(dim=1)
+            seen &= table[:, -1] > 0
             members += 1
-        labels = self.batches.labels
+        labels = self.batches.labels[seen]
         return {
-            "logits": self._score(_hits(logits / members, labels, self.classes)[None]),
-            "probabilities": self._score(_hits((probabilities / members).log(), labels, self.classes)[None]),
+            "logits": self._score(_hits((logits / members)[seen], labels, self.classes)[None]),
+            "probabilities": self._score(_hits((probabilities / members).log()[seen], labels, self.classes)[None]),
         }
 
     @torch.no_grad()
     def _logits(self, model: nn.Module, first: int, step: int) -> Tensor:
-        """Shape (images, classes), fp32, on the CPU; rows of batches that other ranks evaluate are 0."""
-        table = torch.zeros(len(self.batches.split), self.classes)
-        for number, logits, _ in self._forward(model, first, step):
-            place = number * self.batches.batch_size
-            table[place : place + len(logits)] = logits.float().cpu()
+        """Shape (images, classes + 1), fp32, on the CPU: behind the logits a 1.
+
+        Rows of images that cannot be read, and of batches that other ranks evaluate, are 0.
+        """
+        table = torch.zeros(len(self.batches.split), self.classes + 1)
+        for number, logits, batch in self._forward(model, first, step):
+            unreadable = dict(batch.unreadable)
+            read = [index for index in self.batches.indices(number) if index not in unreadable]
+            table[read, :-1], table[read, -1] = logits.float().cpu(), 1
         return table
 
     @torch.no_grad()
     def _table(self, model: nn.Module, first: int, step: int) -> Tensor:
-        """Shape (batches, 3), fp64: images right at the first guess, right in five, sum of -log p.
+        """Shape (batches, 4), fp64: images right at the first guess, right in five, sum of -log p, images.
 
         Rows of batches that other ranks evaluate are 0.
         """
-        table = torch.zeros(len(self.batches), 3, dtype=torch.float64, device=self.world.device)
-        for number, logits, labels in self._forward(model, first, step):
+        table = torch.zeros(len(self.batches), 4, dtype=torch.float64, device=self.world.device)
+        for number, logits, batch in self._forward(model, first, step):
+            labels = batch.labels.to(self.world.device, non_blocking=True)
             table[number] = _hits(logits.double(), labels, self.classes)
         return table.cpu()
 
-    def _forward(self, model: nn.Module, first: int, step: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Batch number, logits and labels of every `step`-th batch."""
+    def _forward(self, model: nn.Module, first: int, step: int) -> Iterator[tuple[int, Tensor, Batch]]:
+        """Batch number, logits and batch of every `step`-th batch in which there are images."""
         numbers = range(first, len(self.batches), step)
         pinned = self.world.device.type == "cuda"
         with evaluating(model):
             for number, batch in zip(numbers, load(self.batches, numbers, self.workers, pinned), strict=True):
+                self.unreadable.note(batch)
+                if len(batch.images) == 0:
+                    continue
                 with autocast(self.precision, self.world.device):
                     logits = model(self.normalize(batch.images))
-                yield number, logits, batch.labels.to(self.world.device, non_blocking=True)
+                yield number, logits, batch
 
     def _score(self, table: Tensor) -> Score:
-        top1, top5, nll = (sum_in_order(table) / len(self.batches.split)).tolist()
+        """Raises UserError: no image can be read."""
+        *sums, images = sum_in_order(table)
+        if images == 0:
+            count, name = len(self.batches.split), self.batches.split.name(0)
+            raise UserError(f"none of the {count} {self.unreadable.kind} images can be read, such as {name}")
+        top1, top5, nll = (torch.stack(sums) / images).tolist()
         score = {"top1": 100 * top1, "top5": 100 * top5, "nll": nll}
         if self.classes < 5:
             del score["top5"]
@@ -115,17 +139,23 @@ class Evaluator:
 
 
 def _hits(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Shape (3,): images right at the first guess, right in five, sum of -log p. Log-probabilities do as logits."""
+    """Shape (4,): images right at the first guess, right in five, sum of -log p, images.
+
+    Log-probabilities do as logits.
+    """
     hits = logits.topk(min(5, classes)).indices == labels[:, None]
-    return torch.stack([hits[:, 0].sum(), hits.sum(), cross_entropy(logits, labels, reduction="sum")])
+    nll = cross_entropy(logits, labels, reduction="sum")
+    return torch.stack([hits[:, 0].sum(), hits.sum(), nll, nll.new_full((), len(labels))])
 
 
 def make_evaluator(config: Config, dataset: Dataset, split: Images, world: World) -> Evaluator:
     """The evaluator of one of a dataset's splits, as the config says."""
     normalize = Normalize(dataset, world, config.channels_last)
-    batches = EvaluationBatches(split, evaluation_transform(dataset), config.evaluate.batch_size)
+    skip = config.data.on_corrupt == "skip"
+    batches = EvaluationBatches(split, evaluation_transform(dataset), config.evaluate.batch_size, skip)
     workers = config.data.workers if dataset.native is None else 0  # arrays need no decoding
-    return Evaluator(batches, dataset.classes, normalize, config.precision, workers, world)
+    unreadable = Unreadable(split, "test" if split is dataset.test else "validation", world)
+    return Evaluator(batches, dataset.classes, normalize, config.precision, workers, world, unreadable)
 
 
 @contextmanager

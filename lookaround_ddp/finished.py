@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from lookaround_ddp.checkpoint import Checkpoints
 from lookaround_ddp.config import Config, UserError
 from lookaround_ddp.config_file import load_config
 from lookaround_ddp.data.datasets import Dataset, open_dataset
+from lookaround_ddp.data.unreadable import Unreadable
 from lookaround_ddp.distributed import World
 from lookaround_ddp.evaluate import EnsembleScore, Score, make_evaluator
 from lookaround_ddp.model_file import read_network
@@ -81,6 +84,7 @@ def evaluate_run(run: Path, config: Config, world: World) -> Scores:
             scores["ensemble"] = test.ensemble(models)
             if validation is not None:
                 scores["ensemble_validation"] = validation.ensemble(models)
+    warn_of_unreadable([each.unreadable for each in (test, validation) if each is not None], world)
     return scores
 
 
@@ -105,7 +109,15 @@ def evaluate_ensemble(
                 check_classes(run, metadata["classes"], dataset)
                 models.append(placed(model, first, world))
     test = make_evaluator(first, dataset, dataset.test, world)
-    return [test.shared(model) for model in models], test.ensemble(models)
+    scores = [test.shared(model) for model in models], test.ensemble(models)
+    warn_of_unreadable([test.unreadable], world)
+    return scores
+
+
+def warn_of_unreadable(splits: Sequence[Unreadable], world: World) -> None:
+    """Says which images were passed over (data.on_corrupt=skip). Collective."""
+    for split in splits:
+        split.share(partial(print, file=sys.stderr) if world.main else lambda _: None)
 
 
 def check_same_data(runs: Sequence[Path], configs: Sequence[Config]) -> None:

@@ -14,7 +14,8 @@ from lookaround_ddp.averaging import Lookaround
 from lookaround_ddp.checkpoint import Checkpoints, Part
 from lookaround_ddp.config import Config
 from lookaround_ddp.data.datasets import Dataset
-from lookaround_ddp.data.loader import Iterations, load
+from lookaround_ddp.data.loader import Batch, Iterations, load
+from lookaround_ddp.data.unreadable import Unreadable
 from lookaround_ddp.distributed import World
 from lookaround_ddp.evaluate import make_evaluator
 from lookaround_ddp.exchange import broadcast_
@@ -57,12 +58,27 @@ class Run:
         self.test = make_evaluator(config, dataset, dataset.test, world)
         held_out = dataset.validation
         self.validation = None if held_out is None else make_evaluator(config, dataset, held_out, world)
+        self.trained = Unreadable(dataset.train, "train", world)
+        met = [self.trained, *(each.unreadable for each in (self.validation, self.test) if each is not None)]
+        self.unreadable = {each.kind: each for each in met} if config.data.on_corrupt == "skip" else {}
+        for kind, each in self.unreadable.items():
+            each.known.update(state.get("unreadable", {}).get(kind, ()))
         self.branch = batches.single.until  # iterations that a single network trains, from which the replicas start
         self.compared = state["iteration"] // self.per_epoch  # epochs after which replicas were compared
         self.losses = Losses(config, batches, world, state["iteration"])
         self.since = (self.losses.counted, self.watch.seconds())
         if self.losses.counted > self.branch or self.branch == 0:
             self._begin_rounds()
+
+    def load(self, iterations: Sequence[int] | range) -> Iterator[list[list[Batch]]]:
+        """The hosted replicas' batches of these iterations."""
+        pin = self.world.device.type == "cuda"
+        return self.trained.noted(load(self.batches, iterations, self.config.data.workers, pin))
+
+    def count_unreadable(self) -> State:
+        """`unreadable`: how many images of each split were met so far, where they are passed over. Collective."""
+        counts = {kind: each.share(self.record.say) for kind, each in self.unreadable.items()}
+        return {"unreadable": counts} if counts else {}
 
     def record_training(self, iteration: int, rate: float) -> None:
         """A line of the record: mean losses since the last one, distances to phi, speed."""
@@ -81,6 +97,7 @@ class Run:
                 "images_per_second": self.losses.images(before, iteration) / elapsed,
                 "seconds": self.since[1],
                 "eta": (self.total - iteration) * elapsed / (iteration - before),
+                **self.count_unreadable(),
             }
         )
 
@@ -163,7 +180,8 @@ class Run:
             scores["trajectory"] = self.test.shared(self.along_time(self.trajectories[0]))
         self.scores = scores
         self._keep_best(iteration)
-        self.record.evaluation({"iteration": iteration, "epoch": iteration / self.per_epoch, **scores})
+        line = {"iteration": iteration, "epoch": iteration / self.per_epoch, **scores}
+        self.record.evaluation(line | self.count_unreadable())
         self.watch.go()
 
     def snapshot(self, iteration: int) -> None:
@@ -186,13 +204,16 @@ class Run:
         self.around.synchronize_shards()
         self.around.check_finite(iteration)
         self._share_single(iteration)
+        self.count_unreadable()
         state = {
             **self.around.state_dict(),
             "seconds": self.watch.elapsed,
             "scores": self.scores,
             "best": self.best,
+            "unreadable": {kind: sorted(each.known) for kind, each in self.unreadable.items()},
             "start": self.start,
             "classes": self.dataset.classes,
+            "trained_on": self.dataset.trained_on,
             "config": self.config.identity(),
         }
         mine = {
@@ -244,8 +265,7 @@ class Run:
     def recalibrate(self, models: Sequence[nn.Module], apart: bool = False) -> None:
         """Measures the batch-norm statistics of the hosted replicas' models, or of one for all of them."""
         iterations = range(min(self.per_epoch, self.config.evaluate.recalibrate_iterations or self.per_epoch))
-        batches = load(self.batches, iterations, self.config.data.workers, self.world.device.type == "cuda")
-        recalibrate(models, batches, self.normalize, self.config.precision, self.world, apart=apart)
+        recalibrate(models, self.load(iterations), self.normalize, self.config.precision, self.world, apart=apart)
 
     def _share_single(self, iteration: int) -> None:
         """While a single network trains, on replica 0's ranks, the others get its weights to evaluate and save."""

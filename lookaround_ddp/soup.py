@@ -17,9 +17,10 @@ from lookaround_ddp.checkpoint import write_atomically
 from lookaround_ddp.config import Config, UserError
 from lookaround_ddp.data.datasets import Dataset, open_dataset, split_seed
 from lookaround_ddp.data.loader import load
+from lookaround_ddp.data.unreadable import Unreadable
 from lookaround_ddp.distributed import World
 from lookaround_ddp.evaluate import Score, make_evaluator
-from lookaround_ddp.finished import check_classes, check_same_data, placed, shipped_model
+from lookaround_ddp.finished import check_classes, check_same_data, placed, shipped_model, warn_of_unreadable
 from lookaround_ddp.model_file import save_model
 from lookaround_ddp.outcome import MODEL, RESULT
 from lookaround_ddp.recalibrate import recalibrate
@@ -50,8 +51,10 @@ class Kitchen:
         self.model, self.config, self.world, self.update_bn = placed(model, config, world), config, world, update_bn
         self.split = "test" if dataset.validation is None else "held-out images"
         self.dataset = dataset
-        self.taster = make_evaluator(config, dataset, dataset.validation or dataset.test, world)
         self.test = make_evaluator(config, dataset, dataset.test, world)
+        held_out = dataset.validation
+        self.taster = self.test if held_out is None else make_evaluator(config, dataset, held_out, world)
+        self.trained = Unreadable(dataset.train, "train", world)
         self.batches = make_batches(config, dataset, world)
 
     def load(self, state: State) -> nn.Module:
@@ -63,7 +66,7 @@ class Kitchen:
             batches = load(self.batches, iterations, self.config.data.workers, self.world.device.type == "cuda")
             models = [self.model] * len(self.world.hosted)
             normalize = Normalize(self.dataset, self.world, self.config.channels_last)
-            recalibrate(models, batches, normalize, self.config.precision, self.world)
+            recalibrate(models, self.trained.noted(batches), normalize, self.config.precision, self.world)
         return self.model
 
     def taste(self, state: State) -> Score:
@@ -108,6 +111,7 @@ def cook(
     chosen = choose(recipe, ranked, states, scores, kitchen)
     mixture = mean_state([states[name] for name in chosen])
     test = kitchen.test.shared(kitchen.load(mixture))
+    warn_of_unreadable([kitchen.trained, kitchen.taster.unreadable, kitchen.test.unreadable], world)
     if out is not None:
         with world.together():
             if world.main:

@@ -15,7 +15,7 @@ from lookaround_ddp.checkpoint import Checkpoints, write_atomically
 from lookaround_ddp.config import Config, UserError, changed_keys
 from lookaround_ddp.data.augment import train_pipelines
 from lookaround_ddp.data.datasets import Dataset, open_dataset
-from lookaround_ddp.data.loader import NO_SINGLE, Iterations, Plan, Single, load
+from lookaround_ddp.data.loader import NO_SINGLE, Iterations, Plan, Single
 from lookaround_ddp.distributed import Preempted, World
 from lookaround_ddp.lock import locked
 from lookaround_ddp.outcome import finish
@@ -71,8 +71,7 @@ def fit(config: Config, world: World, stop: Stop) -> State:
             run.advance(state["iteration"])  # a checkpoint is written before the average step of its iteration
         upcoming = range(state["iteration"], total)
         stop.begin(state["iteration"])
-        pin = world.device.type == "cuda"
-        for iteration, hosted in zip(upcoming, load(batches, upcoming, config.data.workers, pin), strict=True):
+        for iteration, hosted in zip(upcoming, run.load(upcoming), strict=True):
             world.does(f"training iteration {iteration + 1}")
             rate = learning_rate(config, iteration, plan.iterations)
             losses = []
@@ -156,7 +155,8 @@ def make_batches(config: Config, dataset: Dataset, world: World) -> Iterations:
         for number in world.hosted
     }
     single = single_phase(config, dataset, plan.iterations)
-    return Iterations(dataset.train, plan, pipelines, world.shard, world.shards, single)
+    skip = config.data.on_corrupt == "skip"
+    return Iterations(dataset.train, plan, pipelines, world.shard, world.shards, single, skip)
 
 
 def single_phase(config: Config, dataset: Dataset, per_epoch: int) -> Single:
@@ -237,7 +237,15 @@ def check_resumable(config: Config, dataset: Dataset, state: State) -> None:
             f"the checkpoint in {config.out} has {state['classes']} classes, the data has {dataset.classes}: "
             f"train in another `out`"
         )
-    changes = list(changed_keys(state["config"], config.identity()))
+    if state.get("trained_on", dataset.trained_on) != dataset.trained_on:
+        raise UserError(
+            f"the checkpoint in {config.out} was trained on {state['trained_on']}, the data has {dataset.trained_on}: "
+            f"put back what is missing, or train in another `out`"
+        )
+    made = state["config"]
+    if made["data"].get("on_corrupt", "error") == "error":  # so far every image was read, and nothing skipped
+        made = made | {"data": made["data"] | {"on_corrupt": config.data.on_corrupt}}
+    changes = list(changed_keys(made, config.identity()))
     if changes:
         raise UserError(
             f"the checkpoint in {config.out} was made with another config ({'; '.join(changes)}): "

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import os
-import struct
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.io import savemat
 from torchvision import transforms as T
 from torchvision.transforms import functional as F
 
 from lookaround_ddp.config import AugmentConfig, DataConfig, UserError
 from lookaround_ddp.data.augment import MIXES, NAMES, evaluation_transform, train_pipelines
-from lookaround_ddp.data.datasets import Arrays, Dataset, Files, Subset, open_dataset
+from lookaround_ddp.data.datasets import Dataset, open_dataset
+from lookaround_ddp.data.images import Arrays, Subset
 from lookaround_ddp.data.loader import EvaluationBatches, Iterations, Plan, load
 
 PLAIN = AugmentConfig(before=(), after=())
@@ -183,67 +178,6 @@ def test_validation_is_held_out_of_the_training_images() -> None:
     assert not {*data.train.indices} & {*data.validation.indices}
 
 
-def idx(path: Path, array: np.ndarray, *, zipped: bool) -> None:
-    content = struct.pack(f">i{array.ndim}i", 0x800 + array.ndim, *array.shape) + array.tobytes()
-    if zipped:
-        path.with_suffix(".gz").write_bytes(gzip.compress(content))
-    else:
-        path.write_bytes(content)
-
-
-@pytest.mark.parametrize(("folder", "zipped"), [(".", True), (".", False), ("FashionMNIST/raw", False)])
-def test_fashion_mnist_from_a_flat_folder_or_torchvisions(tmp_path: Path, folder: str, zipped: bool) -> None:
-    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-    pixels = np.arange(5 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(5, 28, 28)
-    for stem, count in (("train", 5), ("t10k", 2)):
-        idx(tmp_path / folder / f"{stem}-images-idx3-ubyte", pixels[:count], zipped=zipped)
-        idx(tmp_path / folder / f"{stem}-labels-idx1-ubyte", np.arange(count, dtype=np.uint8), zipped=zipped)
-    data = open_dataset(DataConfig(name="fashion_mnist", root=str(tmp_path)), seed=0)
-    assert (len(data.train), len(data.test), data.classes) == (5, 2, 10)
-    assert np.array_equal(np.asarray(data.train.image(4)), pixels[4])
-    assert list(data.train.labels) == [0, 1, 2, 3, 4]
-
-
-def test_a_broken_idx_file_is_named(tmp_path: Path) -> None:
-    whole = gzip.compress(bytes(1000))
-    for content in (b"no gzip", whole[:-20], whole[:12] + b"\xff\xff" + whole[14:]):
-        (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(content)
-        with pytest.raises(UserError, match="train-images-idx3-ubyte is not a readable idx file"):
-            open_dataset(DataConfig(name="fashion_mnist", root=str(tmp_path)), seed=0)
-
-
-@pytest.mark.skipif(
-    not os.environ.get("FASHION_MNIST"), reason="FASHION_MNIST=DIR names the folder of Debian's package"
-)
-def test_the_real_fashion_mnist() -> None:
-    data = open_dataset(DataConfig(name="fashion_mnist", root=os.environ["FASHION_MNIST"]), seed=0)
-    assert (len(data.train), len(data.test)) == (60_000, 10_000)
-    assert np.bincount(data.train.labels).tolist() == [6000] * 10
-    assert isinstance(data.train, Arrays)
-    assert data.train.pixels.mean() / 255 == pytest.approx(data.mean[0], abs=1e-4)
-    assert data.train.pixels.std() / 255 == pytest.approx(data.std[0], abs=1e-4)
-
-
-def test_image_folders_of_any_size(tmp_path: Path) -> None:
-    for split, count in (("train", 3), ("val", 2)):
-        for name in ("cat", "dog"):
-            folder = tmp_path / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                Image.new("L", (40 + number, 30), 100).save(folder / f"{number}.png")
-    data = open_dataset(DataConfig(name="imagefolder", root=str(tmp_path), size=24), seed=0)
-    assert (len(data.train), len(data.test), data.classes, data.channels) == (6, 4, 2, 3)
-    assert isinstance(data.train, Files)
-    assert list(data.train.labels) == [0, 0, 0, 1, 1, 1]
-    assert evaluation_transform(data)(data.test.image(0)).shape == (3, 24, 24)
-    for own in ("none", "random_resized_crop"):
-        (pipeline,) = train_pipelines(PLAIN, [own], data, 0.0)
-        assert pipeline.transform(data.train.image(2)).shape == (3, 24, 24)
-    (tmp_path / "val" / "dog").rename(tmp_path / "val" / "wolf")
-    with pytest.raises(UserError, match="train and val have different classes, such as 'dog'"):
-        open_dataset(DataConfig(name="imagefolder", root=str(tmp_path)), seed=0)
-
-
 def test_autoaugment_with_another_policy() -> None:
     """By default that of the dataset: digits are augmented as house numbers are."""
     digits = open_dataset(DataConfig(), seed=0)
@@ -252,30 +186,3 @@ def test_autoaugment_with_another_policy() -> None:
         assert pipeline.transform.transforms[0].policy.value == policy
     with pytest.raises(UserError, match="'cars' is not a valid AutoAugmentPolicy"):
         train_pipelines(PLAIN, [{"autoaugment": {"policy": "cars"}}], digits, 0.0)
-
-
-def test_stanford_cars_from_the_folder_that_torchvision_reads(tmp_path: Path) -> None:
-    """Annotations are Matlab structures whose classes begin at 1."""
-    folder = tmp_path / "stanford_cars"
-    for split, file, classes in (
-        ("train", "devkit/cars_train_annos.mat", (3, 196, 1)),
-        ("test", "cars_test_annos_withlabels.mat", (2, 7)),
-    ):
-        (folder / f"cars_{split}").mkdir(parents=True)
-        (folder / "devkit").mkdir(exist_ok=True)
-        rows = np.zeros(len(classes), dtype=[("class", "O"), ("fname", "O")])
-        for number, label in enumerate(classes):
-            Image.new("RGB", (60 + number, 40), (10 * number, 0, 0)).save(folder / f"cars_{split}" / f"{number}.png")
-            rows[number] = (label, f"{number}.png")
-        savemat(folder / file, {"annotations": rows})
-    savemat(folder / "devkit" / "cars_meta.mat", {"class_names": np.array(["a", "b"], dtype=object)})
-    data = open_dataset(DataConfig(name="stanford_cars", root=str(tmp_path)), seed=0)
-    assert (list(data.train.labels), list(data.test.labels)) == ([2, 195, 0], [1, 6])
-    assert (data.classes, data.channels, data.size) == (196, 3, 224)
-    assert data.train.image(2).getpixel((0, 0)) == (20, 0, 0)
-    assert evaluation_transform(data)(data.test.image(1)).shape == (3, 224, 224)
-    (folder / "devkit" / "cars_meta.mat").unlink()
-    with pytest.raises(UserError, match=r"no Stanford Cars in .*/stanford_cars \(.*cars_meta.mat.*: it holds"):
-        open_dataset(DataConfig(name="stanford_cars", root=str(tmp_path)), seed=0)
-    with pytest.raises(UserError, match="cannot be downloaded any more"):
-        open_dataset(DataConfig(name="stanford_cars", root=str(tmp_path), download=True), seed=0)

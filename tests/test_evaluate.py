@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from lookaround_ddp.config import AugmentConfig, Config, DataConfig, EvaluateConfig
 from lookaround_ddp.data.augment import train_pipelines
-from lookaround_ddp.data.datasets import Arrays, Dataset, Images, open_dataset
+from lookaround_ddp.data.datasets import Dataset, open_dataset
+from lookaround_ddp.data.images import Arrays, Images
 from lookaround_ddp.data.loader import Iterations, Plan
 from lookaround_ddp.distributed import World, join
 from lookaround_ddp.evaluate import evaluating, make_evaluator

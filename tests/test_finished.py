@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lookaround_ddp.config import DataConfig, ModelConfig
-from lookaround_ddp.data.datasets import Images, open_dataset
+from lookaround_ddp.data.datasets import open_dataset
+from lookaround_ddp.data.images import Images
 from lookaround_ddp.models import create_model
 from tests.runs import TINY, Job, train, weights
 from tests.test_resume import die_at

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 from lookaround_ddp.config import DataConfig, ModelConfig
-from lookaround_ddp.data.datasets import Images, open_dataset
+from lookaround_ddp.data.datasets import open_dataset
+from lookaround_ddp.data.images import Images
 from lookaround_ddp.models import create_model
 
 

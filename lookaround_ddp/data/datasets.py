@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torchvision
@@ -16,62 +17,7 @@ from torchvision.transforms import AutoAugmentPolicy
 
 from lookaround_ddp import seeds
 from lookaround_ddp.config import DataConfig, UserError
-
-
-class Images(Protocol):
-    """A split: labels by index at once, images by index on demand."""
-
-    @property
-    def labels(self) -> Sequence[int]: ...
-    def __len__(self) -> int: ...
-    def image(self, index: int) -> Image.Image: ...
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """Images in memory: uint8, shape (N, H, W) or (N, H, W, 3)."""
-
-    pixels: np.ndarray
-    labels: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def image(self, index: int) -> Image.Image:
-        return Image.fromarray(self.pixels[index])
-
-
-@dataclass(frozen=True)
-class Files:
-    """Images in files, read as RGB."""
-
-    paths: Sequence[str]
-    labels: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def image(self, index: int) -> Image.Image:
-        with Image.open(self.paths[index]) as image:
-            return image.convert("RGB")
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Some images of another split, in the given order."""
-
-    whole: Images
-    indices: Sequence[int]
-
-    @property
-    def labels(self) -> Sequence[int]:
-        return [self.whole.labels[index] for index in self.indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def image(self, index: int) -> Image.Image:
-        return self.whole.image(self.indices[index])
+from lookaround_ddp.data.images import Arrays, Files, Images, Subset
 
 
 @dataclass(frozen=True)
@@ -89,14 +35,22 @@ class Dataset:
     policy: AutoAugmentPolicy
     validation: Images | None = None
 
+    @cached_property
+    def trained_on(self) -> str:
+        """Which training images these are: with one of them lost, indices would mean others."""
+        labels = np.asarray(self.train.labels, np.int64)
+        return f"{len(labels)} images with labels {hashlib.sha256(labels.tobytes()).hexdigest()[:12]}"
+
 
 def open_dataset(config: DataConfig, seed: int) -> Dataset:
     """The dataset that the config names, with its training images limited and split as it says.
 
     Raises:
-        UserError: files are missing (and how to get them), or more images are asked for than there are.
+        UserError: files are missing (and how to get them) or damaged, or more images are asked for than there are.
     """
     dataset = OPENERS[config.name](config)
+    for name, split in (("training", dataset.train), ("test", dataset.test)):
+        _check(split, dataset, f"the {name} images of {config.name} in {config.root}")
     if config.mean is not None and config.std is not None:
         dataset = replace(dataset, mean=config.mean, std=config.std)
     if len(dataset.mean) != dataset.channels or len(dataset.std) != dataset.channels:
@@ -116,6 +70,24 @@ def open_dataset(config: DataConfig, seed: int) -> Dataset:
         held_out = Subset(whole, order[available - config.validation :]) if config.validation else None
         dataset = replace(dataset, train=Subset(whole, order[:count]), validation=held_out)
     return dataset
+
+
+def _check(split: Images, dataset: Dataset, name: str) -> None:
+    """Raises UserError unless there are images, all of the dataset's size, each with one of its labels."""
+    if isinstance(split, Arrays):
+        images, shape = len(split.pixels), split.pixels.shape[1:]
+        if images != len(split.labels):
+            raise UserError(f"{name}: there are {images} of them and {len(split.labels)} labels")
+        if shape[:2] != (dataset.native, dataset.native):
+            raise UserError(
+                f"{name}: they have {'x'.join(map(str, shape))} pixels, not {dataset.native}x{dataset.native}"
+            )
+    if len(split) == 0:
+        raise UserError(f"{name}: there are none")
+    labels = np.asarray(split.labels)
+    if labels.min() < 0 or labels.max() >= dataset.classes:
+        place = int(((labels < 0) | (labels >= dataset.classes)).argmax())
+        raise UserError(f"{name}: number {place} has label {labels[place]}, not one of 0 to {dataset.classes - 1}")
 
 
 def split_seed(config: DataConfig, seed: int) -> int:
@@ -172,7 +144,7 @@ def _imagefolder(config: DataConfig) -> Dataset:
         path = Path(config.root) / name
         try:
             folders.append(torchvision.datasets.ImageFolder(str(path)))
-        except FileNotFoundError as error:
+        except OSError as error:
             raise UserError(
                 f"no images in {path}: imagefolder reads {config.root}/train/CLASS/ and /val/CLASS/ ({error})"
             ) from None
@@ -194,12 +166,12 @@ def _stanford_cars(config: DataConfig) -> Dataset:
     for name in ("train", "test"):
         try:
             split = torchvision.datasets.StanfordCars(config.root, split=name)
-        except (RuntimeError, OSError) as error:
+            paths, labels = zip(*split._samples, strict=True)  # the class offers paths nowhere else
+        except Exception as error:  # scipy's reader lets out whatever a damaged file makes it meet
             raise UserError(
                 f"no Stanford Cars in {Path(config.root).resolve()}/stanford_cars ({error}): it holds cars_train/, "
                 "cars_test/, cars_test_annos_withlabels.mat and devkit/"
             ) from None
-        paths, labels = zip(*split._samples, strict=True)  # the class offers paths nowhere else
         splits.append(Files(paths, labels))
     train, test = splits
     return _photographs(train, test, 196)
@@ -226,7 +198,7 @@ def _torchvision_splits(kind: type, config: DataConfig) -> tuple[Any, Any]:
     try:
         train, test = (kind(config.root, train=train, download=config.download) for train in (True, False))
         return train, test
-    except (RuntimeError, AssertionError, ValueError, OSError) as error:  # not there, or damaged
+    except Exception as error:  # not there, or damaged in a way that the reader did not expect
         hint = "data.root=DIR says where it is, data.download=true fetches it"
         if config.name == "fashion_mnist":
             hint += "; Debian's package dataset-fashion-mnist installs it in /usr/share/datasets/fashion-mnist"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils import data
 from lookaround_ddp import seeds
 from lookaround_ddp.config import UserError
 from lookaround_ddp.data.augment import Pipeline
-from lookaround_ddp.data.datasets import Images
+from lookaround_ddp.data.images import Images, Substitutes, UnreadableImage
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,17 @@ class Batch:
     """The images of one update: uint8 (n, C, H, W), and their labels, int64 (n,).
 
     share is n * D / N, for n of the minibatch's N images on this one of the replica's D ranks: with the
-    loss weighted by it, the mean of the ranks' gradients is the minibatch's gradient.
+    loss weighted by it, the mean of the ranks' gradients is the minibatch's gradient. unreadable are the images of
+    the split that should have been in it and are not: the index of each, and why it cannot be read.
     """
 
     images: Tensor
     labels: Tensor
     share: float
+    unreadable: tuple[tuple[int, str], ...] = ()
 
     def pin_memory(self) -> Batch:
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.share)
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,12 @@ NO_SINGLE = Single(until=0)
 
 
 class Iterations(data.Dataset[list[list[Batch]]]):
-    """iteration -> for each hosted replica, for each of its augmentations, a batch."""
+    """iteration -> for each hosted replica, for each of its augmentations, a batch.
+
+    Args:
+        skip: an image that cannot be read is replaced by the next one and its label. It is augmented by the draws
+            that the missing one would have had, so that it does not come twice in an epoch as the same picture.
+    """
 
     def __init__(
         self,
@@ -112,8 +119,10 @@ class Iterations(data.Dataset[list[list[Batch]]]):
         shard: int = 0,
         shards: int = 1,
         single: Single = NO_SINGLE,
+        skip: bool = False,
     ) -> None:
         self.split, self.plan, self.pipelines = split, plan, pipelines
+        self.substitutes = Substitutes(split) if skip else None
         self.shard, self.shards, self.single = shard, shards, single
         self.labels = torch.tensor(split.labels)
 
@@ -132,42 +141,82 @@ class Iterations(data.Dataset[list[list[Batch]]]):
             share = len(indices) * self.shards / len(whole)
             result.append(
                 [
-                    Batch(self._augmented(indices, pipeline, (epoch, replica, number)), self.labels[indices], share)
+                    self._batch(indices, pipeline, (epoch, replica, number), share)
                     for number, pipeline in self.pipelines_at(iteration, replica)
                 ]
             )
         return result
 
-    def _augmented(self, indices: Tensor, pipeline: Pipeline, key: tuple[int, int, int]) -> Tensor:
-        images = []
+    def _batch(self, indices: Tensor, pipeline: Pipeline, key: tuple[int, int, int], share: float) -> Batch:
+        images, used, unreadable = [], [], []
         for index in indices.tolist():
             seeds.seed_cpu(self.plan.seed, seeds.AUGMENT, *key, index)
             if pipeline.custom:
                 seeds.seed_python(self.plan.seed, seeds.AUGMENT, *key, index)
-            images.append(pipeline.transform(self.split.image(index)))
-        return torch.stack(images)
+            if self.substitutes is None:
+                image = self.split.image(index)
+            else:
+                place, image = self.substitutes.image(index)
+                used.append(place)
+                if place != index:
+                    unreadable.append((index, self.substitutes.reasons[index]))
+            images.append(pipeline.transform(image))
+        labels = self.labels[used] if unreadable else self.labels[indices]
+        return Batch(torch.stack(images), labels, share, tuple(unreadable))
 
 
 class EvaluationBatches(data.Dataset[Batch]):
-    """Batch number -> consecutive images: the same batches on any number of ranks, every image in one."""
+    """Batch number -> consecutive images: the same batches on any number of ranks, every image in one.
 
-    def __init__(self, split: Images, transform: Callable[[Any], Tensor], batch_size: int) -> None:
-        self.split, self.transform, self.batch_size = split, transform, batch_size
+    Args:
+        skip: images that cannot be read are left out; a batch may then be empty.
+    """
+
+    def __init__(self, split: Images, transform: Callable[[Any], Tensor], batch_size: int, skip: bool = False) -> None:
+        self.split, self.transform, self.batch_size, self.skip = split, transform, batch_size, skip
         self.labels = torch.tensor(split.labels)
 
     def __len__(self) -> int:
         return -(-len(self.split) // self.batch_size)
 
+    def indices(self, number: int) -> range:
+        """The images of the split that are in a batch if all can be read."""
+        return range(number * self.batch_size, min((number + 1) * self.batch_size, len(self.split)))
+
     def __getitem__(self, number: int) -> Batch:
-        indices = range(number * self.batch_size, min((number + 1) * self.batch_size, len(self.split)))
-        images = torch.stack([self.transform(self.split.image(index)) for index in indices])
-        return Batch(images, self.labels[indices.start : indices.stop], 1.0)
+        images, unreadable = [], {}
+        for index in self.indices(number):
+            try:
+                images.append(self.transform(self.split.image(index)))
+            except UnreadableImage as error:
+                if not self.skip:
+                    raise
+                unreadable[index] = error.reason
+        read = [index for index in self.indices(number) if index not in unreadable]
+        return Batch(torch.stack(images) if images else torch.empty(0), self.labels[read], 1.0, (*unreadable.items(),))
+
+
+class Answers(data.Dataset[Any]):
+    """A dataset whose UserErrors are values: DataLoader would put a worker's traceback around what it raises."""
+
+    def __init__(self, dataset: data.Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: int) -> Any:
+        try:
+            return self.dataset[key]
+        except UserError as error:
+            return UserError(str(error))  # any worker's can be sent
 
 
 def load(dataset: data.Dataset[Any], keys: Sequence[int] | range, workers: int, pin: bool) -> Iterator[Any]:
-    """dataset[key] for each key in turn, computed ahead by worker processes if there are any."""
+    """dataset[key] for each key in turn, computed ahead by worker processes if there are any.
+
+    Raises:
+        UserError: the dataset did, in this process or in a worker.
+    """
     loader = data.DataLoader(
-        dataset,
+        Answers(dataset),
         batch_size=None,
         sampler=keys,
         num_workers=workers,
@@ -175,7 +224,10 @@ def load(dataset: data.Dataset[Any], keys: Sequence[int] | range, workers: int, 
         worker_init_fn=_quiet_worker,
         collate_fn=_as_it_is,
     )
-    return iter(loader)
+    for answer in loader:
+        if isinstance(answer, UserError):
+            raise answer
+        yield answer
 
 
 def _as_it_is(value: Any) -> Any:

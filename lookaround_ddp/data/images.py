@@ -1,0 +1,171 @@
+"""Splits of labelled images, in memory or in files, and what becomes of a file that is no image."""
+
+from __future__ import annotations
+
+import errno
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from lookaround_ddp.config import UserError, shortened
+
+SLIMMEST = 1000  # at most so many times as long as wide: one pixel wide, a small file is huge when it is resized
+MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # no fault of the file that happens to be opened
+
+
+class Images(Protocol):
+    """A split: labels by index at once, images by index on demand."""
+
+    @property
+    def labels(self) -> Sequence[int]: ...
+    def __len__(self) -> int: ...
+    def name(self, index: int) -> str: ...
+    def image(self, index: int) -> Image.Image: ...
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images in memory: uint8, shape (N, H, W) or (N, H, W, 3)."""
+
+    pixels: np.ndarray
+    labels: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images in files, read as RGB. `image` raises UnreadableImage."""
+
+    paths: Sequence[str]
+    labels: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+    def image(self, index: int) -> Image.Image:
+        return read_rgb(self.paths[index])
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of another split, in the given order."""
+
+    whole: Images
+    indices: Sequence[int]
+
+    @property
+    def labels(self) -> Sequence[int]:
+        return [self.whole.labels[index] for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        return self.whole.name(self.indices[index])
+
+    def image(self, index: int) -> Image.Image:
+        return self.whole.image(self.indices[index])
+
+
+class UnreadableImage(UserError):
+    """A file is no image that can be trained on."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"{path} cannot be read ({reason}): mend it, or pass over such files with data.on_corrupt=skip"
+        )
+
+
+def read_rgb(path: str) -> Image.Image:
+    """The image in a file, as RGB.
+
+    Raises:
+        UnreadableImage: it is not there, truncated, of another kind, or so large that PIL warns of it.
+        UserError: the machine has run out of memory or of open files.
+    """
+    try:
+        with warnings.catch_warnings(), open(path, "rb", opener=_without_waiting) as file:
+            warnings.simplefilter("ignore")  # PIL's do not name the file
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                if image.format == "EPS":
+                    raise UnreadableImage(path, "PostScript is a program")  # which PIL would let Ghostscript run
+                if max(image.size) > SLIMMEST * min(image.size):
+                    raise UnreadableImage(path, f"{image.width} x {image.height} pixels")
+                return image.convert("RGB")
+    except UserError:
+        raise
+    except Exception as error:  # PIL's readers let out whatever a broken file makes them meet
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in MACHINE:
+            raise UserError(f"{path} cannot be read now: {_reason(error)}") from None
+        raise UnreadableImage(path, _reason(error)) from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """A pipe that nobody writes into counts as empty; otherwise its reader would wait for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"more than {Image.MAX_IMAGE_PIXELS} pixels"
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return shortened(" ".join(str(error).split()) or type(error).__name__)
+
+
+class Substitutes:
+    """A split in which the next image that can be read stands for one that cannot.
+
+    It is the next by index, and the first one follows the last: a function of the files alone, so that all ranks and
+    workers take the same. A file that could not be read once is not tried again by this process.
+    """
+
+    def __init__(self, split: Images) -> None:
+        self.split = split
+        self.reasons: dict[int, str] = {}  # of those that cannot be read
+        self._next: dict[int, int] = {}  # where to look instead
+
+    def image(self, index: int) -> tuple[int, Image.Image]:
+        """The image or the one that stands for it, behind its index.
+
+        Raises:
+            UserError: none of the split can be read.
+        """
+        place, passed = index, []
+        while len(self.reasons) < len(self.split):
+            if place in self.reasons:
+                passed.append(place)
+                place = self._next[place]
+                continue
+            try:
+                image = self.split.image(place)
+            except UnreadableImage as error:
+                self.reasons[place], self._next[place] = error.reason, (place + 1) % len(self.split)
+                continue
+            self._next |= dict.fromkeys(passed, place)  # a long row of them is walked along once, not for each of them
+            return place, image
+        raise UserError(
+            f"none of {len(self.split)} images can be read, such as {self.split.name(index)} ({self.reasons[index]})"
+        )
