@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lookaround_ddp.config import Config, UserError, changed_keys
+from lookaround_ddp.config import Config, UserError, changed_keys, shortened
 from lookaround_ddp.config_file import load_config
 from lookaround_ddp.distributed import Preempted, join
 from lookaround_ddp.distributed import processes as share
@@ -52,6 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(STOPPED)
     except BrokenPipeError:  # of `| head`; Python would complain once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.filename is None:  # no matter of files
+            raise
+        _say_once(f"error: {error.filename}: {error.strerror}")
+        sys.exit(MISTAKE)
     except Preempted as error:
         if os.environ.get("RANK", "0") == "0":
             print(error, file=sys.stderr, flush=True)
@@ -217,7 +222,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _paths(arguments: Sequence[str]) -> list[Path]:
     """Of a command's arguments, those that are files or folders, whose names may have a = in them, not values."""
-    return [Path(argument) for argument in arguments if "=" not in argument or Path(argument).exists()]
+    exists = os.path.exists  # Path.exists raises where a value is too long for a file's name
+    return [Path(argument) for argument in arguments if "=" not in argument or exists(argument)]
 
 
 def _values(arguments: Sequence[str]) -> list[str]:
@@ -254,7 +260,11 @@ def _print_scores(scores: Mapping[str, Any]) -> None:
 
 
 def _say_once(text: str) -> None:
-    """Rank 0 speaks; another rank speaks only if it is still alive when rank 0 should have ended the job."""
+    """Rank 0 speaks; another rank speaks only if it is still alive when rank 0 should have ended the job.
+
+    One line, whatever names and values are in it.
+    """
+    text = shortened(" ".join(text.splitlines()), 2000)
     rank = os.environ.get("RANK", "0")
     if rank != "0":
         time.sleep(3)

@@ -58,7 +58,7 @@ class DataConfig(Section):
     """shared: the replicas see the same minibatches (Algorithm 1); independent: each has its own shuffle."""
     drop_last: bool = False
     """Leave out the last, smaller batch of an epoch."""
-    size: int | None = Field(None, ge=1)
+    size: int | None = Field(None, ge=1, le=2**14)
     """Side of the square images that the network sees; by default the dataset's own (photographs: 224)."""
     train_images: int | None = Field(None, ge=1)
     """Train on so many images, drawn with the seed; by default all."""
