@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lookaround_ddp.checkpoint import write_atomically
 from lookaround_ddp.config import Config
+from lookaround_ddp.distributed import Preempted
+
+FINISH_SECONDS = 60  # that Weights & Biases may take in the end to send what is left, and would take for ever otherwise
 
 
 class Record:
@@ -35,15 +39,23 @@ class Record:
         self.config = config
         self.warned = False
 
-    def open(self, iteration: int) -> None:
-        """Begins, or goes on after `iteration`: later lines of a run that was killed are dropped."""
+    def open(self, iteration: int, killed: bool = False) -> None:
+        """Begins, or goes on after `iteration`: later lines of a run that was killed are dropped.
+
+        Args:
+            killed: the run did not leave by itself, so Weights & Biases may have lost its last lines, and is told
+                them again.
+        """
         if not self.main:
             return
         path = self.folder / "metrics.jsonl"
-        kept = [line for line in _lines(path) if json.loads(line)["iteration"] <= iteration]
-        write_atomically(path, "".join(line + "\n" for line in kept).encode())
+        lines = [json.loads(line) for line in _lines(path)]
+        kept = [line for line in lines if line["iteration"] <= iteration]
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self.metrics = path.open("a")
         self.tracker = self._start_wandb()
+        for line in kept[_last_minute(lines) :] if killed else []:
+            self._tell_wandb(line)
         if self.console.is_terminal:
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
             self.progress = Progress(*columns, console=self.console)
@@ -86,19 +98,28 @@ class Record:
             parts.append("replicas " + " ".join(f"{score['top1']:.2f}" for score in line["replicas"]))
         self.say(f"epoch {line['epoch']:.4g} | " + " | ".join(parts))
 
-    def close(self) -> None:
-        """Ends the display and the files, whatever happened."""
+    def close(self, error: BaseException | None) -> None:
+        """Ends the display and the files, whatever happened; Weights & Biases learns what."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
         if self.main and hasattr(self, "metrics"):
             self.metrics.close()
-        self._wandb(lambda: self.tracker.finish())
+        if isinstance(error, Preempted):
+            self._wandb(lambda: self.tracker.mark_preempting())
+        self._wandb(lambda: self.tracker.finish(exit_code=0 if error is None else 1))
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self.metrics.write(json.dumps(line) + "\n")
         self.metrics.flush()
-        self._wandb(lambda: self.tracker.log(_flat(line), step=line["iteration"]))
+        self._tell_wandb(line)
+
+    def _tell_wandb(self, line: Mapping[str, Any]) -> None:
+        def tell() -> None:
+            if line["iteration"] >= self.tracker.starting_step:  # else it has it already, as a run resumed online
+                self.tracker.log(_flat(line), step=line["iteration"])
+
+        self._wandb(tell)
 
     def _start_wandb(self) -> Any:
         """A wandb run that a resumed training goes on with; None if there is to be none, or it fails."""
@@ -108,6 +129,7 @@ class Record:
         try:
             import wandb  # half a second, and only those who track need it
 
+            os.environ.setdefault("WANDB_FINISH_TIMEOUT", f"{FINISH_SECONDS}")
             if settings.wandb == "online" and not (wandb.api.api_key or sys.stdin.isatty()):
                 raise RuntimeError("no API key; `wandb login` stores one")
             return wandb.init(
@@ -166,6 +188,13 @@ def _lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
     return [line[:-1] for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+
+
+def _last_minute(lines: Sequence[Mapping[str, Any]]) -> int:
+    """How many lines come before the last minute of training; Weights & Biases stores every 15 s what it was told."""
+    seconds = [line.get("seconds", 0.0) for line in lines]  # scores have none
+    since = max(seconds, default=0.0) - 60
+    return next((number for number, each in enumerate(seconds) if each > since), 0)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -59,10 +60,11 @@ def fit(config: Config, world: World, stop: Stop) -> State:
         return finished
 
     write_config(config, world)
-    if world.main:
-        (Path(config.out) / PREEMPTED).unlink(missing_ok=True)
+    left = Path(config.out) / PREEMPTED
     run = Run(config, dataset, batches, replicas, around, trajectories, world, record, state)
-    record.open(state["iteration"])
+    record.open(state["iteration"], killed=not left.exists())
+    if world.main:
+        left.unlink(missing_ok=True)
     record.say(describe(config, dataset, world, replicas, total))
     around.load_state_dict(state)
     try:
@@ -96,7 +98,7 @@ def fit(config: Config, world: World, stop: Stop) -> State:
         run.losses.check()  # names the very iteration, where a loss tells it
         raise
     finally:
-        record.close()
+        record.close(sys.exc_info()[1])
 
 
 def preempted(config: Config, world: World, number: signal.Signals, iteration: int) -> Preempted:
