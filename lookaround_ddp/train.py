@@ -17,6 +17,7 @@ from lookaround_ddp.config import Config, UserError, changed_keys
 from lookaround_ddp.data.augment import train_pipelines
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.loader import NO_SINGLE, Iterations, Plan, Single
+from lookaround_ddp.data.workers import get_ready
 from lookaround_ddp.distributed import Preempted, World
 from lookaround_ddp.lock import locked
 from lookaround_ddp.outcome import finish
@@ -42,6 +43,8 @@ def fit(config: Config, world: World, stop: Stop) -> State:
         FloatingPointError: a replica is no longer finite; the last checkpoint stays.
         Preempted: a rank got a signal, and all have saved.
     """
+    if config.data.workers:
+        get_ready()
     dataset = prepare(config, world)
     with world.together():
         batches, replicas = build(config, dataset, world)

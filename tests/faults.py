@@ -10,18 +10,16 @@ end with the same bits; no start may last longer than its timeout. One line for 
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
+from tests.processes import alive, descendants, kill, parent, start
 from tests.runs import weights
 
 RANKS, WAIT = 3, 25  # seconds that ranks wait for each other
@@ -48,12 +46,7 @@ class Faults:
         self.fates: Counter[str] = Counter()
 
     def start(self, out: Path) -> subprocess.Popen[str]:
-        options = ("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1")
-        command = [sys.executable, "-m", "torch.distributed.run", *options, f"--nproc-per-node={RANKS}"]
-        command += ["-m", "lookaround_ddp", "train", f"out={out}", *CONFIG]
-        with (self.folder / "said.txt").open("a") as said:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            return subprocess.Popen(command, stdout=said, stderr=said, text=True, env=environment)
+        return start(self.folder / "said.txt", f"out={out}", *CONFIG, ranks=RANKS)
 
     def disturb(self, out: Path) -> str:
         """Starts the job, kills some of it, and waits until nothing of it is left; says what was done."""
@@ -111,39 +104,6 @@ class Faults:
 def newest(out: Path) -> str:
     path = out / "LATEST"
     return path.read_text().strip() if path.is_file() else "none"
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes that a process started, and those that they started, which still run."""
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            children.setdefault(parent(int(name)), []).append(int(name))
-    found, waiting = [], [pid]
-    while waiting:
-        own = children.get(waiting.pop(), [])
-        found += own
-        waiting += own
-    return found
-
-
-def parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return -1
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def kill(pid: int) -> None:
-    with suppress(ProcessLookupError):  # it ended by itself meanwhile
-        os.kill(pid, signal.SIGKILL)
 
 
 def main() -> None:

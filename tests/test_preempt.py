@@ -21,7 +21,7 @@ from tests.test_resume import EVERY, die_at
 pytestmark = pytest.mark.timeout(240)
 
 # No checkpoint but those that a signal asks for; the ranks ask each other after each iteration
-CONFIG = (*TINY, "checkpoint.every=99", "checkpoint.grace_seconds=0.001", "data.workers=1")
+CONFIG = (*TINY, "checkpoint.every=99", "checkpoint.grace_seconds=0.001")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_usr1_to_torchrun_reaches_the_ranks(undisturbed: Path, tmp_path: Path) -
     out = tmp_path / "run"
     handled = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", handled]
-    command += ["-m", "lookaround_ddp", "train", f"out={out}", *CONFIG, "epochs=2000"]
+    command += ["-m", "lookaround_ddp", "train", f"out={out}", *CONFIG, "epochs=2000", "data.workers=1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         deadline = time.monotonic() + 100

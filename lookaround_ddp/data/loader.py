@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,6 +15,7 @@ from lookaround_ddp import seeds
 from lookaround_ddp.config import UserError
 from lookaround_ddp.data.augment import Pipeline
 from lookaround_ddp.data.images import Images, Substitutes, UnreadableImage
+from lookaround_ddp.data.workers import context, prepare
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,8 @@ def load(dataset: data.Dataset[Any], keys: Sequence[int] | range, workers: int, 
         sampler=keys,
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_quiet_worker,
+        multiprocessing_context=context() if workers else None,
+        worker_init_fn=prepare,
         collate_fn=_as_it_is,
     )
     for answer in loader:
@@ -232,9 +233,3 @@ def load(dataset: data.Dataset[Any], keys: Sequence[int] | range, workers: int, 
 
 def _as_it_is(value: Any) -> Any:
     return value
-
-
-def _quiet_worker(worker: int) -> None:
-    """Signals reach the whole process group; the trainer alone decides when its workers end."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
