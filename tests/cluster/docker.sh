@@ -23,7 +23,7 @@ action=$1
 shift
 case $action in
     build) # shellcheck disable=SC2086 # several options
-        exec buildah bud --network host --ignorefile docker/Dockerfile.dockerignore ${BUILD_OPTIONS:-} "$@" ;;
+        exec buildah bud --layers --network host --ignorefile docker/Dockerfile.dockerignore ${BUILD_OPTIONS:-} "$@" ;;
     *) exec podman --runtime /usr/sbin/runc --cgroup-manager=cgroupfs "$action" \
         --ulimit nofile=1024:1024 --ulimit nproc=4096:4096 "$@" ;;
 esac
