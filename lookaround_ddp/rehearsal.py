@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
+from lookaround_ddp.build import along_time, build, lookaround
 from lookaround_ddp.checkpoint import Checkpoints
 from lookaround_ddp.config import Config
 from lookaround_ddp.data.datasets import open_dataset
 from lookaround_ddp.distributed import World
 from lookaround_ddp.lock import locked
-from lookaround_ddp.train import along_time, build, check_resumable, lookaround
+from lookaround_ddp.train import check_resumable
 
 
 def rehearse(config: Config, processes: int, alone: bool) -> None:

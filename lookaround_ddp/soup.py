@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from lookaround_ddp.build import make_batches
 from lookaround_ddp.checkpoint import write_atomically
 from lookaround_ddp.config import Config, UserError
 from lookaround_ddp.data.datasets import Dataset, open_dataset, split_seed
@@ -25,7 +26,6 @@ from lookaround_ddp.model_file import save_model
 from lookaround_ddp.outcome import MODEL, RESULT
 from lookaround_ddp.recalibrate import recalibrate
 from lookaround_ddp.replica import Normalize
-from lookaround_ddp.train import make_batches
 
 ALL_PAIRS = 5  # of more ingredients the barriers to the best one are measured, not those between all of them
 PLACES = (0.25, 0.5, 0.75)  # between two ingredients, where the loss is measured

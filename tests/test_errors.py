@@ -104,13 +104,13 @@ def test_configs_that_differ_between_ranks(tmp_path: Path) -> None:
 def lose_the_data(rank: int) -> None:
     """Makes rank 2 find no dataset, as on a node without the file system."""
     if rank == 2:
-        from lookaround_ddp import train
+        from lookaround_ddp import build
         from lookaround_ddp.config import UserError
 
         def missing(*_: object) -> None:
             raise UserError("no data here")
 
-        train.open_dataset = missing
+        build.open_dataset = missing
 
 
 def test_a_failure_of_one_rank_ends_all_and_names_it(tmp_path: Path) -> None:
