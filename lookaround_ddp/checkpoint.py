@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from lookaround_ddp.config import UserError
+from lookaround_ddp.config import UserError, shortened
 from lookaround_ddp.distributed import World
+from lookaround_ddp.files import sync, write, write_atomically
 
 
 class Part(Protocol):
@@ -51,19 +52,28 @@ class Checkpoints:
             UserError: on every rank, if a file cannot be written; the checkpoints before stay.
         """
         final, temporary = self.folder / str(iteration), self.folder / f".writing-{iteration}"
-        with self.world.together():
+        try:
+            self._save(temporary, final, parts, {**state, "iteration": iteration})
+        except UserError:
             if self.world.main:
                 shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def _save(self, temporary: Path, final: Path, parts: Mapping[str, Part], state: dict[str, Any]) -> None:
+        with self.world.together():
+            if self.world.main:
+                for left in self.folder.glob(".writing-*"):  # by a process that was killed meanwhile
+                    shutil.rmtree(left)
                 temporary.mkdir(parents=True)
         digests: dict[str, str] = {}
         with self.world.together():
             for name, part in parts.items():
-                _write(temporary / name, partial(torch.save, part.state_dict()))
+                write(temporary / name, partial(torch.save, part.state_dict()))
                 digests[name] = _digest(temporary / name)
         digests = {name: digest for each in self.world.gather(digests) for name, digest in each.items()}
         with self.world.together():
             if self.world.main:
-                self._finish(temporary, final, {**state, "iteration": iteration, "files": digests})
+                self._finish(temporary, final, {**state, "files": digests})
 
     def restore(self, parts: Mapping[str, Part], accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
         """Loads the newest whole checkpoint into the parts of this rank and returns its state; None if there is none.
@@ -72,7 +82,8 @@ class Checkpoints:
         `accept` sees a state before its parts are read, and raises UserError if they will not fit.
 
         Raises:
-            UserError: there are checkpoints, and all of them are damaged; or what `accept` raises.
+            UserError: there are checkpoints, and all of them are damaged; one is whole, but holds what this package
+                never writes; or what `accept` raises.
         """
         iterations = self.world.share(self.iterations())
         for iteration in iterations:
@@ -82,8 +93,9 @@ class Checkpoints:
             state, problem = self.inspect(iteration, list(parts))
             problems = [text for text in self.world.gather(problem) if text]
             if not problems:
-                for name, part in parts.items():
-                    part.load_state_dict(_load(self.folder / str(iteration) / name))
+                with self.world.together():
+                    for name, part in parts.items():
+                        _restore(self.folder / str(iteration) / name, part)
                 return state
             self._pass_over(iteration, problems[0])
         if iterations:
@@ -137,7 +149,7 @@ class Checkpoints:
         if missing:
             raise UserError(f"{temporary} has no {missing[0]}: `out` must be a folder that all nodes share")
         text = json.dumps({**state, "digest": _json_digest(state)}, indent=1)
-        _write(temporary / "run.json", lambda file: file.write(text.encode()))
+        write(temporary / "run.json", lambda file: file.write(text.encode()))
         sync(temporary)
         if final.exists():  # damaged, or it would have been resumed from
             shutil.rmtree(final)
@@ -148,32 +160,34 @@ class Checkpoints:
             shutil.rmtree(self.folder / str(old))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """The file has its old content or the new one, whenever the process is killed."""
-    temporary = path.with_name(f".writing-{path.name}")
-    _write(temporary, lambda file: file.write(content))
-    temporary.rename(path)
-    sync(path.parent)
-
-
 def _load(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """Tensors and plain values; anything else might run code when it is unpickled.
 
-
-def _write(path: Path, write: Callable[[Any], object]) -> None:
-    with path.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync(folder: Path) -> None:
-    """Makes renames in the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    Raises:
+        UserError: the file holds something else, or nothing that torch.save writes.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, EOFError, RuntimeError) as error:
+        raise UserError(
+            f"{path} is refused, and nothing in it was run: its checksum is right, but this package writes tensors "
+            f"and plain values alone ({_line(error)}); delete the checkpoint if you do not know who made it"
+        ) from None
+
+
+def _restore(path: Path, part: Part) -> None:
+    state = _load(path)
+    try:
+        part.load_state_dict(state)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{path} does not fit this run ({type(error).__name__}: {_line(error)}): was another version of this "
+            "package its maker? Train in another `out`"
+        ) from None
+
+
+def _line(error: Exception) -> str:
+    return shortened(" ".join(str(error).split()), 150)
 
 
 def _digest(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from lookaround_ddp.config import Config, UserError, changed_keys, shortened
 from lookaround_ddp.config_file import load_config
 from lookaround_ddp.distributed import Preempted, join
 from lookaround_ddp.distributed import processes as share
+from lookaround_ddp.files import explained
 from lookaround_ddp.finished import evaluate_ensemble, evaluate_run, run_config
 from lookaround_ddp.preempt import Stop
 from lookaround_ddp.presence import LostRanks
@@ -32,6 +34,7 @@ from lookaround_ddp.train import fit, run_folder
 
 TRAIN_HELP = "a YAML file (without one: handwritten digits), and values that replace the file's"
 MISTAKE, STOPPED, INTERRUPTED = 2, 1, 130
+FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of writing to what has no name, such as standard output
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # of `| head`; Python would complain once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.filename is None:  # no matter of files
+        if error.filename is None and error.errno not in FULL:  # no matter of files
             raise
-        _say_once(f"error: {error.filename}: {error.strerror}")
+        _say_once(f"error: {explained(error)}")
         sys.exit(MISTAKE)
     except Preempted as error:
         if os.environ.get("RANK", "0") == "0":

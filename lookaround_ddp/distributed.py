@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from lookaround_ddp.config import Config, UserError, changed_keys
+from lookaround_ddp.files import explained
 from lookaround_ddp.presence import LostRanks, Presence, lost_connection, short
 
 T = TypeVar("T")
@@ -108,15 +109,18 @@ class World:
         Without it, the ranks that succeeded would wait in the next collective for one that has left.
         """
         error: Exception | None = None
+        message: str | None = None
         try:
             yield
-        except (UserError, OSError) as caught:
-            error = caught
-        messages = self.gather(None if error is None else str(error))
-        for rank, message in enumerate(messages):
-            if message is not None:
+        except UserError as caught:
+            error, message = caught, str(caught)
+        except OSError as caught:
+            error, message = caught, explained(caught)
+        messages = self.gather(message)
+        for rank, each in enumerate(messages):
+            if each is not None:
                 where = f" (rank {rank})" if None in messages else ""
-                raise UserError(message + where) from error
+                raise UserError(each + where) from error
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from lookaround_ddp.checkpoint import write_atomically
 from lookaround_ddp.config import ModelConfig, UserError
+from lookaround_ddp.files import write_atomically
 from lookaround_ddp.models import create_model
 
 METADATA = "lookaround_ddp"  # one key alone: safetensors writes several in random order, and the file would differ

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lookaround_ddp.checkpoint import write_atomically
 from lookaround_ddp.config import Config
+from lookaround_ddp.files import write_atomically
 from lookaround_ddp.model_file import read_network
 from lookaround_ddp.run import Run, State
 from lookaround_ddp.trajectory import Swad

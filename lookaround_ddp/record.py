@@ -7,15 +7,16 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lookaround_ddp.checkpoint import write_atomically
 from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import Preempted
+from lookaround_ddp.files import named, write_atomically
 
 FINISH_SECONDS = 60  # that Weights & Biases may take in the end to send what is left, and would take for ever otherwise
 
@@ -49,7 +50,9 @@ class Record:
         if not self.main:
             return
         path = self.folder / "metrics.jsonl"
-        lines = [json.loads(line) for line in _lines(path)]
+        lines, damaged = _lines(path)
+        if damaged:
+            self.say(f"{path}: {damaged} of its lines are damaged, and left out from now on")
         kept = [line for line in lines if line["iteration"] <= iteration]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self.metrics = path.open("a")
@@ -104,14 +107,17 @@ class Record:
             self.progress.stop()
             self.progress = None
         if self.main and hasattr(self, "metrics"):
-            self.metrics.close()
+            path = self.folder / "metrics.jsonl"
+            with named(path) if error is None else suppress(OSError):  # a line that had no room still has none
+                self.metrics.close()
         if isinstance(error, Preempted):
             self._wandb(lambda: self.tracker.mark_preempting())
         self._wandb(lambda: self.tracker.finish(exit_code=0 if error is None else 1))
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self.metrics.write(json.dumps(line) + "\n")
-        self.metrics.flush()
+        with named(self.folder / "metrics.jsonl"):
+            self.metrics.write(json.dumps(line) + "\n")
+            self.metrics.flush()
         self._tell_wandb(line)
 
     def _tell_wandb(self, line: Mapping[str, Any]) -> None:
@@ -183,11 +189,20 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _lines(path: Path) -> list[str]:
-    """The whole lines of a file; a line that a kill cut short is left out."""
-    if not path.is_file():
-        return []
-    return [line[:-1] for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of a file, and how many are damaged; a last one that a kill cut short is left out."""
+    whole, _, _ = path.read_bytes().rpartition(b"\n") if path.is_file() else (b"", b"", b"")
+    texts = whole.splitlines()
+    lines = [line for text in texts if (line := _line(text)) is not None]
+    return lines, len(texts) - len(lines)
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("iteration"), int) else None
 
 
 def _last_minute(lines: Sequence[Mapping[str, Any]]) -> int:

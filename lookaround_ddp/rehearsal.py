@@ -12,7 +12,7 @@ from lookaround_ddp.config import Config
 from lookaround_ddp.data.datasets import open_dataset
 from lookaround_ddp.distributed import World
 from lookaround_ddp.lock import locked
-from lookaround_ddp.train import check_resumable
+from lookaround_ddp.train import check_resumable, read_result
 
 
 def rehearse(config: Config, processes: int, alone: bool) -> None:
@@ -39,3 +39,4 @@ def rehearse(config: Config, processes: int, alone: bool) -> None:
     state = next((state for i in checkpoints.iterations() if (state := checkpoints.inspect(i)[0])), None)
     if state is not None:
         check_resumable(config, dataset, state)
+    read_result(config)

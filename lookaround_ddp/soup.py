@@ -14,13 +14,13 @@ import yaml
 from torch import Tensor, nn
 
 from lookaround_ddp.build import make_batches
-from lookaround_ddp.checkpoint import write_atomically
 from lookaround_ddp.config import Config, UserError
 from lookaround_ddp.data.datasets import Dataset, open_dataset, split_seed
 from lookaround_ddp.data.loader import load
 from lookaround_ddp.data.unreadable import Unreadable
 from lookaround_ddp.distributed import World
 from lookaround_ddp.evaluate import Score, make_evaluator
+from lookaround_ddp.files import write_atomically
 from lookaround_ddp.finished import check_classes, check_same_data, placed, shipped_model, warn_of_unreadable
 from lookaround_ddp.model_file import save_model
 from lookaround_ddp.outcome import MODEL, RESULT

@@ -12,13 +12,14 @@ from pathlib import Path
 import yaml
 
 from lookaround_ddp.build import along_time, build, lookaround, prepare
-from lookaround_ddp.checkpoint import Checkpoints, write_atomically
+from lookaround_ddp.checkpoint import Checkpoints
 from lookaround_ddp.config import Config, UserError, changed_keys
 from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.workers import get_ready
 from lookaround_ddp.distributed import Preempted, World
+from lookaround_ddp.files import write_atomically
 from lookaround_ddp.lock import locked
-from lookaround_ddp.outcome import finish
+from lookaround_ddp.outcome import RESULT, finish
 from lookaround_ddp.preempt import Stop
 from lookaround_ddp.record import Record
 from lookaround_ddp.replica import Replica
@@ -54,7 +55,9 @@ def fit(config: Config, world: World, stop: Stop) -> State:
     start = {**START, "start": content_digest(replicas[0].model)}
     kept = parts(replicas, trajectories)
     state = checkpoints.restore(kept, lambda found: check_resumable(config, dataset, found)) or start
-    finished = world.share(read_result(config))
+    with world.together():
+        finished = read_result(config) if world.main else None
+    finished = world.share(finished)
     if finished is not None:
         record.say(f"{config.out} has finished: give another `out` to train anew")
         return finished
@@ -154,8 +157,19 @@ def check_resumable(config: Config, dataset: Dataset, state: State) -> None:
 
 
 def read_result(config: Config) -> State | None:
-    path = Path(config.out) / "result.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    """What result.json of the run folder holds; None if there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = Path(config.out) / RESULT
+    try:
+        result = json.loads(path.read_text()) if path.is_file() else None
+        if result is not None and not isinstance(result, dict):
+            raise ValueError("it is no result")
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, and the same command writes it anew") from None
+    return result
 
 
 def write_config(config: Config, world: World) -> None:

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from lookaround_ddp.config import UserError
+from lookaround_ddp.files import named
 
 Figures = dict[str, Any]  # JSON-able
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -103,7 +104,8 @@ def check_writable(path: Path | None) -> None:
 
 
 def write_figures(path: Path, figures: Figures) -> None:
-    path.write_text(json.dumps(figures, indent=1) + "\n")
+    with named(path):
+        path.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 @contextmanager

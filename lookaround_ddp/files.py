@@ -1,0 +1,69 @@
+"""Files that are written whole or not at all, and errors that name the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Gives an OSError inside the file's name, which the system leaves out where a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def explained(error: OSError) -> str:
+    """What went wrong with which file, without the error's number."""
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror or error)
+
+
+def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """A file, on disk when this returns; removed if it cannot be written.
+
+    Raises:
+        OSError: it cannot be; with its name.
+    """
+    try:
+        with named(path), path.open("wb") as file:
+            try:
+                fill(file)
+            except RuntimeError as error:  # torch's, of its own, in the place of the system's
+                raise _root(error) from None
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The file has its old content or the new one, whenever the process is killed, or the disk is full."""
+    temporary = path.with_name(f".writing-{path.name}")
+    write(temporary, lambda file: file.write(content))
+    temporary.rename(path)
+    sync(path.parent)
+
+
+def sync(folder: Path) -> None:
+    """Makes renames in the folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _root(error: Exception) -> Any:
+    """The error of the system in which this one began, or itself."""
+    origin: BaseException | None = error
+    while origin is not None and not isinstance(origin, OSError):
+        origin = origin.__context__
+    return origin or error
