@@ -1,28 +1,40 @@
-"""Kills a training again and again, at random moments, and compares what is left with an undisturbed run.
+"""Disturbs a training again and again, at random moments, and compares what is left with an undisturbed run.
 
     python -m tests.faults --kills 100
 
-Each kill takes a random victim with SIGKILL: a rank, a loader worker, torchrun itself, or all of them. Between kills
-a file of the newest checkpoint may be cut short, or have a bit flipped. The job is started again each time, and must
-end with the same bits; no start may last longer than its timeout. One line for each kill; exit status 1 on a fault.
+Each disturbance takes a victim: a rank, a loader worker, torchrun itself or all of them get SIGKILL; the disk is
+filled (a small file system of its own); the network between the ranks is cut (a namespace of its own), for seconds or
+until they have ended. The last two need root, on Linux.
+Before some starts a file of the newest checkpoint is cut short, or has a bit flipped. The job is started again each
+time, goes on from its last checkpoint, and must end with the same bits; no start may last longer than its timeout.
+One line for each disturbance, and a table of them in the end; exit status 1 on a fault.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from tests.processes import alive, descendants, kill, parent, start
+import torch
+
+from lookaround_ddp.checkpoint import Checkpoints
+from lookaround_ddp.distributed import World
+from tests.processes import alive, descendants, kill, loader_workers, parent, start
 from tests.runs import weights
 
-RANKS, WAIT = 3, 25  # seconds that ranks wait for each other
+RANKS, WAIT = 3, 20  # seconds that ranks wait for each other
+SLACK = 40  # seconds that a job may take beside that to end: the naming of the lost, torchrun's own patience
 CONFIG = (
     "data.train_images=320",
     "data.batch_size=16",
@@ -35,45 +47,77 @@ CONFIG = (
     "checkpoint.keep=3",
     f"timeout={WAIT}",
 )
-VICTIMS = ("rank", "worker", "torchrun", "all")
+KILLED, SURROUNDINGS = ("rank", "worker", "torchrun", "all"), ("disk", "network")
+SPACE, LOOPBACK = "lookaround-faults", ("link", "set", "lo")
 
 
 class Faults:
-    """A training into a folder, which is disturbed until it has been killed so many times, and then let go."""
+    """A training into a folder, which is disturbed until it has been so many times, and then let go."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, surroundings: bool) -> None:
         self.folder, self.random = folder, random.Random(seed)
-        self.fates: Counter[str] = Counter()
+        self.disk, self.said = folder / "disk", folder / "said.txt"
+        self.command = ("ip", "netns", "exec", SPACE) if surroundings else ()
+        self.victims = (*KILLED, *SURROUNDINGS) if surroundings else KILLED
+        self.next: list[str] = []
+        self.seconds: dict[str, list[float]] = defaultdict(list)  # victim -> until nothing of the job was left
+        self.ended: dict[str, int] = defaultdict(int)  # victim -> jobs that finished in spite of it
+        self.damaged = 0
 
     def start(self, out: Path) -> subprocess.Popen[str]:
-        return start(self.folder / "said.txt", f"out={out}", *CONFIG, ranks=RANKS)
+        self.said.write_text("")
+        return start(self.said, f"out={out}", *CONFIG, ranks=RANKS, through=self.command)
 
     def disturb(self, out: Path) -> str:
-        """Starts the job, kills some of it, and waits until nothing of it is left; says what was done."""
+        """Starts the job, disturbs it, and waits until nothing of it is left; says what was done."""
+        damage = self.damage(out) if self.random.random() < 0.3 else ""
+        before, whole = newest(out), newest_whole(out)
         job = self.start(out)
-        victim = self.random.choice(VICTIMS)
-        moment, early = self.random.uniform(0, 6), self.random.random() < 0.2
-        before = newest(out)
+        victim = self.choose()
+        moment, early = self.random.uniform(0, 3), self.random.random() < 0.2
         while job.poll() is None and newest(out) == before and not early:
             time.sleep(0.05)
         time.sleep(moment)
         family = descendants(job.pid)
-        ranks = [pid for pid in family if parent(pid) == job.pid]
-        workers = [pid for pid in family if parent(pid) in ranks]
-        chosen = {"rank": ranks, "worker": workers, "torchrun": [job.pid], "all": [job.pid, *family]}[victim]
+        began = time.monotonic()
+        undo = ExitStack()
+        self.strike(victim, job.pid, family, undo)
+        lasts = self.random.uniform(1, WAIT / 2) if self.random.random() < 0.5 else WAIT + SLACK
+        while job.poll() is None or any(map(alive, family)):
+            after = time.monotonic() - began
+            if after > WAIT + SLACK:
+                hanging = [*filter(alive, [job.pid, *family])]
+                raise RuntimeError(f"{victim} hit after {moment:.1f} s: the rest hangs: {hanging}")
+            if after > lasts or not any(map(alive, family)):  # torchrun would wait for its own network
+                undo.close()
+            time.sleep(0.05)
+        after = time.monotonic() - began
+        undo.close()
+        self.check_resumed(before, whole)
+        self.seconds[victim].append(after)
+        self.ended[victim] += job.returncode == 0
+        since = "the start" if early else "a checkpoint"
+        return f"{victim:8} hit {moment:.1f} s after {since}; gone in {after:.1f} s{damage}"
+
+    def choose(self) -> str:
+        """Each victim once before any comes again."""
+        if not self.next:
+            self.next = self.random.sample(self.victims, len(self.victims))
+        return self.next.pop()
+
+    def strike(self, victim: str, job: int, family: Sequence[int], undo: ExitStack) -> None:
+        if victim == "disk":
+            undo.callback(fill(self.disk).unlink)
+            return
+        if victim == "network":
+            within("down")
+            undo.callback(within, "up")
+            return
+        ranks = [pid for pid in family if parent(pid) == job]
+        workers = [worker for rank in ranks for worker in loader_workers(rank)]
+        chosen = {"rank": ranks, "worker": workers, "torchrun": [job], "all": [job, *family]}[victim]
         for pid in chosen if victim == "all" else self.random.sample(chosen, min(1, len(chosen))):
             kill(pid)
-        began = time.monotonic()
-        while job.poll() is None or any(map(alive, family)):
-            if time.monotonic() - began > WAIT + 40:
-                raise RuntimeError(f"{victim} killed after {moment:.1f} s: the rest hangs: {[*filter(alive, family)]}")
-            time.sleep(0.05)
-        fate = "had ended" if not chosen else "ended" if job.returncode == 0 else "died"
-        self.fates[f"{victim}: {fate}"] += 1
-        damage = self.damage(out) if self.random.random() < 0.3 else ""
-        after = time.monotonic() - began
-        since = "the start" if early else "a checkpoint"
-        return f"{victim:8} killed {moment:.1f} s after {since}; gone in {after:.1f} s{damage}"
 
     def damage(self, out: Path) -> str:
         """Cuts a file of the newest checkpoint short, or flips one of its bits; it must not be trained on."""
@@ -88,48 +132,114 @@ class Faults:
         else:
             content[place] ^= 1 << self.random.randrange(8)
         path.write_bytes(content)
-        self.fates["checkpoint damaged"] += 1
-        return f"; {checkpoints[-1].name}/{path.name} damaged"
+        if newest_whole(out) == int(checkpoints[-1].name):
+            raise RuntimeError(f"nobody would see that {path} is damaged")
+        self.damaged += 1
+        return f"; {checkpoints[-1].name}/{path.name} had been damaged"
+
+    def check_resumed(self, newest: int, whole: int) -> None:
+        """Nothing beyond the last whole checkpoint was lost, and a damaged one was named."""
+        said = self.said.read_text()
+        resumed = re.search(r"resumed after iteration (\d+)", said)
+        if resumed and int(resumed[1]) != whole:
+            raise RuntimeError(f"resumed after iteration {resumed[1]}, though there was a checkpoint of {whole}")
+        if resumed and whole < newest and f"checkpoint {newest} is damaged" not in said:
+            raise RuntimeError(f"checkpoint {newest} was damaged, and the job went on without a word")
 
     def finish(self, out: Path) -> None:
         job = self.start(out)
         try:
             if job.wait(300) != 0:
-                raise RuntimeError(f"the undisturbed job failed: {(self.folder / 'said.txt').read_text()[-2000:]}")
+                raise RuntimeError(f"the job failed, though nothing was done to it: {self.said.read_text()[-2000:]}")
         finally:
             if job.poll() is None:
                 kill(job.pid)
 
+    def table(self) -> str:
+        rows = ["| hit | times | the job ended all the same | gone after: median, longest |", "|---|---|---|---|"]
+        for victim in sorted(self.seconds, key=[*KILLED, *SURROUNDINGS].index):
+            seconds = sorted(self.seconds[victim])
+            times = f"{seconds[len(seconds) // 2]:.1f} s, {seconds[-1]:.1f} s"
+            rows.append(f"| {victim} | {len(seconds)} | {self.ended[victim]} | {times} |")
+        return "\n".join([*rows, f"| checkpoint file, between starts | {self.damaged} | | |"])
 
-def newest(out: Path) -> str:
+
+def newest(out: Path) -> int:
+    """The iteration of the newest checkpoint; 0 without one."""
     path = out / "LATEST"
-    return path.read_text().strip() if path.is_file() else "none"
+    return int(path.read_text()) if path.is_file() else 0
+
+
+def newest_whole(out: Path) -> int:
+    """The iteration of the newest checkpoint without damage; 0 without one."""
+    checkpoints = Checkpoints(out, 1, World(0, 1, 1, torch.device("cpu"), "none"), print)
+    names = [f"replica-{number}.pt" for number in range(3)]
+    whole = (each for each in checkpoints.iterations() if checkpoints.inspect(each, names)[1] is None)
+    return next(whole, 0)
+
+
+def within(state: str) -> None:
+    subprocess.run(["ip", "-n", SPACE, *LOOPBACK, state], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leaves no room; returns the file that takes it."""
+    path = disk / "other"
+    with path.open("wb", buffering=0) as file, suppress(OSError):  # which says that no room is left
+        while True:
+            file.write(bytes(4096))
+    return path
+
+
+@contextmanager
+def surroundings(folder: Path) -> Iterator[bool]:
+    """A small disk in the folder, and a network without other hosts; False where this user may not make them."""
+    disk = folder / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        print("not root on a Linux with iproute2: the disk and the network are left alone", flush=True)
+        yield False
+        return
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], check=True)
+    try:
+        subprocess.run(["ip", "netns", "add", SPACE], check=True)
+        try:
+            within("up")
+            yield True
+        finally:
+            subprocess.run(["ip", "netns", "del", SPACE], check=True)
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=5)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=6, help="how many disturbances")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
-    faults = Faults(folder, options.seed)
     try:
-        faults.finish(folder / "undisturbed")
-        expected, kills, runs = weights(folder / "undisturbed"), 0, 0
-        while kills < options.kills:
-            out = folder / f"run-{runs}"
-            while kills < options.kills and not (out / "result.json").exists():
-                print(f"{kills + 1:3} run {runs}: {faults.disturb(out)}", flush=True)
-                kills += 1
-            faults.finish(out)
-            if weights(out) != expected:
-                sys.exit(f"run {runs} ended with other weights than the undisturbed one: see {folder}")
-            shutil.rmtree(out)
-            runs += 1
-        print(f"{kills} kills in {runs} runs, all of which ended with the undisturbed bits: {dict(faults.fates)}")
+        with surroundings(folder) as there:
+            faults, hits, runs = Faults(folder, options.seed, there), 0, 0
+            faults.finish(faults.disk / "undisturbed")
+            expected = weights(faults.disk / "undisturbed")
+            while hits < options.kills:
+                out = faults.disk / f"run-{runs}"
+                while hits < options.kills and not (out / "result.json").exists():
+                    print(f"{hits + 1:3} run {runs}: {faults.disturb(out)}", flush=True)
+                    hits += 1
+                faults.finish(out)
+                if weights(out) != expected:
+                    raise RuntimeError(f"run {runs} ended with other weights than the undisturbed one")
+                shutil.rmtree(out)
+                runs += 1
+            print(faults.table())
+            print(f"{hits} disturbances in {runs} runs, all of which ended with the undisturbed bits")
     except RuntimeError as error:
-        sys.exit(f"{error}\nsee {folder}")
-    shutil.rmtree(folder)
+        said = (folder / "said.txt").read_text()[-3000:]
+        sys.exit(f"{said}\n{error}")
+    finally:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

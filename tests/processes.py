@@ -6,14 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 
-def start(said: Path, *arguments: str, ranks: int) -> subprocess.Popen[str]:
-    """Starts `train ARGUMENTS` as launch/torchrun.sh does on one machine; `said` gets what it says, at its end."""
+def start(said: Path, *arguments: str, ranks: int, through: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """Starts `train ARGUMENTS` as launch/torchrun.sh does on one machine; `said` gets what it says, at its end.
+
+    Args:
+        through: a command that runs it in surroundings of its own, and has its process number.
+    """
     options = ("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1")
-    command = [sys.executable, "-m", "torch.distributed.run", *options, f"--nproc-per-node={ranks}"]
+    command = [*through, sys.executable, "-m", "torch.distributed.run", *options, f"--nproc-per-node={ranks}"]
     command += ["-m", "lookaround_ddp", "train", *arguments]
     with said.open("a") as file:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -56,10 +56,14 @@ KillWait=20
 JobRequeue=1
 OverTimeLimit=0
 SlurmdParameters=config_overrides
+GresTypes=gpu
 CONF
+# two devices on each node that only look like GPUs, for what SLURM tells jobs and tasks of theirs
+for i in 0 1; do [ -e "$dir/gpu$i" ] || mknod "$dir/gpu$i" c 1 3; done
+echo "NodeName=node[1-$nodes] Name=gpu File=$dir/gpu[0-1]" >"$dir/gres.conf"
 for i in $(seq "$nodes"); do
     mkdir -p "$dir/spool.node$i"
-    echo "NodeName=node$i NodeHostname=$host NodeAddr=127.0.0.1 Port=$((17000 + i)) CPUs=4 RealMemory=4000 State=UNKNOWN"
+    echo "NodeName=node$i NodeHostname=$host NodeAddr=127.0.0.1 Port=$((17000 + i)) CPUs=4 RealMemory=4000 Gres=gpu:2 State=UNKNOWN"
 done >>"$SLURM_CONF"
 echo "PartitionName=debug Nodes=node[1-$nodes] Default=YES MaxTime=INFINITE State=UP" >>"$SLURM_CONF"
 

@@ -131,3 +131,46 @@ def test_a_task_for_each_rank_without_torchrun(slurm: Slurm, tmp_path: Path) -> 
         command = ("-m", "lookaround_ddp", "train", f"out={tmp_path}/{name}", "epochs=4", *TINY)
         slurm.run("srun", *options, python, *command)
         assert weights(tmp_path / name) == weights(tmp_path / "alone")
+
+
+SEEN = """
+import os
+from pathlib import Path
+
+class Seen:
+    '''An augmentation that does nothing, and whose maker writes down which GPUs SLURM shows to its rank.'''
+
+    def __init__(self, folder):
+        told = ("SLURM_NODEID", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES")
+        if "RANK" in os.environ:
+            text = " ".join(os.environ[name] for name in told)
+            Path(folder, os.environ["RANK"] + ".seen").write_text(text)
+
+    def __call__(self, image):
+        return image
+"""
+
+
+@pytest.mark.parametrize(
+    ("start", "options", "seen"),
+    [
+        ("sbatch", ("--nodes=2", "--gpus-per-node=2"), ["0 0 1 2 0,1", "1 0 1 2 0,1"]),
+        ("srun", ("-N2", "-n2", "--gpus-per-node=2"), ["0 0 1 2 0,1", "1 0 1 2 0,1"]),
+        ("srun", ("-N1", "-n2", "--gpus-per-task=1"), ["0 0 2 2 0", "0 1 2 2 1"]),
+    ],
+)
+def test_each_rank_is_shown_the_gpus_of_its_node(
+    slurm: Slurm, tmp_path: Path, start: str, options: tuple[str, ...], seen: list[str]
+) -> None:
+    """The nodes' two GPUs only look like some, so the ranks train on CPUs, one for each node."""
+    (tmp_path / "seen.py").write_text(SEEN)
+    slurm.environment = {**slurm.environment, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    replicas = f"replicas=[[{{seen.Seen: {{folder: {tmp_path}}}}}],[crop]]"
+    arguments = (str(config(tmp_path)), *TINY, replicas)
+    if start == "sbatch":
+        assert slurm.wait(slurm.submit(*arguments, options=options)) == {"": "COMPLETED"}, slurm.said()
+    else:
+        slurm.run(
+            "srun", *options, f"{slurm.environment['VENV']}/bin/python", "-m", "lookaround_ddp", "train", *arguments
+        )
+    assert [path.read_text() for path in sorted(tmp_path.glob("*.seen"))] == seen
