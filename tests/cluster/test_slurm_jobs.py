@@ -165,8 +165,8 @@ def test_each_rank_is_shown_the_gpus_of_its_node(
     """The nodes' two GPUs only look like some, so the ranks train on CPUs, one for each node."""
     (tmp_path / "seen.py").write_text(SEEN)
     slurm.environment = {**slurm.environment, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
-    replicas = f"replicas=[[{{seen.Seen: {{folder: {tmp_path}}}}}],[crop]]"
-    arguments = (str(config(tmp_path)), *TINY, replicas)
+    own = f"{{seen.Seen: {{folder: {tmp_path}}}}}"
+    arguments = (str(config(tmp_path)), *TINY, f"replicas=[[{own}],[crop,{own}]]")
     if start == "sbatch":
         assert slurm.wait(slurm.submit(*arguments, options=options)) == {"": "COMPLETED"}, slurm.said()
     else:
