@@ -1,4 +1,4 @@
-"""The command line: `python -m lookaround_ddp train | evaluate | ensemble | soup | report | bench`."""
+"""The command line: `python -m lookaround_ddp train | evaluate | ensemble | soup | report | analyze | bench`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lookaround_ddp.analysis.options import add_analyses
 from lookaround_ddp.config import Config, UserError, changed_keys, shortened
 from lookaround_ddp.config_file import load_config
 from lookaround_ddp.distributed import Preempted, join
@@ -137,6 +138,13 @@ def report(options: argparse.Namespace) -> None:
     print(*others, sep="\n", end="\n" if others else "")
 
 
+def analyze(options: argparse.Namespace) -> None:
+    from lookaround_ddp.analysis.command import NUMBERS  # nobody else needs it
+
+    if os.environ.get("RANK", "0") == "0":
+        NUMBERS[options.analysis](options)
+
+
 def bench(options: argparse.Namespace) -> None:
     from lookaround_ddp.bench import average, machine, training  # spawns its own ranks, and nobody else needs it
 
@@ -202,6 +210,10 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--table", metavar="NAME", help="a table of the paper, by name or number, beside these runs")
     command.add_argument("--curves", type=Path, metavar="PNG", help="also draw their curves into this file")
     command.set_defaults(command=report)
+
+    command = commands.add_parser("analyze", help="what the paper derives and what its figures show, computed")
+    add_analyses(command.add_subparsers(required=True, metavar="ANALYSIS"))
+    command.set_defaults(command=analyze)
 
     command = commands.add_parser("bench", help="measure the average step and the trainer on this machine")
     command.add_argument("what", nargs="?", choices=("all", "average", "train"), default="all")

@@ -1,0 +1,48 @@
+"""The command line of `analyze`. Light: it is built for every command."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+Commands = Any  # argparse names no public type for what add_subparsers returns
+
+
+def add_analyses(commands: Commands) -> None:
+    """Adds a command for each analysis; `analysis` is then its name, and runs, if it has any, are `arguments`."""
+    _add_quadratic(commands)
+
+
+def _add(commands: Commands, name: str, about: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
+    command.add_argument(
+        "--out", type=Path, metavar="PREFIX", help="PREFIX.png and PREFIX.json are written; by default " + name
+    )
+    command.set_defaults(analysis=name)
+    return command
+
+
+def _add_quadratic(commands: Commands) -> None:
+    command = _add(commands, "quadratic", "steady-state variances of the noisy quadratic model")
+    command.add_argument("--a", type=_numbers, default=[1.0], metavar="A[,A...]", help="curvatures; by default 1")
+    command.add_argument("--gamma", type=float, default=0.1, help="learning rate")
+    command.add_argument(
+        "--sigma2",
+        type=_numbers,
+        default=[2.0],
+        metavar="S[,S...]",
+        help="variance of the noise; one, or one for each A",
+    )
+    command.add_argument("--k", type=int, default=5, help="steps in a round")
+    command.add_argument("--alpha", type=float, default=0.5, help="Lookahead's step of the slow weights")
+    command.add_argument("--d", type=int, default=3, help="replicas")
+    command.add_argument(
+        "--rho", type=float, default=0.0, help="correlation of the replicas' noise (shared minibatches)"
+    )
+    command.add_argument("--chains", type=int, default=400_000, help="of the Monte-Carlo; 0: none")
+    command.add_argument("--seed", type=int, default=0)
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(each) for each in text.split(",")]

@@ -1,0 +1,62 @@
+"""What an analysis leaves: a PNG that explains itself, and a JSON with its numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+from lookaround_ddp.config import UserError
+from lookaround_ddp.files import write_atomically
+
+Numbers = dict[str, Any]  # JSON-able
+
+
+class Output:
+    """The files PREFIX.png and PREFIX.json.
+
+    Raises:
+        UserError: they could not be written; before minutes of computing, not after.
+    """
+
+    def __init__(self, prefix: Path) -> None:
+        name = prefix.name.removesuffix(".png").removesuffix(".json")
+        if not name:
+            raise UserError(f"--out {prefix}: give a file's name without its suffix, such as {prefix / 'figure'}")
+        self.png, self.json = prefix.with_name(f"{name}.png"), prefix.with_name(f"{name}.json")
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        for path in (self.png, self.json):
+            if path.is_dir():
+                raise UserError(f"--out {prefix}: {path} is a folder")
+            if not os.access(prefix.parent, os.W_OK):
+                raise UserError(f"--out {prefix}: {prefix.parent} is not writable")
+
+    def write(self, numbers: Mapping[str, Any]) -> None:
+        """The JSON; what is no finite number (a loss that overflowed) becomes null, which any reader takes."""
+        text = json.dumps(_finite(numbers), indent=1, allow_nan=False)
+        write_atomically(self.json, f"{text}\n".encode())
+
+    def draw(self, figure: Figure) -> None:
+        figure.savefig(self.png, dpi=110)
+
+    def say(self) -> None:
+        print(f"written: {self.png}, {self.json}")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def plain(text: object) -> str:
+    """A text as matplotlib shows it: without formulas."""
+    return str(text).replace("$", r"\$")
