@@ -12,6 +12,7 @@ Commands = Any  # argparse names no public type for what add_subparsers returns
 def add_analyses(commands: Commands) -> None:
     """Adds a command for each analysis; `analysis` is then its name, and runs, if it has any, are `arguments`."""
     _add_quadratic(commands)
+    _add_convergence(commands)
 
 
 def _add(commands: Commands, name: str, about: str) -> argparse.ArgumentParser:
@@ -42,6 +43,18 @@ def _add_quadratic(commands: Commands) -> None:
     )
     command.add_argument("--chains", type=int, default=400_000, help="of the Monte-Carlo; 0: none")
     command.add_argument("--seed", type=int, default=0)
+
+
+def _add_convergence(commands: Commands) -> None:
+    command = _add(
+        commands, "convergence", "rates of momentum on deterministic quadratics, by condition number (Fig. 2)"
+    )
+    command.add_argument("--kappa", type=_numbers, metavar="N[,N...]", help="condition numbers; by default 1e1 to 1e7")
+    command.add_argument("--k", type=int, default=20, help="steps in a round")
+    command.add_argument("--beta", type=float, default=0.99, help="momentum")
+    command.add_argument("--alpha", type=float, default=0.5, help="Lookahead's step of the slow weights")
+    command.add_argument("--spectrum", choices=("ends", "linear", "log"), default="ends", help="between 1/kappa and 1")
+    command.add_argument("--eigenvalues", type=int, default=20, help="of a linear or log spectrum")
 
 
 def _numbers(text: str) -> list[float]:
