@@ -139,9 +139,13 @@ def report(options: argparse.Namespace) -> None:
 
 
 def analyze(options: argparse.Namespace) -> None:
-    from lookaround_ddp.analysis.command import NUMBERS  # nobody else needs it
+    from lookaround_ddp.analysis.command import NUMBERS, RUNS  # nobody else needs it
 
-    if os.environ.get("RANK", "0") == "0":
+    if options.analysis in RUNS:
+        runs, configs = _runs(options.arguments)
+        with join(configs[0]) as world:
+            RUNS[options.analysis](options, runs, configs, world)
+    elif os.environ.get("RANK", "0") == "0":
         NUMBERS[options.analysis](options)
 
 

@@ -57,7 +57,7 @@ class Evaluator:
 
     def ensemble(self, models: Iterable[nn.Module]) -> EnsembleScore:
         """The score of the models' mean prediction, for models that all ranks hold. Collective."""
-        tables = (self.world.sum(self._logits(model, self.world.rank, self.world.size)) for model in models)
+        tables = (self.world.sum(self.logits(model, self.world.rank, self.world.size)) for model in models)
         return self._mean_prediction(tables)
 
     def ensemble_of_replicas(self, models: Sequence[nn.Module]) -> EnsembleScore:
@@ -69,7 +69,7 @@ class Evaluator:
     def _own_logits(self, model: nn.Module | None) -> Tensor:
         if model is None:
             return torch.zeros(len(self.batches.split), self.classes + 1)
-        return self._logits(model, self.world.shard, self.world.shards)
+        return self.logits(model, self.world.shard, self.world.shards)
 
     def _mean_prediction(self, tables: Iterable[Tensor]) -> EnsembleScore:
         """Of the members' tables of logits, summed in fp64 in the members' order."""
@@ -88,7 +88,7 @@ class Evaluator:
         }
 
     @torch.no_grad()
-    def _logits(self, model: nn.Module, first: int, step: int) -> Tensor:
+    def logits(self, model: nn.Module, first: int, step: int) -> Tensor:
         """Shape (images, classes + 1), fp32, on the CPU: behind the logits a 1.
 
         Rows of images that cannot be read, and of batches that other ranks evaluate, are 0.

@@ -46,3 +46,15 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (Path(__file__).parents[1] / "pyproject.toml").open() as file:
         (folder / "installed").write_text(subprocess.check_output(["cksum"], stdin=file, text=True).strip() + " ")
     return folder
+
+
+@pytest.fixture(scope="session")
+def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two small finished runs to analyze, `lookaround` and `single`."""
+    from tests.analyses import LOOKAROUND, SINGLE
+    from tests.runs import train
+
+    folder = tmp_path_factory.mktemp("analysed")
+    train(folder / "lookaround", *LOOKAROUND)
+    train(folder / "single", *SINGLE)
+    return folder

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from lookaround_ddp.analysis import convergence, quadratic
+from lookaround_ddp.analysis import convergence, diversity, quadratic
+from lookaround_ddp.config import Config
+from lookaround_ddp.distributed import World
 
 NUMBERS: dict[str, Callable[[argparse.Namespace], None]] = {
     "quadratic": quadratic.analyze,
     "convergence": convergence.analyze,
+}
+RUNS: dict[str, Callable[[argparse.Namespace, Sequence[Path], Sequence[Config], World], None]] = {
+    "diversity": diversity.analyze,
 }

@@ -85,8 +85,8 @@ class Rounds:
         There are many valleys, narrow ones where the curvatures' oscillations end a round in step with each other: a
         grid up to what is stable and beyond, then a closer look into the best ones.
         """
-        # Momentum alone is stable below 2 (1 + beta) / a. A mean with what came before damps more, for small k above all:
-        # without momentum Lookahead is stable while (1 - gamma a)^k > -(2 - alpha)/alpha, the trajectory's less so.
+        # Momentum alone is stable below 2 (1 + beta) / a. A mean with what came before damps more, for small k above
+        # all: without momentum Lookahead is stable while (1 - gamma a)^k > -(2 - alpha)/alpha.
         further = max((1 + ((2 - self.alpha) / self.alpha) ** (1 / self.k)) / 2, (self.k + 1) / self.k)
         most = 2.2 * (1 + self.beta) * further / eigenvalues.max()
         least = FINEST * most * eigenvalues.min() / eigenvalues.max()

@@ -13,13 +13,21 @@ def add_analyses(commands: Commands) -> None:
     """Adds a command for each analysis; `analysis` is then its name, and runs, if it has any, are `arguments`."""
     _add_quadratic(commands)
     _add_convergence(commands)
+    _add_diversity(commands)
 
 
-def _add(commands: Commands, name: str, about: str) -> argparse.ArgumentParser:
+def _add(commands: Commands, name: str, about: str, runs: str | None = None) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
-    command.add_argument(
-        "--out", type=Path, metavar="PREFIX", help="PREFIX.png and PREFIX.json are written; by default " + name
-    )
+    default = name
+    if runs is not None:
+        command.add_argument("arguments", nargs="+", metavar=f"{runs} [key.path=value ...]")
+        default = f"RUN/{name}"
+        command.add_argument(
+            "--split", choices=("test", "train", "validation"), default="test", help="images to score on"
+        )
+        command.add_argument("--images", type=int, metavar="N", help="so many of them alone, always the same")
+    message = f"PREFIX.png and PREFIX.json are written; by default {default}"
+    command.add_argument("--out", type=Path, metavar="PREFIX", help=message)
     command.set_defaults(analysis=name)
     return command
 
@@ -55,6 +63,19 @@ def _add_convergence(commands: Commands) -> None:
     command.add_argument("--alpha", type=float, default=0.5, help="Lookahead's step of the slow weights")
     command.add_argument("--spectrum", choices=("ends", "linear", "log"), default="ends", help="between 1/kappa and 1")
     command.add_argument("--eigenvalues", type=int, default=20, help="of a linear or log spectrum")
+
+
+def _add_diversity(commands: Commands) -> None:
+    about = "how far apart a run's replicas get in a round: distances, directions, predictions, loss barriers"
+    command = _add(commands, "diversity", about, runs="RUN")
+    command.add_argument("--at", type=_integers, metavar="N[,N...]", help="checkpoints to start from; by default all")
+    command.add_argument("--rounds", type=int, default=1, help="to train from each of them")
+    command.add_argument("--lr", type=float, help="their learning rate; by default the run's schedule, then its last")
+    command.add_argument("--recalibrate", action="store_true", help="measure batch-norm's statistics for each score")
+
+
+def _integers(text: str) -> list[int]:
+    return [int(each) for each in text.split(",")]
 
 
 def _numbers(text: str) -> list[float]:

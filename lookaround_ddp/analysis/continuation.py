@@ -1,0 +1,125 @@
+"""The trainer's own steps from a run's checkpoint on, for a few iterations that are measured and then forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from lookaround_ddp.analysis.scoring import State
+from lookaround_ddp.build import build, lookaround, prepare
+from lookaround_ddp.checkpoint import Checkpoints
+from lookaround_ddp.config import Config, UserError
+from lookaround_ddp.data.loader import load
+from lookaround_ddp.distributed import World
+from lookaround_ddp.run import parts
+from lookaround_ddp.schedule import learning_rate
+from lookaround_ddp.train import check_resumable
+
+
+class Continuation:
+    """A run's replicas, which start from one of its checkpoints as often as wanted. Nothing is written.
+
+    Collective, like all methods.
+
+    Raises:
+        UserError: the run has no rounds, or one replica.
+    """
+
+    def __init__(self, run: Path, config: Config, world: World) -> None:
+        if len(config.replicas) < 2 or config.average.k == "never":
+            raise UserError(f"{run} has no replicas that are averaged: name a run of Lookaround")
+        trained = config.model.model_copy(update={"pretrained": False})  # its weights are those of a checkpoint
+        self.run, self.config, self.world = run, config.model_copy(update={"model": trained}), world
+        self.original = config
+        self.dataset = prepare(self.config, world)
+        with world.together():
+            self.batches, self.replicas = build(self.config, self.dataset, world)
+        self.per_epoch = self.batches.plan.iterations
+        self.around = lookaround(self.config, self.replicas, self.per_epoch, world)
+        self.k = self.around.k or 0  # never averaged: refused above
+        for replica in self.replicas:
+            replica.compensate_norm_momentum()
+
+    def checkpoints(self) -> list[int]:
+        """The iterations of the run's checkpoints that rounds can begin from, oldest first."""
+        found = Checkpoints(self.run, 1, self.world, print).iterations()
+        found = [each for each in found if each > self.around.start]
+        if not found:
+            raise UserError(f"{self.run} has no checkpoint of its rounds")
+        return sorted(self.world.share(found))
+
+    def restore(self, iteration: int) -> None:
+        """The replicas as they were after this iteration and an average step: at the beginning of a round."""
+        chosen = OneCheckpoint(self.run, iteration, self.world)
+        chosen.restore(parts(self.replicas, []), lambda state: check_resumable(self.original, self.dataset, state))
+        self.average()
+
+    def average(self) -> None:
+        """An average step, with what goes with it in a training."""
+        self.around.average()
+        for replica in self.replicas:
+            replica.moved()
+
+    def train(self, first: int, count: int, rate: float | None) -> Iterator[int]:
+        """So many iterations of the run from number `first` on; yields each one's number after it, not yet averaged.
+
+        Args:
+            rate: by default the schedule's, and behind the run's end its last.
+        """
+        last = self.config.epochs * self.per_epoch - 1
+        upcoming = range(first, first + count)
+        pinned = self.world.device.type == "cuda"
+        batches = load(self.batches, upcoming, self.config.data.workers, pinned)
+        for iteration, hosted in zip(upcoming, batches, strict=True):
+            scheduled = learning_rate(self.config, min(iteration, last), self.per_epoch)
+            for replica, own in zip(self.replicas, hosted, strict=True):
+                pipelines = [pipeline for _, pipeline in self.batches.pipelines_at(iteration, replica.number)]
+                replica.step(own, pipelines, iteration, scheduled if rate is None else rate)
+            yield iteration + 1
+        self.around.check_finite(first + count)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Inside, the replicas have the weights to look at: with Lookahead the slow ones."""
+        with ExitStack() as stack:
+            for replica in self.replicas:
+                stack.enter_context(replica.shown())
+            yield
+
+    def states(self) -> list[State]:
+        """Each replica's weights, on every rank's CPU."""
+        self.around.synchronize_shards()
+        with self.shown():
+            mine = {
+                replica.number: {
+                    name: value.detach().cpu().clone() for name, value in replica.model.state_dict().items()
+                }
+                for replica in self.replicas
+                if self.world.shard == 0
+            }
+        found = {number: state for each in self.world.gather(mine) for number, state in each.items()}
+        return [found[number] for number in range(self.world.replicas)]
+
+
+class OneCheckpoint(Checkpoints):
+    """A run's checkpoints, of which there is only this one."""
+
+    def __init__(self, run: Path, iteration: int, world: World) -> None:
+        super().__init__(run, 1, world, print)
+        self.iteration = iteration
+
+    def iterations(self) -> list[int]:
+        return [self.iteration]
+
+
+def named(given: Sequence[int] | None, known: Sequence[int], run: Path) -> list[int]:
+    """The checkpoints that a user names, by default all.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    for each in given or ():
+        if each not in known:
+            raise UserError(f"{run} has no checkpoint {each} of its rounds: it has {', '.join(map(str, known))}")
+    return list(given or known)

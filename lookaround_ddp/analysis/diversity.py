@@ -1,0 +1,207 @@
+"""`analyze diversity`: how far apart the replicas get in a round, and whether they stay where a mean makes sense."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+from lookaround_ddp.analysis.continuation import Continuation, named
+from lookaround_ddp.analysis.output import Numbers, Output, plain
+from lookaround_ddp.analysis.scoring import (
+    Scorer,
+    State,
+    barrier,
+    default_output,
+    described,
+    divided,
+    parameters_of,
+    warn_of_unreadable,
+)
+from lookaround_ddp.config import Config, UserError
+from lookaround_ddp.distributed import World
+from lookaround_ddp.soup import mean_state
+
+PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)  # between two replicas, where the loss is measured
+
+
+def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], world: World) -> None:
+    """Rounds from a run's checkpoints on, through the trainer, each measured just before its average step."""
+    if len(runs) > 1:
+        raise UserError(f"one run at a time: {runs[0]} or {runs[1]}?")
+    if options.rounds < 1:
+        raise UserError(f"--rounds is {options.rounds}: give 1 or more")
+    run, config = runs[0], configs[0]
+    with world.together():
+        output = Output(default_output(options, run, "diversity"))
+    going = Continuation(run, config, world)
+    with world.together():
+        starts = named(options.at, going.checkpoints(), run)
+        scorer = Scorer(config, going.dataset, world, options.split, options.images, options.recalibrate)
+    rows = []
+    for start in starts:
+        going.restore(start)
+        for number in range(options.rounds):
+            phi, first = going.states()[0], start + number * going.k
+            for iteration in going.train(first, going.k, options.lr):
+                world.does(f"continuing after iteration {iteration}")
+            row = {"from": start, "round": number + 1, "iteration": first + going.k}
+            row |= measured(scorer, going.states(), phi, world)
+            if world.main:
+                print(f"checkpoint {start}, round {number + 1}: {_text(row)}", flush=True)
+            rows.append(row)
+            going.average()
+    warn_of_unreadable(scorer, world)
+    if world.main:
+        numbers = {
+            "run": str(run),
+            "images": described(options, scorer),
+            "k": going.k,
+            "replicas": world.replicas,
+            "lr": options.lr if options.lr is not None else "the run's schedule",
+            "batch_norm": "measured anew" if options.recalibrate else "averaged with the weights",
+            "rounds": rows,
+        }
+        _print(numbers, Console())
+        _draw(numbers, _distances(run), output)
+        output.write(numbers)
+        output.say()
+
+
+def measured(scorer: Scorer, states: Sequence[State], start: State, world: World) -> Numbers:
+    """What is to be known of the replicas at the end of a round that began at `start`. Collective.
+
+    distance: of each replica's parameters to the replicas' mean phi. cosine: of each pair's displacements from the
+    round's start. disagreement: the share of images that a pair predicts differently, in percent. barrier: the NLL
+    above the straight line between a pair's, at its highest.
+    """
+    mean = mean_state(states)
+    vectors = [parameters_of(scorer.model, state) for state in states]
+    center, origin = parameters_of(scorer.model, mean), parameters_of(scorer.model, start)
+    pairs = list(combinations(range(len(states)), 2))
+    between = PLACES[1:-1]
+
+    def task(number: int) -> Any:
+        """The mean's score, each replica's score and predictions, then what is between the pairs."""
+        if number == 0:
+            return scorer.score(mean)
+        if number <= len(states):
+            state = states[number - 1]
+            return scorer.score(state), scorer.predictions(state)
+        pair, place = divmod(number - 1 - len(states), len(between))
+        one, other = (states[each] for each in pairs[pair])
+        return scorer.score(mean_state([one, other], [1 - between[place], between[place]]))["nll"]
+
+    found = divided(1 + len(states) + len(pairs) * len(between), task, world)
+    scores, predictions = zip(*found[1 : 1 + len(states)], strict=True)
+    lines = np.array(found[1 + len(states) :], dtype=float).reshape(len(pairs), len(between))
+    ends = [(scores[one]["nll"], scores[other]["nll"]) for one, other in pairs]
+    return {
+        "distance": [float((vector - center).norm()) for vector in vectors],
+        "pairs": [list(pair) for pair in pairs],
+        "cosine": [cosine(vectors[one] - origin, vectors[other] - origin) for one, other in pairs],
+        "disagreement": [100 * float((predictions[i] != predictions[j]).double().mean()) for i, j in pairs],
+        "barrier": [barrier([first, *line, last]) for (first, last), line in zip(ends, lines.tolist(), strict=True)],
+        "mean": found[0],
+        "replica_scores": list(scores),
+    }
+
+
+def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
+    """NaN where one of them has not moved."""
+    return float(one @ other / (one.norm() * other.norm()))
+
+
+def _text(row: Numbers) -> str:
+    means = {name: float(np.mean(row[name])) for name in ("distance", "cosine", "disagreement", "barrier")}
+    return (
+        f"distance to phi {means['distance']:.4g}, cosine {means['cosine']:.3f}, "
+        f"disagreement {means['disagreement']:.2f} %, barrier {means['barrier']:.4f}"
+    )
+
+
+def _print(numbers: Numbers, console: Console) -> None:
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
+    for heading in ("end", "distance", "cosine", "disagree %", "barrier", "NLL, replicas", "NLL, phi"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in numbers["rounds"]:
+        means = [float(np.mean(row[name])) for name in ("distance", "cosine", "disagreement", "barrier")]
+        nll = float(np.mean([score["nll"] for score in row["replica_scores"]]))
+        cells = [f"{means[0]:.4g}", f"{means[1]:.3f}", f"{means[2]:.2f}", f"{means[3]:.4f}"]
+        table.add_row(str(row["iteration"]), *cells, f"{nll:.4f}", f"{row['mean']['nll']:.4f}")
+    console.print(_titled(numbers), markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
+    note = (
+        "At the end of a round, before its average step: means over replicas, or pairs of them. Barrier: NLL above the "
+        "straight line between two replicas' (negative: below it everywhere)."
+    )
+    console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def _titled(numbers: Numbers) -> str:
+    rate = numbers["lr"] if isinstance(numbers["lr"], str) else f"learning rate {numbers['lr']:g}"
+    return f"{numbers['run']}: {numbers['replicas']} replicas, k = {numbers['k']}, {rate}; {numbers['images']}"
+
+
+def _distances(run: Path) -> list[tuple[int, list[float]]]:
+    """(iteration, each replica's distance to phi) of the run itself, as its record has them."""
+    path = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [(line["iteration"], line["distance"]) for line in lines if line.get("distance") is not None]
+
+
+def _draw(numbers: Numbers, recorded: Sequence[tuple[int, list[float]]], output: Output) -> None:
+    from matplotlib.figure import Figure  # takes seconds to import
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    distance, angle, disagreement, height = figure.subplots(2, 2).flat
+    rows = numbers["rounds"]
+    if recorded:
+        iterations = [iteration for iteration, _ in recorded]
+        for number, values in enumerate(zip(*(each for _, each in recorded), strict=True)):
+            label = "while the run trained" if number == 0 else None
+            distance.plot(iterations, values, color=f"C{number}", lw=0.8, alpha=0.5, label=label)
+    names = [f"replica {number}" for number in range(numbers["replicas"])]
+    _plot(distance, rows, [row["distance"] for row in rows], names)
+    names = [f"replicas {one} and {other}" for one, other in rows[0]["pairs"]]
+    for axes, key in ((angle, "cosine"), (disagreement, "disagreement"), (height, "barrier")):
+        _plot(axes, rows, [row[key] for row in rows], names)
+    distance.set(title="distance to the mean phi", ylabel="L2 norm over all parameters", ylim=(0, None))
+    angle.set(title="directions of two replicas from the round's start", ylabel="cosine of their displacements")
+    angle.axhline(0, color="black", lw=0.8)
+    disagreement.set(title="predictions that differ", ylabel="% of the images", ylim=(0, None))
+    height.set(title="barrier on the line between two replicas", ylabel="NLL above the line of the ends (nats)")
+    height.axhline(0, color="black", lw=0.8)
+    for axes in (distance, angle, disagreement, height):
+        axes.set_xlabel("iteration, at a round's end")
+        axes.grid(alpha=0.3)
+        if len(axes.lines) < 16:
+            axes.legend(fontsize=8)
+    figure.suptitle(plain(_titled(numbers)), fontsize=10)
+    output.draw(figure)
+
+
+def _plot(axes: Axes, rows: Sequence[Numbers], values: Sequence[Sequence[float]], names: Sequence[str]) -> None:
+    """A curve for each name, with a gap between rounds that do not follow each other."""
+    for place, name in enumerate(names):
+        xs: list[float] = []
+        ys: list[float] = []
+        for number, row in enumerate(rows):
+            if number and row["from"] != rows[number - 1]["from"]:
+                xs.append(row["iteration"])
+                ys.append(float("nan"))
+            xs.append(row["iteration"])
+            ys.append(values[number][place])
+        axes.plot(xs, ys, "o-", ms=3, color=f"C{place % 10}", label=name)

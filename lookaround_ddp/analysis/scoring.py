@@ -1,0 +1,166 @@
+"""Scores of weights of one network, wherever they come from, by a rank alone: so ranks can share many of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lookaround_ddp import seeds
+from lookaround_ddp.build import make_batches
+from lookaround_ddp.config import Config, UserError
+from lookaround_ddp.data.datasets import Dataset
+from lookaround_ddp.data.images import Images, Subset
+from lookaround_ddp.data.loader import Batch, EvaluationBatches, load
+from lookaround_ddp.distributed import World
+from lookaround_ddp.evaluate import Score, make_evaluator
+from lookaround_ddp.finished import placed
+from lookaround_ddp.models import create_model
+from lookaround_ddp.recalibrate import recalibrate
+from lookaround_ddp.replica import Normalize
+
+State = dict[str, Tensor]
+T = TypeVar("T")
+
+
+class Scorer:
+    """Scores states of one network on one split. Not collective.
+
+    Args:
+        images: score on so many images of the split alone, always the same ones.
+        update_bn: measure batch-norm's statistics of each state over training batches of its own.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        world: World,
+        split: str = "test",
+        images: int | None = None,
+        update_bn: bool = False,
+    ) -> None:
+        self.alone = World(0, 1, world.replicas, world.device, "none")
+        self.config, self.update_bn = config, update_bn
+        self.model = placed(new_network(config, dataset), config, self.alone)
+        self.images = chosen(dataset, split, images)
+        self.evaluator = make_evaluator(config, dataset, self.images, self.alone)
+        self.normalize = Normalize(dataset, self.alone, config.channels_last)
+        self.training = make_batches(config, dataset, self.alone)
+        self.kept: list[list[list[Batch]]] | None = None
+        self.small = dataset.native is not None  # photographs do not fit into memory
+        if self.small:
+            old = self.evaluator.batches
+            self.evaluator.batches = KeptBatches(old.split, old.transform, old.batch_size, old.skip)
+
+    def score(self, state: State) -> Score:
+        return self.evaluator.shared(self.load(state))
+
+    def predictions(self, state: State) -> Tensor:
+        """The class of each image, int64; -1 for one that cannot be read."""
+        table = self.evaluator.logits(self.load(state), 0, 1)
+        return table[:, :-1].argmax(dim=1).where(table[:, -1] > 0, -1)
+
+    def load(self, state: State) -> nn.Module:
+        """The network with this state; in it are the statistics that were measured, if any were."""
+        self.model.load_state_dict(state)
+        if self.update_bn:
+            models = [self.model] * len(self.alone.hosted)
+            recalibrate(models, self._batches(), self.normalize, self.config.precision, self.alone)
+        return self.model
+
+    def _batches(self) -> Iterable[list[list[Batch]]]:
+        """Training batches of each replica's augmentations, drawn once where they fit into memory."""
+        if self.kept is not None:
+            return self.kept
+        first, per_epoch = self.training.single.until, self.training.plan.iterations
+        count = min(per_epoch, self.config.evaluate.recalibrate_iterations or per_epoch)
+        pinned = self.alone.device.type == "cuda"
+        batches = load(self.training, range(first, first + count), self.config.data.workers, pinned)
+        if not self.small:
+            return batches
+        self.kept = list(batches)
+        return self.kept
+
+
+class KeptBatches(EvaluationBatches):
+    """Batches that are made once: they are few megabytes, and scored hundreds of times."""
+
+    def __getitem__(self, number: int) -> Batch:
+        if not hasattr(self, "made"):
+            self.made: dict[int, Batch] = {}
+        if number not in self.made:
+            self.made[number] = super().__getitem__(number)
+        return self.made[number]
+
+
+def new_network(config: Config, dataset: Dataset) -> nn.Module:
+    """A network that the config's weights fit, on the CPU."""
+    return create_model(config.model.model_copy(update={"pretrained": False}), dataset.classes, dataset.channels)
+
+
+def chosen(dataset: Dataset, split: str, images: int | None) -> Images:
+    """A split of the dataset, or so many of its images: drawn once for all, since files may be sorted by class.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    found = {"test": dataset.test, "train": dataset.train, "validation": dataset.validation}[split]
+    if found is None:
+        raise UserError("--split validation: the run held out no images (data.validation)")
+    if images is None or images >= len(found):
+        return found
+    if images < 1:
+        raise UserError(f"--images is {images}: give 1 or more")
+    return Subset(found, seeds.permutation(len(found), 0, seeds.SPLIT)[:images].sort().values.tolist())
+
+
+def divided(count: int, compute: Callable[[int], T], world: World) -> list[T]:
+    """compute(0) to compute(count - 1), each on one rank, on all ranks in order. Collective; `compute` is not."""
+    mine: dict[int, T] = {}
+    with world.together():
+        for number in range(world.rank, count, world.size):
+            mine[number] = compute(number)
+    found = {number: value for each in world.gather(mine) for number, value in each.items()}
+    return [found[number] for number in range(count)]
+
+
+def parameters_of(model: nn.Module, state: State) -> Tensor:
+    """A state's trained parameters as one vector, fp64, on the CPU; buffers are no part of it."""
+    names = [name for name, parameter in model.named_parameters() if parameter.is_floating_point()]
+    return torch.cat([state[name].detach().cpu().double().flatten() for name in names])
+
+
+def barrier(losses: Sequence[float]) -> float:
+    """How far losses at even steps from one network to another rise above the straight line between the ends.
+
+    At its highest between them: negative where the loss sags everywhere, as in a convex valley.
+    """
+    line = np.linspace(losses[0], losses[-1], len(losses))
+    return float((np.asarray(losses) - line)[1:-1].max())
+
+
+def warn_of_unreadable(scorer: Scorer, world: World) -> None:
+    """Says which images were passed over (data.on_corrupt=skip), on rank 0; each rank may have met others."""
+    found = {
+        index: reason for each in world.gather(scorer.evaluator.unreadable.found) for index, reason in each.items()
+    }
+    if world.main and found:
+        scorer.evaluator.unreadable.found = found
+        scorer.evaluator.unreadable.share(partial(print, flush=True))
+
+
+def described(options: argparse.Namespace, scorer: Scorer) -> str:
+    """Which images a figure's losses are of."""
+    kind = {"test": "test", "train": "training", "validation": "held-out"}[options.split]
+    return f"{len(scorer.images):,} {kind} images"
+
+
+def default_output(options: argparse.Namespace, run: Path, name: str) -> Path:
+    return options.out if options.out is not None else run / name
