@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lookaround_ddp.analysis import convergence, diversity, quadratic
+from lookaround_ddp.analysis import convergence, diversity, quadratic, sharpness
 from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
 
@@ -16,4 +16,5 @@ NUMBERS: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 RUNS: dict[str, Callable[[argparse.Namespace, Sequence[Path], Sequence[Config], World], None]] = {
     "diversity": diversity.analyze,
+    "sharpness": sharpness.analyze,
 }

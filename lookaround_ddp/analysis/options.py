@@ -14,16 +14,19 @@ def add_analyses(commands: Commands) -> None:
     _add_quadratic(commands)
     _add_convergence(commands)
     _add_diversity(commands)
+    _add_sharpness(commands)
 
 
-def _add(commands: Commands, name: str, about: str, runs: str | None = None) -> argparse.ArgumentParser:
+def _add(
+    commands: Commands, name: str, about: str, runs: str | None = None, split: str = "test"
+) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
     default = name
     if runs is not None:
         command.add_argument("arguments", nargs="+", metavar=f"{runs} [key.path=value ...]")
-        default = f"RUN/{name}"
+        default = f"the (first) run's folder and {name}"
         command.add_argument(
-            "--split", choices=("test", "train", "validation"), default="test", help="images to score on"
+            "--split", choices=("test", "train", "validation"), default=split, help="images to score on"
         )
         command.add_argument("--images", type=int, metavar="N", help="so many of them alone, always the same")
     message = f"PREFIX.png and PREFIX.json are written; by default {default}"
@@ -72,6 +75,20 @@ def _add_diversity(commands: Commands) -> None:
     command.add_argument("--rounds", type=int, default=1, help="to train from each of them")
     command.add_argument("--lr", type=float, help="their learning rate; by default the run's schedule, then its last")
     command.add_argument("--recalibrate", action="store_true", help="measure batch-norm's statistics for each score")
+
+
+def _add_sharpness(commands: Commands) -> None:
+    about = "how flat runs' minima are: loss under random filter-normalized perturbation, top Hessian eigenvalue"
+    command = _add(commands, "sharpness", about, runs="RUN ...", split="train")
+    command.add_argument(
+        "--radius", type=float, default=0.5, help="the largest perturbation, 1: each filter's own norm"
+    )
+    command.add_argument("--steps", type=int, default=10, help="radii up to it")
+    command.add_argument("--directions", type=int, default=5, help="random ones, the same for all runs")
+    command.add_argument("--seed", type=int, default=0, help="draws them")
+    command.add_argument("--recalibrate", action="store_true", help="measure batch-norm's statistics for each score")
+    command.add_argument("--hessian-images", type=int, default=1000, metavar="N", help="training images; 0: no Hessian")
+    command.add_argument("--tolerance", type=float, default=1e-3, help="of the eigenvalue, relative")
 
 
 def _integers(text: str) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,13 +21,14 @@ from lookaround_ddp.data.images import Images, Subset
 from lookaround_ddp.data.loader import Batch, EvaluationBatches, load
 from lookaround_ddp.distributed import World
 from lookaround_ddp.evaluate import Score, make_evaluator
-from lookaround_ddp.finished import placed
+from lookaround_ddp.finished import check_classes, check_same_data, placed, shipped_model
 from lookaround_ddp.models import create_model
 from lookaround_ddp.recalibrate import recalibrate
 from lookaround_ddp.replica import Normalize
 
 State = dict[str, Tensor]
 T = TypeVar("T")
+SECONDS = 10.0  # between two lines that say how far it is
 
 
 class Scorer:
@@ -121,14 +123,53 @@ def chosen(dataset: Dataset, split: str, images: int | None) -> Images:
     return Subset(found, seeds.permutation(len(found), 0, seeds.SPLIT)[:images].sort().values.tolist())
 
 
-def divided(count: int, compute: Callable[[int], T], world: World) -> list[T]:
-    """compute(0) to compute(count - 1), each on one rank, on all ranks in order. Collective; `compute` is not."""
+def divided(count: int, compute: Callable[[int], T], world: World, what: str | None = None) -> list[T]:
+    """compute(0) to compute(count - 1), each on one rank, on all ranks in order. Collective; `compute` is not.
+
+    Args:
+        what: name of these, if rank 0 is to say how long they take, and how far it is.
+    """
     mine: dict[int, T] = {}
+    share = range(world.rank, count, world.size)
+    pace = Pace(len(share), f"{count} {what}", world) if what else None
     with world.together():
-        for number in range(world.rank, count, world.size):
+        for number in share:
             mine[number] = compute(number)
+            if pace is not None:
+                pace.tick()
     found = {number: value for each in world.gather(mine) for number, value in each.items()}
     return [found[number] for number in range(count)]
+
+
+class Pace:
+    """Says on rank 0 what a long computation will cost, after its first part, and then how far it is.
+
+    Args:
+        total: parts that this rank computes, as many as another or one more.
+    """
+
+    def __init__(self, total: int, what: str, world: World) -> None:
+        self.total, self.what, self.world, self.done = total, what, world, 0
+        self.start = self.said = time.monotonic()
+
+    def tick(self) -> None:
+        """Another part is done."""
+        self.done += 1
+        now = time.monotonic()
+        self.world.does(f"computing {self.what}: {self.done} of its {self.total}")
+        left = (now - self.start) / self.done * (self.total - self.done)
+        if not self.world.main or (self.done > 1 and now - self.said < SECONDS) or left == 0:
+            return
+        self.said = now
+        ranks = "1 rank" if self.world.size == 1 else f"{self.world.size} ranks"
+        if self.done == 1:
+            print(f"{self.what} on {ranks}: about {_duration(left)}", flush=True)
+        else:
+            print(f"{self.done / self.total:.0%} of {self.what}, about {_duration(left)} left", flush=True)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def parameters_of(model: nn.Module, state: State) -> Tensor:
@@ -144,6 +185,30 @@ def barrier(losses: Sequence[float]) -> float:
     """
     line = np.linspace(losses[0], losses[-1], len(losses))
     return float((np.asarray(losses) - line)[1:-1].max())
+
+
+def shipped_states(runs: Sequence[Path], configs: Sequence[Config], dataset: Dataset) -> list[State]:
+    """The weights of the one network that each finished run ships, on the CPU.
+
+    Raises:
+        UserError: a run has none, is named twice, or its network is not that of the first.
+    """
+    check_same_data(runs, configs)
+    states: list[State] = []
+    for run, config in zip(runs, configs, strict=True):
+        if run.resolve() in [other.resolve() for other in runs[: len(states)]]:
+            raise UserError(f"{run} is named twice")
+        model, metadata = shipped_model(run, config)
+        check_classes(run, metadata["classes"], dataset)
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        if states and _shapes(state) != _shapes(states[0]):
+            raise UserError(f"{run} and {runs[0]} have different networks: their weights cannot be compared")
+        states.append(state)
+    return states
+
+
+def _shapes(state: State) -> list[tuple[str, torch.Size]]:
+    return [(name, value.shape) for name, value in state.items()]
 
 
 def warn_of_unreadable(scorer: Scorer, world: World) -> None:

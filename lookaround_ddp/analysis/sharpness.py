@@ -1,0 +1,227 @@
+"""`analyze sharpness`: how flat the minima are that runs have found, which the paper claims and does not measure."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+from lookaround_ddp import seeds
+from lookaround_ddp.analysis.hessian import hessian_vector_product, top_eigenvalue
+from lookaround_ddp.analysis.output import Numbers, Output, plain
+from lookaround_ddp.analysis.scoring import (
+    Scorer,
+    State,
+    default_output,
+    described,
+    divided,
+    shipped_states,
+    warn_of_unreadable,
+)
+from lookaround_ddp.build import prepare
+from lookaround_ddp.config import Config, UserError
+from lookaround_ddp.data.loader import Batch, load
+from lookaround_ddp.distributed import World
+from lookaround_ddp.evaluate import evaluating
+
+Place = tuple[int, int | None, float]  # run, direction (None: the minimum itself), radius
+
+
+def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], world: World) -> None:
+    """Scores each run's network at random places around it, and measures its Hessian's largest eigenvalue."""
+    _check(options)
+    config, dataset = configs[0], prepare(configs[0], world)
+    with world.together():
+        output = Output(default_output(options, runs[0], "sharpness"))
+        states = shipped_states(runs, configs, dataset)
+        scorer = Scorer(config, dataset, world, options.split, options.images, options.recalibrate)
+    radii = [options.radius * (step + 1) / options.steps for step in range(options.steps)]
+    places: list[Place] = [(run, None, 0.0) for run in range(len(runs))]
+    places += [(run, way, radius) for radius in radii for way in range(options.directions) for run in range(len(runs))]
+
+    def score(number: int) -> Numbers:
+        run, way, radius = places[number]
+        if way is None:
+            return scorer.score(states[run])
+        direction = filter_normalized(scorer.model, states[run], options.seed, way)
+        return scorer.score(moved(states[run], direction, radius))
+
+    scores = divided(len(places), score, world, "scores")
+    rows = {str(run): _row(number, places, scores) for number, run in enumerate(runs)}
+    if options.hessian_images:
+        with world.together():
+            hessian = Scorer(config, dataset, world, "train", options.hessian_images)
+        found = divided(len(runs), lambda run: eigenvalue(hessian, states[run], options), world, "eigenvalues")
+        for row, each in zip(rows.values(), found, strict=True):
+            row["hessian"] = each
+    warn_of_unreadable(scorer, world)
+    if world.main:
+        numbers = {
+            "images": described(options, scorer),
+            "directions": options.directions,
+            "seed": options.seed,
+            "batch_norm": "measured anew" if options.recalibrate else "the network's own statistics",
+            "runs": rows,
+        }
+        _print(numbers, Console())
+        _draw(numbers, output)
+        output.write(numbers)
+        output.say()
+
+
+def filter_normalized(model: nn.Module, state: State, seed: int, number: int) -> State:
+    """A random direction in which each filter is as long as the network's own (Li et al., arXiv 1712.09913).
+
+    A filter is what makes one output of a convolution or linear layer. Biases and what norm layers have, of one
+    dimension, stay where they are. Networks of one structure get the same draws.
+    """
+    generator = torch.Generator().manual_seed(seeds.derive(seed, number))
+    direction: State = {}
+    drawn: dict[nn.Parameter, Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):  # tied ones move together
+        if parameter.dim() > 1 and parameter.is_floating_point():
+            own, rest = state[name].double(), tuple(range(1, parameter.dim()))
+            if parameter not in drawn:
+                drawn[parameter] = torch.randn(own.shape, generator=generator, dtype=torch.float64)
+            norms = [torch.linalg.vector_norm(each, dim=rest, keepdim=True) for each in (own, drawn[parameter])]
+            direction[name] = drawn[parameter] * (norms[0] / norms[1])
+    return direction
+
+
+def moved(state: State, direction: State, radius: float) -> State:
+    """The state with radius times the direction added."""
+    return {
+        name: (value.double() + radius * direction[name]).to(value.dtype) if name in direction else value
+        for name, value in state.items()
+    }
+
+
+def eigenvalue(scorer: Scorer, state: State, options: argparse.Namespace) -> Numbers:
+    """The largest one of the mean cross-entropy's Hessian over the scorer's images, in evaluation mode, in fp32.
+
+    residual: |H v - lambda v| / |lambda| for a unit vector v.
+    """
+    model = scorer.load(state)
+    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    batches = scorer.evaluator.batches
+
+    def losses() -> list[Callable[[], Tensor]]:
+        count = len(batches.split)
+        made = load(batches, range(len(batches)), scorer.evaluator.workers, False)
+        return [partial(_loss, scorer, model, batch, count) for batch in made if len(batch.images)]
+
+    def product(vector: Tensor) -> Tensor:
+        with evaluating(model), sdpa_kernel(SDPBackend.MATH):  # faster kernels of attention cannot be derived twice
+            return hessian_vector_product(losses, parameters, vector)
+
+    size = sum(parameter.numel() for parameter in parameters)
+    value, vector, products = top_eigenvalue(product, size, options.tolerance, options.seed)
+    residual = float((product(vector) - value * vector).norm()) / abs(value)
+    return {"top_eigenvalue": value, "residual": residual, "products": products, "training_images": len(batches.split)}
+
+
+def _loss(scorer: Scorer, model: nn.Module, batch: Batch, count: int) -> Tensor:
+    labels = batch.labels.to(scorer.alone.device)
+    return cross_entropy(model(scorer.normalize(batch.images)), labels, reduction="sum") / count
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name in ("steps", "directions"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} is {getattr(options, name)}: give 1 or more")
+    if not options.radius > 0:
+        raise UserError(f"--radius is {options.radius:g}: give more than 0")
+    if options.hessian_images < 0:
+        raise UserError(f"--hessian-images is {options.hessian_images}: give 1 or more, or 0 for no Hessian")
+
+
+def _row(run: int, places: Sequence[Place], scores: Sequence[Numbers]) -> Numbers:
+    """Of a run: the score at it, and at each radius those in all directions."""
+    own = [(place, score) for place, score in zip(places, scores, strict=True) if place[0] == run]
+    radii = sorted({radius for (_, way, radius), _ in own if way is not None})
+    at = {radius: [score for (_, way, each), score in own if each == radius and way is not None] for radius in radii}
+    return {
+        "score": own[0][1],
+        "radii": radii,
+        "nll": [[score["nll"] for score in at[radius]] for radius in radii],
+        "top1": [[score["top1"] for score in at[radius]] for radius in radii],
+    }
+
+
+def _print(numbers: Numbers, console: Console) -> None:
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
+    table.add_column("mean NLL at radius")
+    radii = next(iter(numbers["runs"].values()))["radii"]
+    shown = sorted({0, len(radii) // 2, len(radii) - 1})
+    for heading in ("0", *(f"{radii[place]:g}" for place in shown), "top eigenvalue"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in numbers["runs"].items():
+        hessian = f"{row['hessian']['top_eigenvalue']:.4g}" if "hessian" in row else ""
+        means = [f"{np.mean(row['nll'][place]):.4f}" for place in shown]
+        table.add_row(name, f"{row['score']['nll']:.4f}", *means, hessian)
+    console.print(table)
+    notes = [
+        f"{numbers['images']}; {numbers['directions']} random directions, the same for all, filter-normalized: at "
+        "radius 1 each filter is moved by its own norm.",
+        "The eigenvalue is of the training loss. It is no measure across scales: batch-norm makes weights of any size "
+        "the same function, and larger ones flatter.",
+    ]
+    console.print(*notes, sep="\n", markup=False, highlight=False, soft_wrap=True)
+
+
+def _draw(numbers: Numbers, output: Output) -> None:
+    from matplotlib.figure import Figure  # takes seconds to import
+
+    hessian = all("hessian" in row for row in numbers["runs"].values())
+    figure = Figure(figsize=(13 if hessian else 9, 4.2), layout="constrained")
+    axes = figure.subplots(1, 3 if hessian else 2)
+    for place, (name, row) in enumerate(numbers["runs"].items()):
+        for key, panel in (("nll", axes[0]), ("top1", axes[1])):
+            _plot(panel, row, key, f"C{place % 10}", plain(name))
+    if hessian:
+        _draw_eigenvalues(axes[2], numbers["runs"])
+    axes[0].set(title="loss", ylabel="NLL (nats per image)")
+    axes[1].set(title="accuracy", ylabel="top-1 (%)")
+    for panel in axes[:2]:
+        panel.set_xlabel("radius (1: each filter moved by its own norm)")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    title = f"random filter-normalized perturbation: mean and range of {numbers['directions']} directions; "
+    figure.suptitle(title + numbers["images"], fontsize=10)
+    output.draw(figure)
+
+
+def _plot(axes: Axes, row: Numbers, key: str, color: str, label: str) -> None:
+    radii = [0.0, *row["radii"]]
+    values = [[row["score"][key]], *row[key]]
+    finite = [[each for each in some if math.isfinite(each)] or [math.nan] for some in values]
+    axes.plot(radii, [np.mean(some) for some in finite], "o-", ms=3, color=color, label=label)
+    axes.fill_between(
+        radii, [min(some) for some in finite], [max(some) for some in finite], color=color, alpha=0.15, lw=0
+    )
+
+
+def _draw_eigenvalues(axes: Axes, rows: Numbers) -> None:
+    names = list(rows)
+    values = [rows[name]["hessian"]["top_eigenvalue"] for name in names]
+    bars = axes.bar(range(len(names)), values, color=[f"C{place % 10}" for place in range(len(names))])
+    axes.bar_label(bars, [f"{value:.3g}" for value in values])
+    axes.set_xticks(range(len(names)), [plain(Path(name).name) for name in names], rotation=20, ha="right")
+    images = next(iter(rows.values()))["hessian"]["training_images"]
+    axes.set(title="largest eigenvalue of the Hessian", ylabel=f"of the loss on {images:,} training images")
+    axes.margins(y=0.1)
