@@ -141,12 +141,17 @@ def report(options: argparse.Namespace) -> None:
 def analyze(options: argparse.Namespace) -> None:
     from lookaround_ddp.analysis.command import NUMBERS, RUNS  # nobody else needs it
 
-    if options.analysis in RUNS:
-        runs, configs = _runs(options.arguments)
-        with join(configs[0]) as world:
-            RUNS[options.analysis](options, runs, configs, world)
-    elif os.environ.get("RANK", "0") == "0":
-        NUMBERS[options.analysis](options)
+    try:
+        if options.analysis in RUNS:
+            runs, configs = _runs(options.arguments)
+            with join(configs[0]) as world:
+                RUNS[options.analysis](options, runs, configs, world)
+        elif os.environ.get("RANK", "0") == "0":
+            NUMBERS[options.analysis](options)
+    except KeyboardInterrupt:
+        kept = ": the same command goes on with the points that are done" if options.analysis == "plane" else ""
+        _say_once(f"interrupted{kept}")
+        sys.exit(INTERRUPTED)
 
 
 def bench(options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lookaround_ddp.analysis import convergence, diversity, quadratic, sharpness
+from lookaround_ddp.analysis import convergence, diversity, plane, quadratic, sharpness
 from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
 
@@ -16,5 +16,6 @@ NUMBERS: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 RUNS: dict[str, Callable[[argparse.Namespace, Sequence[Path], Sequence[Config], World], None]] = {
     "diversity": diversity.analyze,
+    "plane": plane.analyze,
     "sharpness": sharpness.analyze,
 }

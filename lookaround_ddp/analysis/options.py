@@ -15,6 +15,7 @@ def add_analyses(commands: Commands) -> None:
     _add_convergence(commands)
     _add_diversity(commands)
     _add_sharpness(commands)
+    _add_plane(commands)
 
 
 def _add(
@@ -89,6 +90,19 @@ def _add_sharpness(commands: Commands) -> None:
     command.add_argument("--recalibrate", action="store_true", help="measure batch-norm's statistics for each score")
     command.add_argument("--hessian-images", type=int, default=1000, metavar="N", help="training images; 0: no Hessian")
     command.add_argument("--tolerance", type=float, default=1e-3, help="of the eigenvalue, relative")
+
+
+def _add_plane(commands: Commands) -> None:
+    about = (
+        "loss and accuracy on the plane through three networks (Fig. 1, 7): of three runs, or the replicas of one, as "
+        "they were before an average step"
+    )
+    command = _add(commands, "plane", about, runs="RUN ...")
+    command.add_argument("--points", type=int, default=21, help="on each side of the grid")
+    command.add_argument("--margin", type=float, default=0.5, help="around the networks, as a share of their extent")
+    command.add_argument("--at", type=int, metavar="N", help="checkpoint to take replicas from; by default the newest")
+    about = "mix batch-norm's statistics like the weights, instead of measuring them at each point"
+    command.add_argument("--no-recalibrate", dest="recalibrate", action="store_false", help=about)
 
 
 def _integers(text: str) -> list[int]:

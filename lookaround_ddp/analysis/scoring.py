@@ -123,49 +123,58 @@ def chosen(dataset: Dataset, split: str, images: int | None) -> Images:
     return Subset(found, seeds.permutation(len(found), 0, seeds.SPLIT)[:images].sort().values.tolist())
 
 
-def divided(count: int, compute: Callable[[int], T], world: World, what: str | None = None) -> list[T]:
+def divided(
+    count: int,
+    compute: Callable[[int], T],
+    world: World,
+    what: str | None = None,
+    keep: Callable[[int, T], None] | None = None,
+) -> list[T]:
     """compute(0) to compute(count - 1), each on one rank, on all ranks in order. Collective; `compute` is not.
+
+    The ranks meet after each of theirs, so that none waits for long for the others, and all know what is done.
 
     Args:
         what: name of these, if rank 0 is to say how long they take, and how far it is.
+        keep: called with each number and its value, soon after it is known, on every rank.
     """
-    mine: dict[int, T] = {}
-    share = range(world.rank, count, world.size)
-    pace = Pace(len(share), f"{count} {what}", world) if what else None
-    with world.together():
-        for number in share:
-            mine[number] = compute(number)
-            if pace is not None:
-                pace.tick()
-    found = {number: value for each in world.gather(mine) for number, value in each.items()}
-    return [found[number] for number in range(count)]
+    found: list[T] = []
+    pace = Pace(count, what, world) if what else None
+    for first in range(0, count, world.size):
+        own: list[T] = []
+        with world.together():
+            if first + world.rank < count:
+                own.append(compute(first + world.rank))
+        new = [value for values in world.gather(own) for value in values]
+        if keep is not None:
+            for number, value in enumerate(new, first):
+                keep(number, value)
+        found += new
+        if pace is not None:
+            pace.tick(len(found))
+    return found
 
 
 class Pace:
-    """Says on rank 0 what a long computation will cost, after its first part, and then how far it is.
-
-    Args:
-        total: parts that this rank computes, as many as another or one more.
-    """
+    """Says on rank 0 what a long computation will cost, after its first parts, and then how far it is."""
 
     def __init__(self, total: int, what: str, world: World) -> None:
-        self.total, self.what, self.world, self.done = total, what, world, 0
-        self.start = self.said = time.monotonic()
+        self.total, self.what, self.world = total, f"{total} {what}", world
+        self.start, self.said = time.monotonic(), 0.0
 
-    def tick(self) -> None:
-        """Another part is done."""
-        self.done += 1
+    def tick(self, done: int) -> None:
+        """So many parts are done."""
         now = time.monotonic()
-        self.world.does(f"computing {self.what}: {self.done} of its {self.total}")
-        left = (now - self.start) / self.done * (self.total - self.done)
-        if not self.world.main or (self.done > 1 and now - self.said < SECONDS) or left == 0:
+        left = (now - self.start) / done * (self.total - done)
+        self.world.does(f"computing {self.what}: {done} are done")
+        if not self.world.main or now - self.said < SECONDS or done == self.total:
             return
-        self.said = now
-        ranks = "1 rank" if self.world.size == 1 else f"{self.world.size} ranks"
-        if self.done == 1:
+        if self.said == 0:
+            ranks = "1 rank" if self.world.size == 1 else f"{self.world.size} ranks"
             print(f"{self.what} on {ranks}: about {_duration(left)}", flush=True)
         else:
-            print(f"{self.done / self.total:.0%} of {self.what}, about {_duration(left)} left", flush=True)
+            print(f"{done} of {self.what} are done, about {_duration(left)} are left", flush=True)
+        self.said = now
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,179 @@
+"""`analyze plane` (the paper's Fig. 1 and 7): loss and accuracy on the plane through three networks."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lookaround_ddp.analysis.continuation import OneCheckpoint, named
+from lookaround_ddp.analysis.geometry import axis, plane_through
+from lookaround_ddp.analysis.output import Output
+from lookaround_ddp.analysis.plane_figure import draw_plane
+from lookaround_ddp.analysis.scoring import (
+    Scorer,
+    State,
+    default_output,
+    described,
+    divided,
+    parameters_of,
+    shipped_states,
+    warn_of_unreadable,
+)
+from lookaround_ddp.build import prepare
+from lookaround_ddp.checkpoint import Checkpoints
+from lookaround_ddp.config import Config, UserError
+from lookaround_ddp.data.datasets import Dataset
+from lookaround_ddp.distributed import World
+from lookaround_ddp.evaluate import Score
+from lookaround_ddp.files import write_atomically
+from lookaround_ddp.soup import mean_state
+
+SAVED = 2.0  # seconds between two times that finished points are saved
+
+
+def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], world: World) -> None:
+    """Scores the networks and every point of a grid; ranks share the points. Interrupted, it goes on where it was."""
+    _check(options)
+    config, dataset = configs[0], prepare(configs[0], world)
+    with world.together():
+        output = Output(default_output(options, runs[0], "plane"))
+        networks = _networks(options, runs, configs, dataset, world)
+        scorer = Scorer(config, dataset, world, options.split, options.images, options.recalibrate)
+        names, states = list(networks), list(networks.values())
+        plane = plane_through(scorer.model, states[:3])
+        places = [plane.place(parameters_of(scorer.model, state)) for state in states]
+        xs, ys = (axis([place[side] for place in places], options.margin, options.points) for side in (0, 1))
+
+    def score(number: int) -> Score:
+        if number < len(states):
+            return scorer.score(states[number])
+        row, column = divmod(number - len(states), len(xs))
+        return scorer.score(plane.state(float(xs[column]), float(ys[row])))
+
+    count = len(states) + len(xs) * len(ys)
+    kept = Kept(output, _digest(scorer, states, options), world)
+    left = [number for number in range(count) if number not in kept.scores]
+    if world.main and len(left) < count:
+        print(f"{count - len(left)} of {count} points were kept of a run that was interrupted", flush=True)
+    try:
+        divided(len(left), lambda place: score(left[place]), world, "points", lambda i, new: kept.add(left[i], new))
+    except BaseException:
+        kept.save()
+        raise
+    scores = [kept.scores[number] for number in range(count)]
+    warn_of_unreadable(scorer, world)
+    if world.main:
+        grid = scores[len(states) :]
+        numbers = {
+            "runs": [str(run) for run in runs],
+            "images": described(options, scorer),
+            "batch_norm": "measured anew" if options.recalibrate else "mixed like the weights",
+            "networks": [
+                {"name": name, "x": x, "y": y, "distance_from_plane": distance, **own}
+                for name, (x, y, distance), own in zip(names, places, scores, strict=False)
+            ],
+            "x": xs.tolist(),
+            "y": ys.tolist(),
+            "nll": np.reshape([each["nll"] for each in grid], (len(ys), len(xs))).tolist(),
+            "top1": np.reshape([each["top1"] for each in grid], (len(ys), len(xs))).tolist(),
+        }
+        for each in numbers["networks"]:
+            place = f"({each['x']:.4f}, {each['y']:.4f})"
+            print(f"{each['name']}: top-1 {each['top1']:.2f} NLL {each['nll']:.4f} at {place}")
+        draw_plane(numbers, output)
+        output.write(numbers)
+        kept.remove()
+        output.say()
+
+
+class Kept:
+    """The scores that are known, on every rank; and a file of them, in which an interrupted grid is gone on with.
+
+    Args:
+        digest: of what they are scores of: those of another plane are passed over.
+    """
+
+    def __init__(self, output: Output, digest: str, world: World) -> None:
+        self.path, self.digest, self.world = output.json.with_suffix(".partial.json"), digest, world
+        self.saved = time.monotonic()
+        self.scores: dict[int, Score] = world.share(self._read() if world.main else {})
+
+    def add(self, number: int, score: Score) -> None:
+        self.scores[number] = score
+        if time.monotonic() - self.saved > SAVED:
+            self.save()
+
+    def save(self) -> None:
+        if self.world.main:
+            text = json.dumps({"of": self.digest, "scores": self.scores})
+            write_atomically(self.path, text.encode())
+        self.saved = time.monotonic()
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def _read(self) -> dict[int, Score]:
+        try:
+            found = json.loads(self.path.read_text())
+            return {int(key): value for key, value in found["scores"].items()} if found["of"] == self.digest else {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or nothing of ours
+            return {}
+
+
+def _networks(
+    options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], dataset: Dataset, world: World
+) -> Mapping[str, State]:
+    """The networks to mark, by name; the plane goes through the first three.
+
+    Raises:
+        UserError: there are not three.
+    """
+    if len(runs) >= 3:
+        return dict(zip(map(str, runs), shipped_states(runs, configs, dataset), strict=True))
+    run, config = runs[0], configs[0]
+    if len(runs) == 2 or len(config.replicas) == 1:
+        raise UserError("a plane goes through three networks: name three runs, or one that has replicas")
+    known = sorted(Checkpoints(run, 1, world, print).iterations())
+    if not known:
+        raise UserError(f"{run} has no checkpoint: its replicas are not known any more")
+    at = named(None if options.at is None else [options.at], known, run)[-1]
+    states = _replicas(run, config, at, world)
+    networks = {f"replica {number}, iteration {at}": state for number, state in enumerate(states)}
+    if len(states) == 2:  # which their mean is on one line with
+        earlier = [each for each in known if each < at]
+        if not earlier:
+            raise UserError(f"{run} has two replicas, and no checkpoint before {at} to span a plane with: give an --at")
+        networks[f"mean phi, iteration {earlier[0]}"] = mean_state(_replicas(run, config, earlier[0], world))
+    return networks | {"the replicas' mean phi": mean_state(states)}
+
+
+def _replicas(run: Path, config: Config, iteration: int, world: World) -> list[State]:
+    checkpoint = OneCheckpoint(run, iteration, world)
+    return [checkpoint.newest_model(number) for number in range(len(config.replicas))]
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.points < 2:
+        raise UserError(f"--points is {options.points}: give 2 or more")
+    if not options.margin >= 0:
+        raise UserError(f"--margin is {options.margin:g}: give 0 or more")
+
+
+def _digest(scorer: Scorer, states: Sequence[State], options: argparse.Namespace) -> str:
+    """Of everything that the scores depend on."""
+    digest = hashlib.sha256()
+    for state in states:
+        for name, value in state.items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().numpy().tobytes())
+    values = [options.split, options.images, options.recalibrate, options.points, options.margin]
+    config = scorer.config
+    values += [config.data.model_dump(mode="json"), config.evaluate.model_dump(mode="json"), config.precision]
+    digest.update(json.dumps(values).encode())
+    return digest.hexdigest()

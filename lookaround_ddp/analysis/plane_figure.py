@@ -1,0 +1,79 @@
+"""The plane through three networks as a map of loss and accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+from lookaround_ddp.analysis.output import Numbers, Output, plain
+
+LEVELS = 18
+HIGHEST = 20.0  # times the least loss: what lies above is one colour, or the valley would be one
+MARKERS = "o^sDvPX*"
+
+
+def draw_plane(numbers: Numbers, output: Output) -> None:
+    from matplotlib.figure import Figure  # takes seconds to import
+
+    figure = Figure(figsize=(12, 5.2), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    nll = np.array(numbers["nll"], dtype=float)
+    levels = loss_levels(nll)
+    _map(figure, loss, numbers, nll, levels, "viridis_r", "NLL (nats per image)")
+    top1 = np.array(numbers["top1"], dtype=float)
+    low, high = float(np.nanmin(top1)), float(np.nanmax(top1))
+    steps = np.linspace(low, high if high > low else low + 1, LEVELS)
+    _map(figure, accuracy, numbers, top1, steps, "viridis", "top-1 (%)")
+    loss.set_title("loss")
+    accuracy.set_title("accuracy")
+    runs = ", ".join(plain(Path(run).name) for run in numbers["runs"])
+    figure.suptitle(f"{runs}: {numbers['images']}, batch-norm's statistics {numbers['batch_norm']}", fontsize=10)
+    handles, labels = loss.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8)
+    output.draw(figure)
+
+
+def loss_levels(nll: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Contours: evenly in the logarithm of the loss, from the least to the greatest that is of interest."""
+    finite = nll[np.isfinite(nll)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    if low <= 0:
+        return np.linspace(low, high if high > low else low + 1, LEVELS)
+    return np.geomspace(low, max(min(high, HIGHEST * low), 1.001 * low), LEVELS)
+
+
+def _map(
+    figure: Figure,
+    axes: Axes,
+    numbers: Numbers,
+    values: NDArray[np.float64],
+    levels: Sequence[float] | NDArray[np.float64],
+    colours: str,
+    label: str,
+) -> None:
+    shown = np.ma.masked_invalid(values)
+    drawn = axes.contourf(numbers["x"], numbers["y"], shown, levels=levels, cmap=colours, extend="both")
+    axes.contour(numbers["x"], numbers["y"], shown, levels=levels[::2], colors="white", linewidths=0.4, alpha=0.6)
+    bar = figure.colorbar(drawn, ax=axes, label=label)
+    bar.set_ticks(list(levels[::3]), labels=[f"{level:.3g}" for level in levels[::3]])
+    for place, each in enumerate(numbers["networks"]):
+        off = each["distance_from_plane"]
+        away = f", {off:.2g} off the plane" if off > 1e-3 * max(abs(each["x"]), abs(each["y"]), 1e-12) else ""
+        looks: dict[str, Any] = {
+            "color": f"C{1 + place % 9}",
+            "markeredgecolor": "white",
+            "markersize": 9,
+            "linestyle": "none",
+        }
+        marker = MARKERS[place % len(MARKERS)]
+        axes.plot([each["x"]], [each["y"]], marker=marker, label=plain(f"{each['name']}{away}"), **looks)
+    axes.set(xlabel="distance from the first network towards the second (L2)", ylabel="at a right angle to it (L2)")
+    axes.set_aspect("equal", adjustable="box")
