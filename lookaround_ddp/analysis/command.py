@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lookaround_ddp.analysis import convergence, diversity, plane, quadratic, sharpness
+from lookaround_ddp.analysis import convergence, diversity, plane, quadratic, sharpness, trajectory
 from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
 
@@ -18,4 +18,5 @@ RUNS: dict[str, Callable[[argparse.Namespace, Sequence[Path], Sequence[Config], 
     "diversity": diversity.analyze,
     "plane": plane.analyze,
     "sharpness": sharpness.analyze,
+    "trajectory": trajectory.analyze,
 }

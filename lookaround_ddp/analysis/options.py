@@ -16,6 +16,7 @@ def add_analyses(commands: Commands) -> None:
     _add_diversity(commands)
     _add_sharpness(commands)
     _add_plane(commands)
+    _add_trajectory(commands)
 
 
 def _add(
@@ -103,6 +104,16 @@ def _add_plane(commands: Commands) -> None:
     command.add_argument("--at", type=int, metavar="N", help="checkpoint to take replicas from; by default the newest")
     about = "mix batch-norm's statistics like the weights, instead of measuring them at each point"
     command.add_argument("--no-recalibrate", dest="recalibrate", action="store_false", help=about)
+
+
+def _add_trajectory(commands: Commands) -> None:
+    about = "replicas that train on from a checkpoint without average steps, and their mean at every iteration (Fig. 6)"
+    command = _add(commands, "trajectory", about, runs="RUN")
+    command.add_argument("--at", type=int, metavar="N", help="checkpoint to start from; by default the newest")
+    command.add_argument("--iterations", type=int, default=20)
+    about = "learning rates; by default the run's first one, a tenth and a hundredth of it"
+    command.add_argument("--lr", type=_numbers, metavar="LR[,LR...]", help=about)
+    command.add_argument("--recalibrate", action="store_true", help="measure batch-norm's statistics for each score")
 
 
 def _integers(text: str) -> list[int]:

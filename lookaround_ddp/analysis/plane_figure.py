@@ -67,13 +67,9 @@ def _map(
     for place, each in enumerate(numbers["networks"]):
         off = each["distance_from_plane"]
         away = f", {off:.2g} off the plane" if off > 1e-3 * max(abs(each["x"]), abs(each["y"]), 1e-12) else ""
-        looks: dict[str, Any] = {
-            "color": f"C{1 + place % 9}",
-            "markeredgecolor": "white",
-            "markersize": 9,
-            "linestyle": "none",
-        }
+        looks: dict[str, Any] = {"markeredgecolor": "white", "markersize": 9, "linestyle": "none"}
         marker = MARKERS[place % len(MARKERS)]
-        axes.plot([each["x"]], [each["y"]], marker=marker, label=plain(f"{each['name']}{away}"), **looks)
+        looks |= {"marker": marker, "color": f"C{1 + place % 9}"}
+        axes.plot([each["x"]], [each["y"]], label=plain(f"{each['name']}{away}"), **looks)
     axes.set(xlabel="distance from the first network towards the second (L2)", ylabel="at a right angle to it (L2)")
     axes.set_aspect("equal", adjustable="box")
