@@ -80,6 +80,7 @@ def test_of_every_checkpoint_and_beyond_the_run_s_end(analysed: Path) -> None:
     [
         (["single"], "single has no replicas that are averaged: name a run of Lookaround"),
         (["lookaround", "--at=7"], "has no checkpoint 7 of its rounds: it has 5, 10, 15"),
+        (["lookaround", "--lr=-1"], "--lr is -1: give more than 0"),
         (["lookaround", "--rounds=0"], "--rounds is 0: give 1 or more"),
         (["lookaround", "--split=validation"], "the run held out no images"),
         (["lookaround", "--images=0"], "--images is 0: give 1 or more"),

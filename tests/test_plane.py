@@ -13,8 +13,8 @@ from torch import nn
 from lookaround_ddp.analysis.geometry import axis, plane_through
 from lookaround_ddp.analysis.plane_figure import loss_levels
 from lookaround_ddp.config import UserError
-from tests.analyses import Bowl, Point, analysis, analyze, lines, point
-from tests.runs import Job
+from tests.analyses import LOOKAROUND, SINGLE, Bowl, Point, analysis, analyze, lines, point
+from tests.runs import Job, train
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -127,9 +127,6 @@ def test_an_interrupted_grid_is_gone_on_with_on_other_ranks(analysed: Path, tmp_
 
 def test_the_plane_through_three_runs_marks_a_fourth(analysed: Path, tmp_path: Path) -> None:
     """Their shipped models; one that is off the plane is marked where it is nearest."""
-    from tests.analyses import SINGLE
-    from tests.runs import train
-
     for seed in (1, 2):
         train(tmp_path / f"s{seed}", *SINGLE, f"seed={seed}")
     runs = (analysed / "lookaround", analysed / "single", tmp_path / "s1", tmp_path / "s2")
@@ -137,6 +134,22 @@ def test_the_plane_through_three_runs_marks_a_fourth(analysed: Path, tmp_path: P
     networks = analysis(tmp_path / "p")["networks"]
     assert [each["name"] for each in networks] == [str(run) for run in runs]
     assert [each["distance_from_plane"] < 1e-4 for each in networks] == [True, True, True, False]
+
+
+def test_two_replicas_and_where_they_came_from(tmp_path: Path) -> None:
+    """The third corner is the mean at the oldest checkpoint; the replicas' mean is halfway between them."""
+    run = tmp_path / "two"
+    train(run, *LOOKAROUND, "replicas=[[crop],[rotation]]")
+    analyze("plane", run, *GRID)
+    one, other, earlier, mean = analysis(run / "plane")["networks"]
+    assert [each["name"] for each in (one, other, earlier)] == [
+        "replica 0, iteration 15",
+        "replica 1, iteration 15",
+        "mean phi, iteration 5",
+    ]
+    assert (mean["x"], mean["y"]) == pytest.approx((other["x"] / 2, 0), abs=1e-5)
+    assert earlier["y"] > 0
+    assert "give an --at" in analyze("plane", run, "--at=5", expect=2)
 
 
 @pytest.mark.parametrize(

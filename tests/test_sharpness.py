@@ -139,6 +139,7 @@ def analyze_evaluate(run: Path) -> str:
     ("arguments", "message"),
     [
         (["single", "--radius=0"], "--radius is 0: give more than 0"),
+        (["single", "--tolerance=0"], "--tolerance is 0: give more than 0"),
         (["single", "--directions=0"], "--directions is 0: give 1 or more"),
         (["single", "single"], "is named twice"),
         (["nowhere"], "is not a run folder"),

@@ -43,6 +43,8 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         raise UserError(f"one run at a time: {runs[0]} or {runs[1]}?")
     if options.rounds < 1:
         raise UserError(f"--rounds is {options.rounds}: give 1 or more")
+    if options.lr is not None and options.lr <= 0:
+        raise UserError(f"--lr is {options.lr:g}: give more than 0")
     run, config = runs[0], configs[0]
     with world.together():
         output = Output(default_output(options, run, "diversity"))
@@ -194,12 +196,13 @@ def _draw(numbers: Numbers, recorded: Sequence[tuple[int, list[float]]], output:
 
 
 def _plot(axes: Axes, rows: Sequence[Numbers], values: Sequence[Sequence[float]], names: Sequence[str]) -> None:
-    """A curve for each name, with a gap between rounds that do not follow each other."""
+    """A curve for each name; where several rounds follow each checkpoint, with a gap before the next one."""
+    several = any(row["round"] > 1 for row in rows)
     for place, name in enumerate(names):
         xs: list[float] = []
         ys: list[float] = []
         for number, row in enumerate(rows):
-            if number and row["from"] != rows[number - 1]["from"]:
+            if several and number and row["round"] == 1:
                 xs.append(row["iteration"])
                 ys.append(float("nan"))
             xs.append(row["iteration"])

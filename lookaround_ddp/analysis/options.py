@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +40,20 @@ def _add(
 
 def _add_quadratic(commands: Commands) -> None:
     command = _add(commands, "quadratic", "steady-state variances of the noisy quadratic model")
-    command.add_argument("--a", type=_numbers, default=[1.0], metavar="A[,A...]", help="curvatures; by default 1")
-    command.add_argument("--gamma", type=float, default=0.1, help="learning rate")
+    command.add_argument("--a", type=numbers, default=[1.0], metavar="A[,A...]", help="curvatures; by default 1")
+    command.add_argument("--gamma", type=number, default=0.1, help="learning rate")
     command.add_argument(
         "--sigma2",
-        type=_numbers,
+        type=numbers,
         default=[2.0],
         metavar="S[,S...]",
         help="variance of the noise; one, or one for each A",
     )
     command.add_argument("--k", type=int, default=5, help="steps in a round")
-    command.add_argument("--alpha", type=float, default=0.5, help="Lookahead's step of the slow weights")
+    command.add_argument("--alpha", type=number, default=0.5, help="Lookahead's step of the slow weights")
     command.add_argument("--d", type=int, default=3, help="replicas")
     command.add_argument(
-        "--rho", type=float, default=0.0, help="correlation of the replicas' noise (shared minibatches)"
+        "--rho", type=number, default=0.0, help="correlation of the replicas' noise (shared minibatches)"
     )
     command.add_argument("--chains", type=int, default=400_000, help="of the Monte-Carlo; 0: none")
     command.add_argument("--seed", type=int, default=0)
@@ -62,10 +63,10 @@ def _add_convergence(commands: Commands) -> None:
     command = _add(
         commands, "convergence", "rates of momentum on deterministic quadratics, by condition number (Fig. 2)"
     )
-    command.add_argument("--kappa", type=_numbers, metavar="N[,N...]", help="condition numbers; by default 1e1 to 1e7")
+    command.add_argument("--kappa", type=numbers, metavar="N[,N...]", help="condition numbers; by default 1e1 to 1e7")
     command.add_argument("--k", type=int, default=20, help="steps in a round")
-    command.add_argument("--beta", type=float, default=0.99, help="momentum")
-    command.add_argument("--alpha", type=float, default=0.5, help="Lookahead's step of the slow weights")
+    command.add_argument("--beta", type=number, default=0.99, help="momentum")
+    command.add_argument("--alpha", type=number, default=0.5, help="Lookahead's step of the slow weights")
     command.add_argument("--spectrum", choices=("ends", "linear", "log"), default="ends", help="between 1/kappa and 1")
     command.add_argument("--eigenvalues", type=int, default=20, help="of a linear or log spectrum")
 
@@ -73,9 +74,9 @@ def _add_convergence(commands: Commands) -> None:
 def _add_diversity(commands: Commands) -> None:
     about = "how far apart a run's replicas get in a round: distances, directions, predictions, loss barriers"
     command = _add(commands, "diversity", about, runs="RUN")
-    command.add_argument("--at", type=_integers, metavar="N[,N...]", help="checkpoints to start from; by default all")
+    command.add_argument("--at", type=integers, metavar="N[,N...]", help="checkpoints to start from; by default all")
     command.add_argument("--rounds", type=int, default=1, help="to train from each of them")
-    command.add_argument("--lr", type=float, help="their learning rate; by default the run's schedule, then its last")
+    command.add_argument("--lr", type=number, help="their learning rate; by default the run's schedule, then its last")
     command.add_argument("--recalibrate", action="store_true", help="measure batch-norm's statistics for each score")
 
 
@@ -83,14 +84,14 @@ def _add_sharpness(commands: Commands) -> None:
     about = "how flat runs' minima are: loss under random filter-normalized perturbation, top Hessian eigenvalue"
     command = _add(commands, "sharpness", about, runs="RUN ...", split="train")
     command.add_argument(
-        "--radius", type=float, default=0.5, help="the largest perturbation, 1: each filter's own norm"
+        "--radius", type=number, default=0.5, help="the largest perturbation, 1: each filter's own norm"
     )
     command.add_argument("--steps", type=int, default=10, help="radii up to it")
     command.add_argument("--directions", type=int, default=5, help="random ones, the same for all runs")
     command.add_argument("--seed", type=int, default=0, help="draws them")
     command.add_argument("--recalibrate", action="store_true", help="measure batch-norm's statistics for each score")
     command.add_argument("--hessian-images", type=int, default=1000, metavar="N", help="training images; 0: no Hessian")
-    command.add_argument("--tolerance", type=float, default=1e-3, help="of the eigenvalue, relative")
+    command.add_argument("--tolerance", type=number, default=1e-3, help="of the eigenvalue, relative")
 
 
 def _add_plane(commands: Commands) -> None:
@@ -100,7 +101,7 @@ def _add_plane(commands: Commands) -> None:
     )
     command = _add(commands, "plane", about, runs="RUN ...")
     command.add_argument("--points", type=int, default=21, help="on each side of the grid")
-    command.add_argument("--margin", type=float, default=0.5, help="around the networks, as a share of their extent")
+    command.add_argument("--margin", type=number, default=0.5, help="around the networks, as a share of their extent")
     command.add_argument("--at", type=int, metavar="N", help="checkpoint to take replicas from; by default the newest")
     about = "mix batch-norm's statistics like the weights, instead of measuring them at each point"
     command.add_argument("--no-recalibrate", dest="recalibrate", action="store_false", help=about)
@@ -112,13 +113,20 @@ def _add_trajectory(commands: Commands) -> None:
     command.add_argument("--at", type=int, metavar="N", help="checkpoint to start from; by default the newest")
     command.add_argument("--iterations", type=int, default=20)
     about = "learning rates; by default the run's first one, a tenth and a hundredth of it"
-    command.add_argument("--lr", type=_numbers, metavar="LR[,LR...]", help=about)
+    command.add_argument("--lr", type=numbers, metavar="LR[,LR...]", help=about)
     command.add_argument("--recalibrate", action="store_true", help="measure batch-norm's statistics for each score")
 
 
-def _integers(text: str) -> list[int]:
+def integers(text: str) -> list[int]:  # argparse shows the name
     return [int(each) for each in text.split(",")]
 
 
-def _numbers(text: str) -> list[float]:
-    return [float(each) for each in text.split(",")]
+def numbers(text: str) -> list[float]:
+    found = [float(each) for each in text.split(",")]
+    if not all(map(math.isfinite, found)):
+        raise ValueError(text)
+    return found
+
+
+def number(text: str) -> float:
+    return numbers(text)[0] if "," not in text else float(text)

@@ -144,8 +144,9 @@ def _check(options: argparse.Namespace) -> None:
     for name in ("steps", "directions"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}: give 1 or more")
-    if not options.radius > 0:
-        raise UserError(f"--radius is {options.radius:g}: give more than 0")
+    for name in ("radius", "tolerance"):
+        if getattr(options, name) <= 0:
+            raise UserError(f"--{name} is {getattr(options, name):g}: give more than 0")
     if options.hessian_images < 0:
         raise UserError(f"--hessian-images is {options.hessian_images}: give 1 or more, or 0 for no Hessian")
 
