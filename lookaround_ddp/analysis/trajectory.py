@@ -91,18 +91,22 @@ def _name(entry: object) -> str:
 
 def _print(numbers: Numbers, console: Console) -> None:
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
-    for heading in ("learning rate", "", "top-1 % before", "after", "best", "NLL before", "after", "best"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for heading in ("lr", "network", "top-1 %", "at best", "NLL", "at best"):
+        table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
     for curve in numbers["curves"]:
         names = ["mean phi", *(f"replica {place}: {own}" for place, own in enumerate(numbers["replicas"]))]
         for place, name in enumerate(names):
             scores = curve["mean"] if place == 0 else [row[place - 1] for row in curve["replicas"]]
-            top1, nll = [score["top1"] for score in scores], [score["nll"] for score in scores]
-            cells = [*(f"{each:.2f}" for each in (top1[0], top1[-1], max(top1)))]
-            cells += [f"{each:.4f}" for each in (nll[0], nll[-1], min(nll))]
+            top1, nll = [score["top1"] for score in scores[1:]], [score["nll"] for score in scores[1:]]
+            cells = [f"{top1[-1]:.2f}", f"{max(top1):.2f}", f"{nll[-1]:.4f}", f"{min(nll):.4f}"]
             table.add_row(f"{curve['lr']:g}" if place == 0 else "", name, *cells)
+    begin = numbers["curves"][0]["mean"][0]
     console.print(_titled(numbers), markup=False, highlight=False, soft_wrap=True)
     console.print(table)
+    note = (
+        f"At the end, and at the best iteration. The common point: top-1 {begin['top1']:.2f}, NLL {begin['nll']:.4f}."
+    )
+    console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def _titled(numbers: Numbers) -> str:
