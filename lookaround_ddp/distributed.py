@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 from lookaround_ddp.config import Config, UserError, changed_keys
 from lookaround_ddp.files import explained
@@ -147,10 +146,7 @@ def join(config: Config) -> Iterator[World]:
     try:
         world = World(rank, size, replicas, device, backend, presence=presence)
         _agree(world, config)  # before groups are made, which would hang if the ranks disagreed on their shape
-        kind = "cuda" if backend == "nccl" else "cpu"
-        mesh = init_device_mesh(kind, (size // world.shards, world.shards), mesh_dim_names=("replica", "shard"))
-        shard_group = mesh.get_group("shard") if world.shards > 1 else None
-        yield replace(world, replica_group=mesh.get_group("replica"), shard_group=shard_group)
+        yield _with_groups(world, timedelta(seconds=config.timeout))
     except Preempted:  # on all ranks
         presence.close()
         dist.destroy_process_group()
@@ -179,6 +175,16 @@ def _meet(rank: int, size: int, backend: str, timeout: float) -> Presence:
             raise
         message = f"rank {rank} did not meet all {size} ranks within {timeout:g} s: {short(error)}"
         raise LostRanks(message, rank) from error
+
+
+def _with_groups(world: World, timeout: timedelta) -> World:
+    """The mesh of (replica, shard), as groups; a device mesh's would wait for half an hour, whatever the timeout is."""
+    if world.shards == 1:
+        return replace(world, replica_group=dist.group.WORLD)
+    mesh = torch.arange(world.size).view(-1, world.shards)
+    shard_group, _ = dist.new_subgroups_by_enumeration(mesh.tolist(), timeout=timeout)
+    replica_group, _ = dist.new_subgroups_by_enumeration(mesh.T.tolist(), timeout=timeout)
+    return replace(world, replica_group=replica_group, shard_group=shard_group)
 
 
 def _agree(world: World, config: Config) -> None:

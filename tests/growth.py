@@ -5,7 +5,8 @@
 4,000 iterations on 3 ranks with 2 loader workers each, scoring and saving on the way. The first half is warm-up;
 after it, resident memory must not go up by more than `--allowed` MB in any process, from the least in the third
 quarter to the least in the last, and open files not by more than are in flight between processes. (What is not given
-back raises the least, too; peaks come and go with a checkpoint or a connection.) Prints a table; exit status 1 if something grew.
+back raises the least, too; peaks come and go with a checkpoint or a connection.) Prints a table; exit status 1 if
+something grew.
 """
 
 from __future__ import annotations
