@@ -182,8 +182,8 @@ def _with_groups(world: World, timeout: timedelta) -> World:
     if world.shards == 1:
         return replace(world, replica_group=dist.group.WORLD)
     mesh = torch.arange(world.size).view(-1, world.shards)
-    shard_group, _ = dist.new_subgroups_by_enumeration(mesh.tolist(), timeout=timeout)
-    replica_group, _ = dist.new_subgroups_by_enumeration(mesh.T.tolist(), timeout=timeout)
+    groups = [dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)[0] for ranks in (mesh, mesh.T)]
+    shard_group, replica_group = (group for group in groups if isinstance(group, dist.ProcessGroup))
     return replace(world, replica_group=replica_group, shard_group=shard_group)
 
 
