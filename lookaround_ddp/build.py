@@ -71,12 +71,15 @@ def lookaround(config: Config, replicas: list[Replica], per_epoch: int, world: W
             k=period,
             start=round(config.average.start * per_epoch),
             group=world.replica_group,
+            beside=world.beside_group,
             shards=world.shard_group,
             buffers=config.average.buffers,
             exact=config.average.exact,
             optimizers=[replica.optimizer for replica in replicas],
             optimizer_state=config.average.optimizer_state,
             measure=True,
+            hide=config.average.hide,
+            delay=config.average.delay,
         )
     except ValueError as error:
         raise UserError(f"average: {error}") from None

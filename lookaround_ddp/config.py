@@ -139,6 +139,11 @@ class AverageConfig(Section):
     (DART): on every augmentation in an iteration (single), or on one after the other (single_in_turn)."""
     optimizer_state: Literal["local", "average", "reset"] = "local"
     exact: bool = True
+    hide: bool = True
+    """Average behind the next forward pass, where that is possible; the bits are the same."""
+    delay: int = Field(0, ge=0)
+    """Another algorithm, for slow networks: the mean arrives so many iterations later, as a correction of weights that
+    have trained on; less than k."""
     buffers: ListOf[str] = ()
     """Names of buffers to average beside the norm layers' running statistics."""
     norm_momentum: Literal["compensated", "own"] = "compensated"
@@ -236,6 +241,7 @@ class Config(Section):
         values = self.model_dump(mode="json", exclude={"out", "timeout", "evaluate", "checkpoint", "record"})
         for key in ("root", "download", "workers"):
             del values["data"][key]
+        del values["average"]["hide"]
         return values
 
 

@@ -44,6 +44,7 @@ class World:
     device: torch.device
     backend: str
     replica_group: dist.ProcessGroup | None = None  # the ranks that an average runs over; None: one process
+    beside_group: dist.ProcessGroup | None = None  # the same ranks, for averages that go on beside other collectives
     shard_group: dist.ProcessGroup | None = None  # the ranks of this rank's replica; None: it has one
     presence: Presence | None = None  # None: one process
 
@@ -179,12 +180,17 @@ def _meet(rank: int, size: int, backend: str, timeout: float) -> Presence:
 
 def _with_groups(world: World, timeout: timedelta) -> World:
     """The mesh of (replica, shard), as groups; a device mesh's would wait for half an hour, whatever the timeout is."""
-    if world.shards == 1:
-        return replace(world, replica_group=dist.group.WORLD)
     mesh = torch.arange(world.size).view(-1, world.shards)
-    groups = [dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)[0] for ranks in (mesh, mesh.T)]
-    shard_group, replica_group = (group for group in groups if isinstance(group, dist.ProcessGroup))
-    return replace(world, replica_group=replica_group, shard_group=shard_group)
+
+    def groups(ranks: torch.Tensor) -> dist.ProcessGroup:
+        own, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
+        assert isinstance(own, dist.ProcessGroup)  # every rank is in one
+        return own
+
+    beside = groups(mesh.T)
+    if world.shards == 1:
+        return replace(world, replica_group=dist.group.WORLD, beside_group=beside)
+    return replace(world, replica_group=groups(mesh.T), beside_group=beside, shard_group=groups(mesh))
 
 
 def _agree(world: World, config: Config) -> None:

@@ -8,16 +8,18 @@ precision, forms the mean, and hands its shard to the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lookaround_ddp import members as places
 from lookaround_ddp.members import Channel, Members
 
 BLOCK_ELEMENTS = 2**17  # on a CPU the fp64 sum stays in the cache
+
+NOTHING = range(0)
 
 Layout = tuple[int, ...]  # a tensor's dimensions from the largest stride to the smallest
 
@@ -43,10 +45,11 @@ def average_(
     members: Members,
     *,
     exact: bool = True,
-    spread: bool = True,
-    measured: int = 0,
+    write: Literal["mean", "first", "difference"] = "mean",
+    measured: range = NOTHING,
+    done: Callable[[int], None] = lambda column: None,
 ) -> Tensor | None:
-    """Replaces replicas by their mean, in place.
+    """Replaces replicas by their mean, in place, one tensor after the other.
 
     Args:
         rows: the tensors of each hosted replica, floating-point or complex; shapes, dtypes and order are
@@ -55,8 +58,10 @@ def average_(
             out in another way is averaged just as well, through a copy.
         members: where the replicas live.
         exact: sum in fp64 in replica order; otherwise leave the sum to the backend's all-reduce.
-        spread: write the mean into every row; otherwise into the first alone and leave the others.
-        measured: measure the replicas' distances to the mean, over so many of the first tensors.
+        write: the mean into every row, or into the first alone and leave the others; or into every row what leads
+            from its old values to the mean.
+        measured: measure the replicas' distances to the mean, over these of the tensors.
+        done: called with the number of each tensor when all rows have their new values of it.
 
     Returns:
         Squared L2 distances of the replicas to their mean, shape (replicas,), fp64, the same on every
@@ -66,7 +71,7 @@ def average_(
     device = flats[0][0].device if flats[0] else torch.device("cpu")
     squares = torch.zeros(members.hosted, dtype=torch.float64, device=device)
     channels: dict[torch.device, Channel] = {}
-    for columns, bucket in _buckets(flats):
+    for columns, bucket, whole in _buckets(flats, members.bucket_bytes):
         first = bucket[0][0]
         if first.device not in channels:
             channels[first.device] = members.channel(first.device)
@@ -75,16 +80,19 @@ def average_(
         for row, pieces in zip(staged, bucket, strict=True):
             _pack(pieces, row)
         mean = _exact_mean(channel) if exact else _all_reduce_mean(staged, members)
-        mean = mean.to(first.device)
-        if measured:
-            count = sum(column < measured for column in columns)
-            for number, pieces in enumerate(bucket):
-                squares[number] += _squared_distance(pieces[:count], mean)
-        for pieces in bucket if spread else bucket[:1]:
-            _unpack(mean, pieces)
-    for row, row_flats in zip(rows, flats, strict=True):
-        for tensor, layout, flat in zip(row, layouts, row_flats, strict=True):
-            _write_back(tensor, layout, flat)
+        means = mean.to(first.device).split([piece.numel() for piece in bucket[0]])
+        for number, pieces in enumerate(bucket):
+            for column, piece, part in zip(columns, pieces, means, strict=True):
+                if column in measured:
+                    squares[number] += _squared_distance(piece, part)
+                if write == "difference":
+                    torch.sub(part, piece, out=piece)
+                elif write == "mean" or number == 0:
+                    piece.copy_(part)
+        for column in columns if whole else columns[:-1]:
+            for row, row_flats in zip(rows, flats, strict=True):
+                _write_back(row[column], layouts[column], row_flats[column])
+            done(column)
     return members.gather(squares) if measured else None
 
 
@@ -103,16 +111,16 @@ def _write_back(tensor: Tensor, layout: Layout, flat: Tensor) -> None:
         target.copy_(flat.view(tensor.dtype).view(target.shape))
 
 
-def _buckets(flats: list[list[Tensor]]) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
+def _buckets(flats: list[list[Tensor]], most: int) -> Iterator[tuple[list[int], list[list[Tensor]], bool]]:
     """Cuts the rows, all at the same places, into buckets of one dtype and device.
 
-    Yields the columns, in order, and for each row its pieces of them.
+    Yields the columns, in order, and for each row its pieces of them; and whether the last column ends with this.
     """
     kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for column, flat in enumerate(flats[0]):
         kinds.setdefault((flat.dtype, flat.device), []).append(column)
     for (dtype, _), columns in kinds.items():
-        room = capacity = places.BUCKET_BYTES // dtype.itemsize
+        room = capacity = most // dtype.itemsize
         bucket: list[list[Tensor]] = [[] for _ in flats]
         cut: list[int] = []
         for column in columns:
@@ -125,10 +133,10 @@ def _buckets(flats: list[list[Tensor]]) -> Iterator[tuple[list[int], list[list[T
                 room -= stop - start
                 start = stop
                 if room == 0:
-                    yield cut, bucket
+                    yield cut, bucket, start == size
                     cut, bucket, room = [], [[] for _ in flats], capacity
         if room < capacity:
-            yield cut, bucket
+            yield cut, bucket, True
 
 
 def _pack(pieces: list[Tensor], row: Tensor) -> None:
@@ -138,19 +146,12 @@ def _pack(pieces: list[Tensor], row: Tensor) -> None:
         row.copy_(torch.cat(pieces))
 
 
-def _unpack(mean: Tensor, pieces: list[Tensor]) -> None:
-    for piece, part in zip(pieces, mean.split([piece.numel() for piece in pieces]), strict=True):
-        piece.copy_(part)
-
-
-def _squared_distance(pieces: list[Tensor], mean: Tensor) -> Tensor:
-    """Of the pieces to the first of the mean's elements; summed in blocks that do not depend on the number of ranks."""
+def _squared_distance(piece: Tensor, mean: Tensor) -> Tensor:
+    """Summed in blocks that do not depend on the number of ranks."""
     total = torch.zeros((), dtype=torch.float64, device=mean.device)
-    sizes = [piece.numel() for piece in pieces]
-    for piece, part in zip(pieces, mean[: sum(sizes)].split(sizes), strict=True):
-        for value, center in zip(_blocks(piece), _blocks(part), strict=True):
-            delta = (value - center).float()
-            total += torch.dot(delta, delta)
+    for value, center in zip(_blocks(piece), _blocks(mean), strict=True):
+        delta = (value - center).float()
+        total += torch.dot(delta, delta)
     return total
 
 

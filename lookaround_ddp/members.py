@@ -6,7 +6,7 @@ import mmap
 import os
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -29,11 +29,13 @@ class Members:
         group: the ranks; None is this process alone.
         hosted: replicas on each rank.
         share: let ranks of one machine exchange CPU tensors through memory that they share.
+        bucket_bytes: of one replica, that are exchanged at a time.
     """
 
     group: dist.ProcessGroup | None
     hosted: int = 1
     share: bool = True
+    bucket_bytes: int = field(default_factory=lambda: BUCKET_BYTES)
 
     @property
     def ranks(self) -> int:
@@ -107,8 +109,8 @@ class Messages:
 
     def __init__(self, members: Members, device: torch.device) -> None:
         self.members = members
-        self._staged = torch.empty(members.hosted, BUCKET_BYTES, dtype=torch.uint8, device=device)
-        shard = BUCKET_BYTES // members.ranks // 16 * 16 + 16  # rounded up to whole elements of any dtype
+        self._staged = torch.empty(members.hosted, members.bucket_bytes, dtype=torch.uint8, device=device)
+        shard = members.bucket_bytes // members.ranks // 16 * 16 + 16  # rounded up to whole elements of any dtype
         self._received = torch.empty(members.replicas - members.hosted, shard, dtype=torch.uint8, device=device)
         self._bucket = self._staged
 
@@ -171,7 +173,7 @@ class SharedMemory:
     @classmethod
     def open(cls, members: Members) -> SharedMemory | None:
         """None, on all ranks, where they do not share a machine or the system has no such memory. Collective."""
-        size = (members.replicas + 1) * BUCKET_BYTES
+        size = (members.replicas + 1) * members.bucket_bytes
         offer = _Offer.make(size) if members.rank == 0 else _Offer()
         try:
             offers: list[Any] = members.gather_objects(offer)

@@ -53,7 +53,7 @@ def fit(config: Config, world: World, stop: Stop) -> State:
     record = Record(config, world.main, total)
     checkpoints = Checkpoints(Path(config.out), config.checkpoint.keep, world, record.say)
     start = {**START, "start": content_digest(replicas[0].model)}
-    kept = parts(replicas, trajectories)
+    kept = parts(replicas, trajectories, around)
     state = checkpoints.restore(kept, lambda found: check_resumable(config, dataset, found)) or start
     with world.together():
         finished = read_result(config) if world.main else None
