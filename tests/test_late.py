@@ -179,7 +179,7 @@ def test_on_three_processes(undisturbed: Path, tmp_path: Path) -> None:
 def test_killed_before_the_mean_came(
     undisturbed: Path, tmp_path: Path, iteration: int, before: int, after: int
 ) -> None:
-    """Checkpoint 4 is between an average step and its correction, 6 just before the next step, 8 before its correction."""
+    """Checkpoint 4 is between an average step and its correction, 6 before the next step, 8 before its correction."""
     out = tmp_path / "run"
     job = Job("train", f"out={out}", *CONFIG, ranks=before, prepare=partial(die_at, iteration, 0))
     assert -signal.SIGKILL in job.wait(60)
