@@ -90,7 +90,9 @@ def processes(options: argparse.Namespace) -> None:
     cores = min(len(os.sched_getaffinity(0)), -(-replicas // options.nodes))  # a CPU is no faster with shards
     devices = torch.cuda.device_count() or cores
     chosen = share(replicas, devices, options.nodes)
-    rehearse(config, chosen * options.nodes, alone=options.nodes == 1)
+    if os.environ.get("NODE_RANK", "0") == "0" or not config.data.download:  # one node at a time downloads
+        alone = options.nodes == 1 and "SLURM_ARRAY_TASK_ID" not in os.environ  # whose `out` is to be another one
+        rehearse(config, chosen * options.nodes, alone=alone)
     print(chosen, config.out)
 
 

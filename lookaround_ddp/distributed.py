@@ -139,6 +139,12 @@ def join(config: Config) -> Iterator[World]:
         raise UserError(
             f"{size} processes cannot share {replicas} replicas evenly: start {counts} or a multiple of {replicas}"
         )
+    nodes, there = (os.environ.get(name, "1") for name in ("LOOKAROUND_NODES", "GROUP_WORLD_SIZE"))
+    if nodes != there and "LOOKAROUND_NODES" in os.environ:
+        raise UserError(
+            f"{there} of {nodes} nodes take part: do their clocks agree? torchrun takes a node whose clock is 15 s "
+            "late for dead"
+        )
     device, backend = _device(local_rank)
     if size == 1:
         yield World(0, 1, replicas, device, "none")
@@ -171,6 +177,11 @@ def _meet(rank: int, size: int, backend: str, timeout: float) -> Presence:
             raise UserError(
                 f"port {os.environ['MASTER_PORT']} of this host is in use, perhaps by another training: set "
                 "MASTER_PORT to another, or let torchrun find one (--rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0)"
+            ) from None
+        if "Unable to find" in str(error):
+            raise UserError(
+                f"{short(error)}: GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME must name the interface that leads to the "
+                f"other hosts ({os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']})"
             ) from None
         if not lost_connection(error):
             raise
