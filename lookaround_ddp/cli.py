@@ -138,12 +138,17 @@ def report(options: argparse.Namespace) -> None:
 
 
 def bench(options: argparse.Namespace) -> None:
-    from lookaround_ddp.bench import average, machine, training  # spawns its own ranks, and nobody else needs it
+    from lookaround_ddp.bench import (
+        average,
+        machine,
+        pipelines,
+        training,
+    )  # spawns its own ranks, and nobody else needs it
 
     machine.check_writable(options.json)
     figures = {}
     try:
-        for name, part in {"average": average, "train": training}.items():
+        for name, part in {"average": average, "data": pipelines, "train": training}.items():
             if options.what in (name, "all"):
                 figures[name] = part.report(options)
                 if options.json is not None:
@@ -203,14 +208,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--curves", type=Path, metavar="PNG", help="also draw their curves into this file")
     command.set_defaults(command=report)
 
-    command = commands.add_parser("bench", help="measure the average step and the trainer on this machine")
-    command.add_argument("what", nargs="?", choices=("all", "average", "train"), default="all")
+    command = commands.add_parser(
+        "bench", help="measure the average step, the augmentations and the trainer on this machine"
+    )
+    command.add_argument("what", nargs="?", choices=("all", "average", "data", "train"), default="all")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures into this file")
     group = command.add_argument_group("average")
     group.add_argument("--model", default="timm:resnet50", help="whose parameters to average (1,000 classes)")
     group.add_argument("--ranks", type=int, default=3, help="processes that average")
     group.add_argument("--repeats", type=int, default=15)
-    group = command.add_argument_group("train")
+    group = command.add_argument_group("train, and data")
     group.add_argument("--train-model", default="resnet8", metavar="MODEL")
     group.add_argument("--data", default="digits", help="digits (the default) need no files")
     group.add_argument("--root", default="data", metavar="DIR", help="where other data is")

@@ -67,11 +67,29 @@ def test_the_trainer(tmp_path: Path) -> None:
     assert min(speed["min"] for speed in speeds.values()) > 1
 
 
+def test_the_augmentations(tmp_path: Path) -> None:
+    found, said = figures(tmp_path, "data", "--workers=2", "--batch-size=32", "--rounds=1")
+    data = found["data"]
+    assert len(data["rows"]) == 5
+    for name, rows in data["rows"].items():
+        assert f"\n {name}  " in said
+        one_core, two, *device = rows
+        assert (one_core, two, device[:2]) == (
+            "workers: none, 1 core",
+            "workers: 2 processes",
+            ["device: CPU, 1 thread", "device: CPU, 2 threads"],
+        )
+        speeds = {one: row["images_per_second"]["median"] for one, row in rows.items()}
+        for one, other in ((device[0], one_core), (device[1], two)):
+            assert rows[one]["ratio"]["of_medians"] == pytest.approx(speeds[one] / speeds[other])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["average", "--ranks=0"], "error: --ranks is 0: give 1 or more"),
         (["average", "--model=resnet19"], "error: unknown model 'resnet19': did you mean resnet"),
+        (["data", "--batch-size=0"], "error: --batch-size is 0: give 1 or more"),
         (["train", "--rounds=0"], "error: --rounds is 0: give 1 or more"),
         (["train", "--iterations=10"], "error: --iterations is 10: give 11 or more"),
         (["train", "--data=mnist"], "error: data.name is 'mnist'"),

@@ -32,11 +32,14 @@ pytestmark = pytest.mark.timeout(240)
 PLAIN = AugmentConfig()
 CPU = torch.device("cpu")
 ALL = ["crop+hflip+vflip", "rotation", "randaugment", "autoaugment", "perspective", "equalize", "random_resized_crop"]
-ON_DEVICE = (
+ON_DEVICE = (  # a single network for the first of two epochs
     *TINY,
     "data.pipeline=device",
     "augment.before=[crop]",
-    "replicas=[[randaugment],[rotation,hflip],[perspective]]",
+    "replicas=[[randaugment],[rotation,hflip],[perspective+mixup]]",
+    "average.start=1",
+    "average.before_start=single",
+    "evaluate.recalibrate=true",
 )
 
 
@@ -246,6 +249,22 @@ def test_auto_is_the_device_where_it_can_do_all() -> None:
         pipeline(data, "data.pipeline=device", own)
     with pytest.raises(UserError, match=r"data\.pipeline=device is for images in memory, and these are in files"):
         pipeline(photographs, "data.pipeline=device")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("own", ALL)
+def test_a_gpu_makes_the_same_pixels_and_is_not_waited_for(own: str) -> None:
+    data = dataset()
+    batches = iterations(data, [own])
+    on_gpu = iterations(data, [own])
+    on_gpu.stored = batches.stored.cuda()
+    on_gpu[0]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = on_gpu[0][0][0].images
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found.cpu(), batches[0][0][0].images)
 
 
 def test_the_loader_makes_them_in_its_own_process_whatever_the_workers() -> None:

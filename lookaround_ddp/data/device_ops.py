@@ -21,8 +21,8 @@ LUMA = (19595, 38470, 7471)  # of red, green, blue, in 65,536ths
 def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
     """The part (height, width) of each image that begins there."""
     height, width = size
-    rows = top.to(images.device)[:, None] + torch.arange(height, device=images.device)
-    columns = left.to(images.device)[:, None] + torch.arange(width, device=images.device)
+    rows = top.to(images.device, non_blocking=True)[:, None] + torch.arange(height, device=images.device)
+    columns = left.to(images.device, non_blocking=True)[:, None] + torch.arange(width, device=images.device)
     return _picked(images, rows[:, :, None] * images.shape[3] + columns[:, None, :])
 
 
@@ -119,7 +119,7 @@ def sharpness(images: Tensor, factors: Tensor) -> Tensor:
     wide = images.to(torch.int16)
     rows = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:]
     total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * wide[:, :, 1:-1, 1:-1]
-    wide[:, :, 1:-1, 1:-1] = torch.div(2 * total + 13, 26, rounding_mode="floor")  # a 13th, rounded: there are no ties
+    wide[:, :, 1:-1, 1:-1] = (total / 13).round()  # there are no ties
     return _blend(wide, images, factors)
 
 
