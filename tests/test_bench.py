@@ -73,15 +73,9 @@ def test_the_augmentations(tmp_path: Path) -> None:
     assert len(data["rows"]) == 5
     for name, rows in data["rows"].items():
         assert f"\n {name}  " in said
-        one_core, two, *device = rows
-        assert (one_core, two, device[:2]) == (
-            "workers: none, 1 core",
-            "workers: 2 processes",
-            ["device: CPU, 1 thread", "device: CPU, 2 threads"],
-        )
-        speeds = {one: row["images_per_second"]["median"] for one, row in rows.items()}
-        for one, other in ((device[0], one_core), (device[1], two)):
-            assert rows[one]["ratio"]["of_medians"] == pytest.approx(speeds[one] / speeds[other])
+        assert [*rows][:3] == ["workers: none, 1 core", "workers: 2 processes", "device: CPU, 1 core"]
+        one_core, _, device, *_ = (row["images_per_second"]["median"] for row in rows.values())
+        assert rows["device: CPU, 1 core"]["ratio"]["of_medians"] == pytest.approx(device / one_core)
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,18 @@ def test_auto_is_the_device_where_it_can_do_all() -> None:
         pipeline(photographs, "data.pipeline=device")
 
 
+def test_the_training_keeps_its_threads() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        found = epoch(iterations(dataset(), ["randaugment"]))
+        assert torch.get_num_threads() == 3
+        torch.set_num_threads(1)
+        assert torch.equal(epoch(iterations(dataset(), ["randaugment"])), found)
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("own", ALL)
 def test_a_gpu_makes_the_same_pixels_and_is_not_waited_for(own: str) -> None:

@@ -42,10 +42,11 @@ SECONDS = 0.3  # that a figure is measured, at least
 NOTES = f"""\
 {IMAGES} made-up images of {SIDE} x {SIDE} pixels, RGB, as CIFAR's; images/s that arrive in the training process when it
 does nothing else. Workers: PIL and torchvision, image by image, in the training process or in as many loader
-processes as stand there. Device: the same augmentations of whole batches, drawn for each image alone, on so many
-threads of the CPU or on the GPU. The competitors take turns. Ratio: to the workers on as many cores (a GPU: on all);
-of the medians, and the smallest and largest of a round."""
+processes as stand there. Device: the same augmentations of whole batches, drawn for each image alone, by one
+thread of the CPU or by the GPU. The competitors take turns. Ratio: the CPU to the workers' pipeline on one core, too,
+a GPU to the loader processes; of the medians, and the smallest and largest of a round."""
 
+ONE_CORE, CPU, GPU = "workers: none, 1 core", "device: CPU, 1 core", "device: GPU"
 Competitors = dict[str, Callable[[], float]]  # name -> images/s, measured once
 
 
@@ -59,10 +60,10 @@ def report(options: argparse.Namespace) -> Figures:
         UserError: a number that is too small.
     """
     machine.at_least({"--rounds": options.rounds, "--batch-size": options.batch_size}, 1)
-    batch_size, threads = min(options.batch_size, IMAGES), torch.get_num_threads()
+    batch_size = min(options.batch_size, IMAGES)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = options.workers or cores
-    gpus = min(1, torch.cuda.device_count())
+    threads, gpus = torch.get_num_threads(), min(1, torch.cuda.device_count())
     figures: Figures = {
         "machine": machine.describe_machine("none", "1", threads, gpus)
         | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set")},
@@ -75,14 +76,11 @@ def report(options: argparse.Namespace) -> Figures:
     progress = Console(stderr=True, highlight=False)
     data = _made_up()
     stored = {device: pixels(data.train, torch.device(device)) for device in ("cpu", "cuda")[: 1 + gpus]}
-    try:
-        for augmentations in LISTS:
-            name = " + ".join(augmentations)
-            progress.print(f"data: {name}", markup=False)
-            speeds = _measure(_competitors(augmentations, data, stored, batch_size, workers), options.rounds)
-            figures["rows"][name] = {one: _row(one, speeds, workers) for one in speeds}
-    finally:
-        torch.set_num_threads(threads)
+    for augmentations in LISTS:
+        name = " + ".join(augmentations)
+        progress.print(f"data: {name}", markup=False)
+        speeds = _measure(_competitors(augmentations, data, stored, batch_size, workers), options.rounds)
+        figures["rows"][name] = {one: _row(one, speeds, workers) for one in speeds}
     _print(figures, Console())
     return figures
 
@@ -104,23 +102,18 @@ def _competitors(
     plan = Plan(IMAGES, batch_size, 0, shared=True, drop_last=True)
     by_image = Iterations(data.train, plan, {0: [pipeline]})
 
-    def competitor(batches: Iterations, threads: int, processes: int = 0) -> Callable[[], float]:
-        return lambda: _speed(batches, batch_size, threads, processes)
+    def competitor(batches: Iterations, processes: int = 0) -> Callable[[], float]:
+        return lambda: _speed(batches, batch_size, processes)
 
-    result = {_workers(0): competitor(by_image, 1), _workers(workers): competitor(by_image, 1, workers)}
+    result = {ONE_CORE: competitor(by_image), _workers(workers): competitor(by_image, workers)}
     for device, images in stored.items():
         on_device = DeviceIterations(images, data.train, plan, {0: [batched(pipeline)]})
-        counts = sorted({1, workers}) if device == "cpu" else [1]
-        result |= {_device(device, threads): competitor(on_device, threads) for threads in counts}
+        result[CPU if device == "cpu" else GPU] = competitor(on_device)
     return result
 
 
 def _workers(processes: int) -> str:
-    return f"workers: {processes} processes" if processes else "workers: none, 1 core"
-
-
-def _device(device: str, threads: int) -> str:
-    return "device: GPU" if device == "cuda" else f"device: CPU, {threads} thread{'s' * (threads > 1)}"
+    return f"workers: {processes} process{'es' * (processes > 1)}"
 
 
 def _measure(competitors: Competitors, rounds: int) -> dict[str, list[float]]:
@@ -131,9 +124,8 @@ def _measure(competitors: Competitors, rounds: int) -> dict[str, list[float]]:
     return speeds
 
 
-def _speed(batches: Iterations, batch_size: int, threads: int, workers: int) -> float:
+def _speed(batches: Iterations, batch_size: int, workers: int) -> float:
     """Images per second, over batches that were not begun before the clock was."""
-    torch.set_num_threads(threads)
     ahead = 2 * workers + WARM_UP  # a loader asks each of its workers for two
     arriving: Iterator[object] = load(batches, range(10**6), workers, False)
     with closing(arriving):  # type: ignore[type-var]  # load is a generator: closing it ends the workers
@@ -156,8 +148,8 @@ def _finish() -> None:
 
 def _row(name: str, speeds: dict[str, list[float]], workers: int) -> Figures:
     row: Figures = {"images_per_second": machine.spread(speeds[name]), "ratio": None, "ratio_to": None}
-    if name.startswith("device"):
-        row["ratio_to"] = _workers(0) if name == _device("cpu", 1) else _workers(workers)
+    if name in (CPU, GPU):
+        row["ratio_to"] = ONE_CORE if name == CPU else _workers(workers)
         reference = speeds[row["ratio_to"]]
         rounds = [own / other for own, other in zip(speeds[name], reference, strict=True)]
         medians = statistics.median(speeds[name]) / statistics.median(reference)
