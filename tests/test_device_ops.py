@@ -27,10 +27,14 @@ shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
 def pictures(shape: tuple[int, ...]) -> Tensor:
-    """Noise, and every third image of low contrast; one of a single value, one of four values, one nearly black."""
+    """Noise; every third image of low contrast; others of a single value, four values, two, or posterized.
+
+    Stretched to 0 to 255, some of the last's values are integers but for the rounding, which decides what they become.
+    """
     generator = torch.Generator().manual_seed(sum(shape))
     images = torch.randint(0, 256, (N, *shape), generator=generator, dtype=torch.uint8)
     images[::3] = images[::3] // 4 + 90
+    images[5::4] = images[5::4] // 8 * 8
     images[1], images[2], images[4] = 77, images[2] // 64 * 64, images[4] // 250
     return images
 

@@ -142,7 +142,7 @@ def invert(images: Tensor) -> Tensor:
 def autocontrast(images: Tensor) -> Tensor:
     """Stretches each channel's values to 0 to 255."""
     low, high = (bound.double() for bound in torch.aminmax(images.flatten(2), dim=2, keepdim=True))
-    scale = 255.0 / (high - low).clamp(min=1)
+    scale = torch.full_like(high, 255) / (high - low).clamp(min=1)  # 255 / a tensor is 255 times its reciprocal
     values = images.flatten(2).double()
     stretched = (values * scale + -low * scale).clamp_(0, 255)
     return torch.where(high > low, stretched, values).to(torch.uint8).view_as(images)
