@@ -138,20 +138,16 @@ def report(options: argparse.Namespace) -> None:
 
 
 def bench(options: argparse.Namespace) -> None:
-    from lookaround_ddp.bench import (
-        average,
-        machine,
-        pipelines,
-        training,
-    )  # spawns its own ranks, and nobody else needs it
+    from lookaround_ddp.bench import average, machine, pipelines, ranks, rounds, training  # nobody else needs them
 
     machine.check_writable(options.json)
     figures = {}
     try:
-        for name, part in {"average": average, "data": pipelines, "train": training}.items():
+        parts = {"average": average, "round": rounds, "data": pipelines, "train": training}
+        for name, part in parts.items():
             if options.what in (name, "all"):
                 figures[name] = part.report(options)
-                if options.json is not None:
+                if options.json is not None and ranks.speaks():
                     machine.write_figures(options.json, figures)
     except KeyboardInterrupt:
         _say_once("interrupted: every process that was started has ended")
@@ -208,15 +204,22 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--curves", type=Path, metavar="PNG", help="also draw their curves into this file")
     command.set_defaults(command=report)
 
-    command = commands.add_parser(
-        "bench", help="measure the average step, the augmentations and the trainer on this machine"
-    )
-    command.add_argument("what", nargs="?", choices=("all", "average", "data", "train"), default="all")
+    command = commands.add_parser("bench", help="measure the average step, augmentations and the trainer here")
+    choices = ("all", "average", "round", "data", "train")
+    command.add_argument("what", nargs="?", choices=choices, default="all")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures into this file")
-    group = command.add_argument_group("average")
-    group.add_argument("--model", default="timm:resnet50", help="whose parameters to average (1,000 classes)")
+    group = command.add_argument_group("average and round", "on ranks of their own, or on those of torchrun")
     group.add_argument("--ranks", type=int, default=3, help="processes that average")
     group.add_argument("--repeats", type=int, default=15)
+    group = command.add_argument_group("average")
+    group.add_argument("--model", default="timm:resnet50", help="whose parameters to average (1,000 classes)")
+    group.add_argument("--step-ms", type=float, metavar="MS", help="of your training step: adds the cost of a round")
+    group.add_argument("--epoch-steps", type=int, default=391, metavar="N", help="steps in an epoch (391: CIFAR)")
+    group = command.add_argument_group("round")
+    group.add_argument("--round-model", default="resnet18", metavar="MODEL")
+    group.add_argument("--size", type=int, default=32, help="of its images, in pixels")
+    group.add_argument("--round-batch-size", type=int, default=16, metavar="N")
+    group.add_argument("--k", type=int, default=5, help="steps in a round")
     group = command.add_argument_group("train, and data")
     group.add_argument("--train-model", default="resnet8", metavar="MODEL")
     group.add_argument("--data", default="digits", help="digits (the default) need no files")

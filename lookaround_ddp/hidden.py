@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from lookaround_ddp.members import Members
 
 # Of one replica, exchanged at a time: the first must be there before the forward pass can begin
-BUCKET_BYTES = 4 * 2**20
+BUCKET_BYTES = 8 * 2**20
 
 Exchange = Callable[[Callable[[int], None]], "Tensor | None"]  # calls back with the number of each tensor that is done
 PROPERTIES = frozenset({"dtype", "device", "ndim", "shape", "requires_grad", "is_leaf", "layout", "grad", "names"})
