@@ -140,12 +140,13 @@ def report(options: argparse.Namespace) -> None:
 
 
 def bench(options: argparse.Namespace) -> None:
-    from lookaround_ddp.bench import average, machine, ranks, rounds, training  # nobody else needs them
+    from lookaround_ddp.bench import average, machine, pipelines, ranks, rounds, training  # nobody else needs them
 
     machine.check_writable(options.json)
     figures = {}
     try:
-        for name, part in {"average": average, "round": rounds, "train": training}.items():
+        parts = {"average": average, "round": rounds, "data": pipelines, "train": training}
+        for name, part in parts.items():
             if options.what in (name, "all"):
                 figures[name] = part.report(options)
                 if options.json is not None and ranks.speaks():
@@ -205,8 +206,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--curves", type=Path, metavar="PNG", help="also draw their curves into this file")
     command.set_defaults(command=report)
 
-    command = commands.add_parser("bench", help="measure the average step and the trainer on this machine")
-    command.add_argument("what", nargs="?", choices=("all", "average", "round", "train"), default="all")
+    command = commands.add_parser("bench", help="measure the average step, augmentations and the trainer here")
+    choices = ("all", "average", "round", "data", "train")
+    command.add_argument("what", nargs="?", choices=choices, default="all")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures into this file")
     group = command.add_argument_group("average and round", "on ranks of their own, or on those of torchrun")
     group.add_argument("--ranks", type=int, default=3, help="processes that average")
@@ -220,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--size", type=int, default=32, help="of its images, in pixels")
     group.add_argument("--round-batch-size", type=int, default=16, metavar="N")
     group.add_argument("--k", type=int, default=5, help="steps in a round")
-    group = command.add_argument_group("train")
+    group = command.add_argument_group("train, and data")
     group.add_argument("--train-model", default="resnet8", metavar="MODEL")
     group.add_argument("--data", default="digits", help="digits (the default) need no files")
     group.add_argument("--root", default="data", metavar="DIR", help="where other data is")

@@ -51,6 +51,9 @@ class DataConfig(Section):
     """Images in an update of one replica, whatever the number of ranks."""
     workers: int = Field(0, ge=0)
     """Loader processes of each rank."""
+    pipeline: Literal["workers", "device", "auto"] = "workers"
+    """Who augments: loader processes, image by image; or the device that trains, whole batches of images in memory.
+    auto: the device, if it can. The draws differ, and with them the weights."""
     on_corrupt: Literal["error", "skip"] = "error"
     """What a file that is no image does: it ends the run; or the next image stands for it in training, scores leave it
     out, and such files are counted, on the console and in result.json."""

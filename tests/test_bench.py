@@ -96,11 +96,23 @@ def test_the_trainer(tmp_path: Path) -> None:
     assert min(speed["min"] for speed in speeds.values()) > 1
 
 
+def test_the_augmentations(tmp_path: Path) -> None:
+    found, said = figures(tmp_path, "data", "--workers=2", "--batch-size=32", "--rounds=1")
+    data = found["data"]
+    assert len(data["rows"]) == 5
+    for name, rows in data["rows"].items():
+        assert f"\n {name}  " in said
+        assert [*rows][:3] == ["workers: none, 1 core", "workers: 2 processes", "device: CPU, 1 core"]
+        one_core, _, device, *_ = (row["images_per_second"]["median"] for row in rows.values())
+        assert rows["device: CPU, 1 core"]["ratio"]["of_medians"] == pytest.approx(device / one_core)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["average", "--ranks=0"], "error: --ranks is 0: give 1 or more"),
         (["average", "--model=resnet19"], "error: unknown model 'resnet19': did you mean resnet"),
+        (["data", "--batch-size=0"], "error: --batch-size is 0: give 1 or more"),
         (["round", "--k=0"], "error: --k is 0: give 1 or more"),
         (["round", "--round-model=resnet19"], "error: unknown model 'resnet19': did you mean resnet"),
         (["train", "--rounds=0"], "error: --rounds is 0: give 1 or more"),
