@@ -16,7 +16,9 @@ import torch.distributed as dist
 
 BEAT = 1.0  # seconds between two signs of life
 PATIENCE = 3.5  # seconds in which a rank that lives gives one, and those that wait say so
-COLLECTIVE = re.compile(r"gloo|NCCL|c10d|TCPStore|Connection (closed|reset)|Broken pipe")  # in a RuntimeError of torch
+COLLECTIVE = re.compile(
+    r"gloo|NCCL|c10d|TCPStore|Connection (closed|reset)|Broken pipe|pair closure"
+)  # in a RuntimeError of torch
 
 
 class LostRanks(RuntimeError):
@@ -65,7 +67,7 @@ class Presence:
             self._try(lambda: self._leave(f"failed ({type(error).__name__}: {short(error)})"))
             return None
         found: list[Mapping[str, Any]] = []
-        waited = "timed out" in str(error).lower()
+        waited = re.search("(?i)timed? ?out", str(error)) is not None
         if self._try(lambda: found.extend(self._roll_call(waited))):
             message, speaker = verdict(found, self.rank, self.timeout)
         else:

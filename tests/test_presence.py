@@ -126,6 +126,18 @@ def state(doing: str, ended: str = "", alive: bool = True, seconds: float = 3.0)
     return {"doing": doing, "ended": ended, "alive": alive, "seconds": seconds, "beats": 1}
 
 
+@pytest.mark.parametrize(
+    ("message", "lost"),
+    [
+        ("Application timeout caused pair closure", True),
+        ("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:38807", True),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_errors_that_tell_of_other_ranks(message: str, lost: bool) -> None:
+    assert lost_connection(RuntimeError(message)) == lost
+
+
 def test_what_is_said_of_ranks() -> None:
     waited = state("averaging after iteration 5", "waited")
     slow = state("training iteration 5", seconds=31.4)
