@@ -20,7 +20,8 @@ mkdir -p "${RUNS:-runs}" "${DATA:-data}"
 gpus=()
 ! command -v nvidia-smi >/dev/null || gpus=(--gpus all)
 passed=()
-for name in NNODES NODE_RANK HEAD PORT NPROC OMP_NUM_THREADS GLOO_SOCKET_IFNAME NCCL_SOCKET_IFNAME WANDB_API_KEY; do
+for name in NNODES NODE_RANK HEAD PORT NPROC OMP_NUM_THREADS MAX_RESTARTS GLOO_SOCKET_IFNAME NCCL_SOCKET_IFNAME \
+    WANDB_API_KEY; do
     [ -z "${!name:-}" ] || passed+=(--env "$name")
 done
 # as the owner of the folder that it writes to, not as the image's user, who may not

@@ -13,6 +13,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # without it, ranks that were restarted mostly read stale addresses from the store (torch 2.14)
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}" # a lost connection is told in a line, not in 30 frames
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}" # to save after a signal; 30 by default
 nodes=${NNODES:-1}
 
 # A torchrun whose ranks have ended, and that does not reach the head's store, would wait for it for minutes.
@@ -20,9 +21,10 @@ leave_when_cut_off() {
     local torchrun=$1 ranks='' missed=0 children=() child running
     trap '' TERM INT USR1
     while sleep 2 && kill -0 "$torchrun" 2>/dev/null; do
-        running=-1 # without this watch
+        running=0
         read -ra children <"/proc/$torchrun/task/$torchrun/children" || true # of one line without an end
         for child in "${children[@]}"; do
+            [ "$child" -ne $BASHPID ] || continue # this watch
             [[ $(cat "/proc/$child/stat" 2>/dev/null || true) = *") Z "* ]] || running=$((running + 1))
         done
         [ $running -lt 1 ] || ranks=started
@@ -43,12 +45,32 @@ if [ "$nodes" -eq 1 ]; then # not --standalone, which hangs where the host's own
     options+=(--rdzv-endpoint=127.0.0.1:0 --local-addr=127.0.0.1)
 else
     : "${NODE_RANK:?is not set: it counts the nodes from 0 on}" "${HEAD:?is not set: it names the host of node 0}"
+    if [ "$NODE_RANK" -eq 0 ] && timeout 3 bash -c "</dev/tcp/$HEAD/${PORT:-29400}" 2>/dev/null; then
+        echo "error: port ${PORT:-29400} of $HEAD is in use, perhaps by another training: set PORT on all nodes" >&2
+        exit 2
+    fi
     # the address and the interface that lead to the head, since a host's own name may mean 127.0.1.1
     way=$("$python" -m lookaround_ddp.network "$HEAD")
     read -r address interface <<<"$way"
     export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$interface}" NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-$interface}"
+    export LOOKAROUND_NODES=$nodes
     options+=(--rdzv-endpoint="$HEAD:${PORT:-29400}" --rdzv-id="${RDZV_ID:-lookaround}" --local-addr="$address"
         --rdzv-conf="is_host=$([ "$NODE_RANK" -eq 0 ] && echo true || echo false)")
-    [ "$NODE_RANK" -eq 0 ] || leave_when_cut_off $$ &
+    [ "$NODE_RANK" -eq 0 ] || [ $$ -eq 1 ] || leave_when_cut_off $$ &
 fi
-exec "$python" -m torch.distributed.run "${options[@]}" -m lookaround_ddp train "$@"
+command=("$python" -m torch.distributed.run "${options[@]}" -m lookaround_ddp train "$@")
+[ $$ -eq 1 ] || exec "${command[@]}"
+
+# The first process of a container, which nothing in there can kill: torchrun is to be another one
+"${command[@]}" &
+torchrun=$!
+for signal in TERM INT HUP QUIT USR1; do
+    # shellcheck disable=SC2064 # this signal, now
+    trap "kill -$signal $torchrun" "$signal"
+done
+[ "$nodes" -eq 1 ] || [ "$NODE_RANK" -eq 0 ] || leave_when_cut_off $torchrun &
+status=0
+while kill -0 "$torchrun" 2>/dev/null; do
+    wait "$torchrun" && status=0 || status=$? # returns early when a signal comes
+done
+exit "$status"

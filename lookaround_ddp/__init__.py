@@ -1,6 +1,8 @@
 """Lookaround: k steps around, 1 step average, on any number of GPUs (arXiv 2306.07684)."""
 
-from lookaround_ddp.averaging import Lookaround
+from lookaround_ddp.birth import PARENT  # noqa: F401  # first
+
+from lookaround_ddp.averaging import Lookaround  # isort: skip
 
 __all__ = ["Lookaround"]
 __version__ = "0.1.0"

@@ -16,18 +16,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lookaround_ddp.exchange import Layout, average_, broadcast_, layout_of
+from lookaround_ddp.exchange import NOTHING, Layout, average_, broadcast_, layout_of
+from lookaround_ddp.hidden import Behind, Exchange, aside, begin, can_hide
+from lookaround_ddp.late import Corrections
 from lookaround_ddp.members import Members
+from lookaround_ddp.refusals import check_arguments, check_finite, check_models, check_ranks, same_states
 from lookaround_ddp.structure import (
-    all_finite,
     as_list,
     averaged_tensors,
-    check_models,
-    check_ranks,
     digest,
     forget,
     local_tensors,
-    optimizer_states,
 )
 
 
@@ -54,6 +53,7 @@ class Lookaround:
         k: steps in a round; None never averages (independent replicas).
         start: steps before the first round begins.
         group: the ranks to average over; by default all, or this process alone where none are set up.
+        beside: a second group of the same ranks, for `hide` and `delay`; needed only where `group` leaves out some.
         shards: where several ranks train one replica with DDP, the group of these ranks; a replica's
             buffers are then those of the group's first rank.
         buffers: names of further floating-point buffers to average.
@@ -64,6 +64,13 @@ class Lookaround:
             paper's code), "average" averages it too, "reset" clears it.
         measure: keep the distances of the replicas to their mean in `distances` at each average step; may be
             set anew before any of them, on all ranks alike.
+        hide: let the average step go on behind the next forward pass, in which each tensor is waited for when a
+            function of torch first uses it. The bits are the same. `state_dict` of the model, and all methods
+            here, wait too; other readers of the weights call `wait` first. A forward pass through the model
+            itself, or DDP around it, must follow each step. Without effect, and so synchronous: compiled modules
+            (`model.compile()`), GPUs without NCCL, a single rank.
+        delay: another algorithm, for slow networks: the mean of step t arrives so many steps later, as a
+            correction, theta_j += phi_t - theta_j,t. Less than k. Running statistics do not wait.
 
     Attributes:
         steps: steps of each replica so far.
@@ -73,7 +80,7 @@ class Lookaround:
     Raises:
         ValueError: on all ranks, whichever of them it concerns: k < 1, start < 0, a model that is wrapped in
             DDP or FSDP or has lazy parameters, hosted models that share tensors, models or ranks that differ
-            in structure or settings, an unknown name in `buffers`.
+            in structure or settings, an unknown name in `buffers`, a delay of k steps or more.
     """
 
     def __init__(
@@ -83,14 +90,18 @@ class Lookaround:
         *,
         start: int = 0,
         group: dist.ProcessGroup | None = None,
+        beside: dist.ProcessGroup | None = None,
         shards: dist.ProcessGroup | None = None,
         buffers: Iterable[str] = (),
         exact: bool = True,
         optimizers: Sequence[torch.optim.Optimizer] = (),
         optimizer_state: Literal["local", "average", "reset"] = "local",
         measure: bool = False,
+        hide: bool = False,
+        delay: int = 0,
     ) -> None:
         self.models = as_list(models)
+        self.hide, self.delay = hide, delay
         self.k, self.start, self.exact, self.measure = k, start, exact, measure
         self.extra_buffers = frozenset(buffers)
         self.optimizers, self.optimizer_state = list(optimizers), optimizer_state
@@ -103,6 +114,9 @@ class Lookaround:
         self._check()
         layouts = [layout_of(tensor) for tensor in chain(*self._averaged_tensors()[0])]
         self._layouts: list[Layout] = self.members.gather_objects(layouts)[0]
+        self._aside = aside(self.members, beside) if hide or delay else self.members
+        self._behind: Behind | None = None
+        self.corrections = Corrections()
         self.restart()
 
     @property
@@ -117,15 +131,26 @@ class Lookaround:
     def step(self) -> bool:
         """Counts a step of every replica; the last of a round is followed by the average step.
 
-        Call it on every rank after each step, attempted or skipped. Returns whether it averaged.
+        Call it on every rank after each step, attempted or skipped. Returns whether it averaged, or began to.
+
+        Raises:
+            RuntimeError: an average step is still under way (`hide`), and no forward pass has waited for it.
+            FloatingPointError, ValueError: see `average`.
         """
+        if self._behind is not None and not self._behind.over:
+            raise RuntimeError(
+                "a step without a forward pass through the model, which would have waited for its weights: "
+                "call the model itself, not a compiled copy or a part of it, or create Lookaround with hide=False"
+            )
+        self.wait()
         self.steps += 1
+        if self.corrections.due == self.steps:
+            self._correct()
         if not self.due(self.steps):
             return False
-        self.average()
+        self._average(now=False)
         return True
 
-    @torch.no_grad()
     def average(self) -> None:
         """The average step, now, on all ranks: theta_j = phi = 1/d sum_i theta_i for every replica j.
 
@@ -133,19 +158,14 @@ class Lookaround:
             FloatingPointError: on every rank, before any weight is touched, if a replica is not finite.
             ValueError: on every rank, before any weight is touched, if optimizer states to average differ.
         """
-        self.synchronize_shards()
-        averaged = self._averaged_tensors()
-        self._check_finite(averaged, self.steps)
-        states = self._optimizer_states() if self.optimizer_state == "average" else None
-        squares = self._average(averaged, spread=True, measure=self.measure)
-        if squares is not None:
-            self.distances = squares.sqrt()
-        if states is not None:
-            layouts = [tuple(range(value.dim())) for value in states[0]]  # on every rank, however it is laid out there
-            average_(states, layouts, self.members, exact=self.exact)
-        if self.optimizer_state == "reset":
-            for optimizer in self.optimizers:
-                forget(optimizer)
+        self.corrections.drop()  # they leave the mean as it is
+        self._average(now=True)
+
+    def wait(self) -> None:
+        """Until an average step that goes on behind the next forward pass (`hide`) has ended."""
+        if self._behind is not None:
+            self._measured(self._behind.end())
+            self._behind = None
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -158,14 +178,13 @@ class Lookaround:
             FloatingPointError: on every rank, if a replica is not finite.
         """
         self.synchronize_shards()
-        averaged = self._averaged_tensors()
-        self._check_finite(averaged, self.steps)
+        rows = self._checked_rows()
         model = self.models[0]
         tensors = [*model.parameters(), *model.buffers()]
         kept = [tensor.detach().clone() for tensor in tensors]
         try:
             with torch.no_grad():
-                self._average(averaged, spread=False)
+                average_(rows, self._layouts, self.members, exact=self.exact, write="first")
                 broadcast_(local_tensors(model, self.extra_buffers), self.members.group)
             yield model
         finally:
@@ -175,6 +194,8 @@ class Lookaround:
     @torch.no_grad()
     def restart(self) -> None:
         """Gives all replicas the parameters and buffers of the first one; collective."""
+        self.wait()
+        self.corrections.drop()
         first = [*self.models[0].parameters(), *self.models[0].buffers()]
         broadcast_(first, self.members.group)
         for model in self.models[1:]:
@@ -188,6 +209,7 @@ class Lookaround:
         DDP's ranks each keep statistics of their own share of the batch, until the next forward pass
         does the same.
         """
+        self.wait()
         for model in self.models:
             broadcast_(list(model.buffers()), self.shards)
 
@@ -198,56 +220,92 @@ class Lookaround:
         Args:
             step: the number of the last step, if it has not been counted yet.
         """
-        self._check_finite(self._averaged_tensors(), self.steps if step is None else step)
+        self.wait()
+        check_finite(self._rows(), self.members, self.steps if step is None else step)
 
     def state_dict(self) -> dict[str, Any]:
-        """The count of steps and the last distances, JSON-able. The replicas' own states are the caller's to keep."""
-        return {"steps": self.steps, "distances": None if self.distances is None else self.distances.tolist()}
+        """The count of steps and the last distances, JSON-able. The replicas' own states are the caller's to keep.
+
+        With a delay these have a part in `corrections`.
+        """
+        self.wait()
+        distances = None if self.distances is None else self.distances.tolist()
+        late = {"correction_due": self.corrections.due} if self.delay else {}
+        return {"steps": self.steps, "distances": distances, **late}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps, distances = int(state["steps"]), state["distances"]
         self.distances = None if distances is None else torch.tensor(distances, dtype=torch.float64)
+        self.corrections.due = state.get("correction_due")
 
     # What is averaged
 
     def _averaged_tensors(self) -> list[tuple[list[Tensor], list[Tensor]]]:
-        """Of each hosted model: parameters, buffers. Found anew each time, since a caller may have replaced them."""
+        """Of each hosted model: buffers, parameters. Found anew each time, since a caller may have replaced them."""
         return [averaged_tensors(model, self.extra_buffers) for model in self.models]
 
-    def _check_finite(self, averaged: list[tuple[list[Tensor], list[Tensor]]], step: int) -> None:
-        flags = torch.stack([all_finite(parameters + buffers) for parameters, buffers in averaged])
-        bad = (~self.members.gather(flags).bool()).nonzero().flatten().tolist()
-        if bad:
-            which = "replica " + str(bad[0]) if len(bad) == 1 else "replicas " + ", ".join(map(str, bad))
-            raise FloatingPointError(
-                f"{which} not finite after iteration {step}: lower the learning rate, clip the "
-                f"gradient or use bf16 instead of fp16"
-            )
-
-    def _average(
-        self, averaged: list[tuple[list[Tensor], list[Tensor]]], *, spread: bool, measure: bool = False
-    ) -> Tensor | None:
-        """Squared distances of the parameters, if measured."""
-        rows = [parameters + buffers for parameters, buffers in averaged]
-        measured = len(averaged[0][0]) if measure else 0
-        return average_(rows, self._layouts, self.members, exact=self.exact, spread=spread, measured=measured)
-
-    def _optimizer_states(self) -> list[list[Tensor]]:
-        rows = optimizer_states(self.optimizers)
-        shapes = [[(tuple(value.shape), str(value.dtype)) for value in row] for row in rows]
-        if any(row != shapes[0] for theirs in self.members.gather_objects(shapes) for row in theirs):
-            raise ValueError(
-                "optimizer_state='average': the replicas' optimizers hold different states; a parameter "
-                "that only some replicas use has none on the others, so keep 'local' or 'reset'"
-            )
+    def _checked_rows(self) -> list[list[Tensor]]:
+        """The tensors of each hosted model, all of which are finite; collective."""
+        check_finite(rows := self._rows(), self.members, self.steps)
         return rows
+
+    def _rows(self) -> list[list[Tensor]]:
+        return [buffers + parameters for buffers, parameters in self._averaged_tensors()]
+
+    @torch.no_grad()
+    def _average(self, now: bool) -> None:
+        """The average step: now, or behind the next forward pass, or as a correction to come."""
+        self.synchronize_shards()
+        rows = self._checked_rows()
+        states = same_states(self.optimizers, self.members) if self.optimizer_state == "average" else None
+        buffers = len(self._averaged_tensors()[0][0])
+        device = rows[0][0].device if rows[0] else torch.device("cpu")
+        beside = not now and can_hide(self.models, self.members, device)
+        if self.delay and not now:
+            average_([row[:buffers] for row in rows], self._layouts[:buffers], self.members, exact=self.exact)
+            values = [[tensor.clone() for tensor in row[buffers:]] for row in rows]
+            exchange = self._exchange(values, buffers, write="difference")
+            self.corrections.begin(values, begin(exchange, len(values[0]), device, beside), self.steps + self.delay)
+        elif self.hide and beside:
+            under_way = begin(self._exchange(rows), len(rows[0]), device, beside)
+            self._behind = Behind(under_way, self.models, rows)
+            if self.shards is not None:  # DDP hands buffers around before the model's own forward begins
+                under_way.wait_for(range(buffers))
+        else:
+            self._measured(self._exchange(rows)(lambda tensor: None))
+        if states is not None:
+            layouts = [tuple(range(value.dim())) for value in states[0]]  # on every rank, however it is laid out there
+            average_(states, layouts, self.members, exact=self.exact)
+        if self.optimizer_state == "reset":
+            for optimizer in self.optimizers:
+                forget(optimizer)
+
+    def _exchange(
+        self, rows: list[list[Tensor]], first: int = 0, write: Literal["mean", "difference"] = "mean"
+    ) -> Exchange:
+        """Averages the rows, which are the averaged tensors from `first` on; measures distances of parameters."""
+        parameters = len(self._averaged_tensors()[0][1])
+        measured = range(len(rows[0]) - parameters, len(rows[0])) if self.measure else NOTHING
+        layouts, members, exact = self._layouts[first:], self._aside, self.exact
+        return lambda done: average_(rows, layouts, members, exact=exact, write=write, measured=measured, done=done)
+
+    @torch.no_grad()
+    def _correct(self) -> None:
+        parameters = [parameters for _, parameters in self._averaged_tensors()]
+        self._measured(self.corrections.add_to(parameters))
+
+    def _measured(self, squares: Tensor | None) -> None:
+        if squares is not None:
+            self.distances = squares.sqrt()
 
     # Refusals
 
     def _check(self) -> None:
         """Raises ValueError on all ranks if there is something wrong with one of them."""
         try:
-            self._check_arguments()
+            check_arguments(
+                self.k, self.start, self.delay, self.optimizer_state, len(self.models), len(self.optimizers)
+            )
             check_models(self.models, self.extra_buffers)
             refusal = None
         except ValueError as error:
@@ -260,16 +318,8 @@ class Lookaround:
             "exact": self.exact,
             "optimizer_state": self.optimizer_state,
             "measure": self.measure,
+            "hide": self.hide,
+            "delay": self.delay,
             "structure of the model (digest)": None if refusal else digest(self.models[0]),
         }
         check_ranks(self.members, settings, refusal)
-
-    def _check_arguments(self) -> None:
-        if self.k is not None and self.k < 1:
-            raise ValueError(f"k is {self.k}: a round has at least 1 step; None never averages")
-        if self.start < 0:
-            raise ValueError(f"start is {self.start}: give the number of steps before the first round, 0 or more")
-        if self.optimizer_state not in ("local", "average", "reset"):
-            raise ValueError(f"optimizer_state is {self.optimizer_state!r}: use 'local', 'average' or 'reset'")
-        if self.optimizer_state != "local" and len(self.optimizers) != len(self.models):
-            raise ValueError(f"optimizer_state={self.optimizer_state!r} needs `optimizers`, one for each model")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lookaround_ddp.averaging import Lookaround
 from lookaround_ddp.config import Config, UserError
 from lookaround_ddp.data.augment import train_pipelines
 from lookaround_ddp.data.datasets import Dataset, open_dataset
+from lookaround_ddp.data.device import DeviceIterations, batched, pixels, resolved
 from lookaround_ddp.data.loader import NO_SINGLE, Iterations, Plan, Single
 from lookaround_ddp.distributed import World
 from lookaround_ddp.replica import Replica
@@ -44,6 +47,11 @@ def make_batches(config: Config, dataset: Dataset, world: World) -> Iterations:
         for number in world.hosted
     }
     single = single_phase(config, dataset, plan.iterations)
+    if resolved(config, dataset).data.pipeline == "device":
+        own = {number: [batched(each) for each in pipelines[number]] for number in pipelines}
+        single = replace(single, pipelines=[batched(each) for each in single.pipelines])
+        stored = pixels(dataset.train, world.device)
+        return DeviceIterations(stored, dataset.train, plan, own, world.shard, world.shards, single)
     skip = config.data.on_corrupt == "skip"
     return Iterations(dataset.train, plan, pipelines, world.shard, world.shards, single, skip)
 
@@ -71,12 +79,15 @@ def lookaround(config: Config, replicas: list[Replica], per_epoch: int, world: W
             k=period,
             start=round(config.average.start * per_epoch),
             group=world.replica_group,
+            beside=world.beside_group,
             shards=world.shard_group,
             buffers=config.average.buffers,
             exact=config.average.exact,
             optimizers=[replica.optimizer for replica in replicas],
             optimizer_state=config.average.optimizer_state,
             measure=True,
+            hide=config.average.hide,
+            delay=config.average.delay,
         )
     except ValueError as error:
         raise UserError(f"average: {error}") from None

@@ -120,7 +120,7 @@ class Checkpoints:
                     return {}, f"{name}: its checksum differs"
         except FileNotFoundError as error:
             return {}, f"{Path(error.filename).name} is missing"
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
             return {}, f"run.json: {error}"
         return state, None
 
@@ -156,7 +156,9 @@ class Checkpoints:
         temporary.rename(final)
         sync(self.folder)
         write_atomically(self.folder.parent / "LATEST", f"{final.name}\n".encode())
-        for old in self.iterations()[self.keep :]:
+        found, newest = self.iterations(), int(final.name)
+        later = [iteration for iteration in found if iteration > newest]  # damaged: they were passed over
+        for old in later + [iteration for iteration in found if iteration <= newest][self.keep :]:
             shutil.rmtree(self.folder / str(old))
 
 

@@ -91,7 +91,9 @@ def processes(options: argparse.Namespace) -> None:
     cores = min(len(os.sched_getaffinity(0)), -(-replicas // options.nodes))  # a CPU is no faster with shards
     devices = torch.cuda.device_count() or cores
     chosen = share(replicas, devices, options.nodes)
-    rehearse(config, chosen * options.nodes, alone=options.nodes == 1)
+    if os.environ.get("NODE_RANK", "0") == "0" or not config.data.download:  # one node at a time downloads
+        alone = options.nodes == 1 and "SLURM_ARRAY_TASK_ID" not in os.environ  # whose `out` is to be another one
+        rehearse(config, chosen * options.nodes, alone=alone)
     print(chosen, config.out)
 
 
@@ -155,15 +157,16 @@ def analyze(options: argparse.Namespace) -> None:
 
 
 def bench(options: argparse.Namespace) -> None:
-    from lookaround_ddp.bench import average, machine, training  # spawns its own ranks, and nobody else needs it
+    from lookaround_ddp.bench import average, machine, pipelines, ranks, rounds, training  # nobody else needs them
 
     machine.check_writable(options.json)
     figures = {}
     try:
-        for name, part in {"average": average, "train": training}.items():
+        parts = {"average": average, "round": rounds, "data": pipelines, "train": training}
+        for name, part in parts.items():
             if options.what in (name, "all"):
                 figures[name] = part.report(options)
-                if options.json is not None:
+                if options.json is not None and ranks.speaks():
                     machine.write_figures(options.json, figures)
     except KeyboardInterrupt:
         _say_once("interrupted: every process that was started has ended")
@@ -224,14 +227,23 @@ def _parser() -> argparse.ArgumentParser:
     add_analyses(command.add_subparsers(required=True, metavar="ANALYSIS"))
     command.set_defaults(command=analyze)
 
-    command = commands.add_parser("bench", help="measure the average step and the trainer on this machine")
-    command.add_argument("what", nargs="?", choices=("all", "average", "train"), default="all")
+    command = commands.add_parser("bench", help="measure the average step, augmentations and the trainer here")
+    choices = ("all", "average", "round", "data", "train")
+    command.add_argument("what", nargs="?", choices=choices, default="all")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures into this file")
-    group = command.add_argument_group("average")
-    group.add_argument("--model", default="timm:resnet50", help="whose parameters to average (1,000 classes)")
+    group = command.add_argument_group("average and round", "on ranks of their own, or on those of torchrun")
     group.add_argument("--ranks", type=int, default=3, help="processes that average")
     group.add_argument("--repeats", type=int, default=15)
-    group = command.add_argument_group("train")
+    group = command.add_argument_group("average")
+    group.add_argument("--model", default="timm:resnet50", help="whose parameters to average (1,000 classes)")
+    group.add_argument("--step-ms", type=float, metavar="MS", help="of your training step: adds the cost of a round")
+    group.add_argument("--epoch-steps", type=int, default=391, metavar="N", help="steps in an epoch (391: CIFAR)")
+    group = command.add_argument_group("round")
+    group.add_argument("--round-model", default="resnet18", metavar="MODEL")
+    group.add_argument("--size", type=int, default=32, help="of its images, in pixels")
+    group.add_argument("--round-batch-size", type=int, default=16, metavar="N")
+    group.add_argument("--k", type=int, default=5, help="steps in a round")
+    group = command.add_argument_group("train, and data")
     group.add_argument("--train-model", default="resnet8", metavar="MODEL")
     group.add_argument("--data", default="digits", help="digits (the default) need no files")
     group.add_argument("--root", default="data", metavar="DIR", help="where other data is")

@@ -51,6 +51,9 @@ class DataConfig(Section):
     """Images in an update of one replica, whatever the number of ranks."""
     workers: int = Field(0, ge=0)
     """Loader processes of each rank."""
+    pipeline: Literal["workers", "device", "auto"] = "workers"
+    """Who augments: loader processes, image by image; or the device that trains, whole batches of images in memory.
+    auto: the device, if it can. The draws differ, and with them the weights."""
     on_corrupt: Literal["error", "skip"] = "error"
     """What a file that is no image does: it ends the run; or the next image stands for it in training, scores leave it
     out, and such files are counted, on the console and in result.json."""
@@ -139,6 +142,11 @@ class AverageConfig(Section):
     (DART): on every augmentation in an iteration (single), or on one after the other (single_in_turn)."""
     optimizer_state: Literal["local", "average", "reset"] = "local"
     exact: bool = True
+    hide: bool = True
+    """Average behind the next forward pass, where that is possible; the bits are the same."""
+    delay: int = Field(0, ge=0)
+    """Another algorithm, for slow networks: the mean arrives so many iterations later, as a correction of weights that
+    have trained on; less than k."""
     buffers: ListOf[str] = ()
     """Names of buffers to average beside the norm layers' running statistics."""
     norm_momentum: Literal["compensated", "own"] = "compensated"
@@ -236,6 +244,7 @@ class Config(Section):
         values = self.model_dump(mode="json", exclude={"out", "timeout", "evaluate", "checkpoint", "record"})
         for key in ("root", "download", "workers"):
             del values["data"][key]
+        del values["average"]["hide"]
         return values
 
 

@@ -98,6 +98,9 @@ def _check_method(config: Config) -> None:
         raise UserError("trajectory.name=swad selects by the loss on held-out images: set data.validation")
     if trajectory.swa_lr is not None and trajectory.name != "swa":
         raise UserError(f"trajectory.swa_lr is for swa, not for {trajectory.name}: set trajectory.name=swa")
+    if average.delay and (trajectory.name != "none" or config.optimizer.lookahead is not None):
+        other = "an average along time" if trajectory.name != "none" else "optimizer.lookahead"
+        raise UserError(f"{other} needs the mean when a round ends, not later: set average.delay=0")
     if config.snapshots and (config.schedule.name != "cosine" or config.schedule.cycles < 2 or average.k == "never"):
         raise UserError(
             "snapshots are models at the ends of cosine cycles: set schedule.name=cosine, schedule.cycles of at "

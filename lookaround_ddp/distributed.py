@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 from lookaround_ddp.config import Config, UserError, changed_keys
 from lookaround_ddp.files import explained
@@ -45,6 +44,7 @@ class World:
     device: torch.device
     backend: str
     replica_group: dist.ProcessGroup | None = None  # the ranks that an average runs over; None: one process
+    beside_group: dist.ProcessGroup | None = None  # the same ranks, for averages that go on beside other collectives
     shard_group: dist.ProcessGroup | None = None  # the ranks of this rank's replica; None: it has one
     presence: Presence | None = None  # None: one process
 
@@ -139,6 +139,12 @@ def join(config: Config) -> Iterator[World]:
         raise UserError(
             f"{size} processes cannot share {replicas} replicas evenly: start {counts} or a multiple of {replicas}"
         )
+    nodes, there = (os.environ.get(name, "1") for name in ("LOOKAROUND_NODES", "GROUP_WORLD_SIZE"))
+    if nodes != there and "LOOKAROUND_NODES" in os.environ:
+        raise UserError(
+            f"{there} of {nodes} nodes take part: do their clocks agree? torchrun takes a node whose clock is 15 s "
+            "late for dead"
+        )
     device, backend = _device(local_rank)
     if size == 1:
         yield World(0, 1, replicas, device, "none")
@@ -147,10 +153,7 @@ def join(config: Config) -> Iterator[World]:
     try:
         world = World(rank, size, replicas, device, backend, presence=presence)
         _agree(world, config)  # before groups are made, which would hang if the ranks disagreed on their shape
-        kind = "cuda" if backend == "nccl" else "cpu"
-        mesh = init_device_mesh(kind, (size // world.shards, world.shards), mesh_dim_names=("replica", "shard"))
-        shard_group = mesh.get_group("shard") if world.shards > 1 else None
-        yield replace(world, replica_group=mesh.get_group("replica"), shard_group=shard_group)
+        yield _with_groups(world, timedelta(seconds=config.timeout))
     except Preempted:  # on all ranks
         presence.close()
         dist.destroy_process_group()
@@ -175,10 +178,30 @@ def _meet(rank: int, size: int, backend: str, timeout: float) -> Presence:
                 f"port {os.environ['MASTER_PORT']} of this host is in use, perhaps by another training: set "
                 "MASTER_PORT to another, or let torchrun find one (--rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0)"
             ) from None
+        if "Unable to find" in str(error):
+            raise UserError(
+                f"{short(error)}: GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME must name the interface that leads to the "
+                f"other hosts ({os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']})"
+            ) from None
         if not lost_connection(error):
             raise
         message = f"rank {rank} did not meet all {size} ranks within {timeout:g} s: {short(error)}"
         raise LostRanks(message, rank) from error
+
+
+def _with_groups(world: World, timeout: timedelta) -> World:
+    """The mesh of (replica, shard), as groups; a device mesh's would wait for half an hour, whatever the timeout is."""
+    mesh = torch.arange(world.size).view(-1, world.shards)
+
+    def groups(ranks: torch.Tensor) -> dist.ProcessGroup:
+        own, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
+        assert isinstance(own, dist.ProcessGroup)  # every rank is in one
+        return own
+
+    beside = groups(mesh.T)
+    if world.shards == 1:
+        return replace(world, replica_group=dist.group.WORLD, beside_group=beside)
+    return replace(world, replica_group=groups(mesh.T), beside_group=beside, shard_group=groups(mesh))
 
 
 def _agree(world: World, config: Config) -> None:

@@ -8,16 +8,22 @@ precision, forms the mean, and hands its shard to the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import cycle
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lookaround_ddp import members as places
-from lookaround_ddp.members import Channel, Members
+from lookaround_ddp.members import Members, Slot
 
 BLOCK_ELEMENTS = 2**17  # on a CPU the fp64 sum stays in the cache
+
+NOTHING = range(0)
 
 Layout = tuple[int, ...]  # a tensor's dimensions from the largest stride to the smallest
 
@@ -43,10 +49,11 @@ def average_(
     members: Members,
     *,
     exact: bool = True,
-    spread: bool = True,
-    measured: int = 0,
+    write: Literal["mean", "first", "difference"] = "mean",
+    measured: range = NOTHING,
+    done: Callable[[int], None] = lambda column: None,
 ) -> Tensor | None:
-    """Replaces replicas by their mean, in place.
+    """Replaces replicas by their mean, in place, one tensor after the other.
 
     Args:
         rows: the tensors of each hosted replica, floating-point or complex; shapes, dtypes and order are
@@ -55,8 +62,10 @@ def average_(
             out in another way is averaged just as well, through a copy.
         members: where the replicas live.
         exact: sum in fp64 in replica order; otherwise leave the sum to the backend's all-reduce.
-        spread: write the mean into every row; otherwise into the first alone and leave the others.
-        measured: measure the replicas' distances to the mean, over so many of the first tensors.
+        write: the mean into every row, or into the first alone and leave the others; or into every row what leads
+            from its old values to the mean.
+        measured: measure the replicas' distances to the mean, over these of the tensors.
+        done: called with the number of each tensor when all rows have their new values of it.
 
     Returns:
         Squared L2 distances of the replicas to their mean, shape (replicas,), fp64, the same on every
@@ -65,26 +74,37 @@ def average_(
     flats = [[_flat(t, layout) for t, layout in zip(row, layouts, strict=True)] for row in rows]
     device = flats[0][0].device if flats[0] else torch.device("cpu")
     squares = torch.zeros(members.hosted, dtype=torch.float64, device=device)
-    channels: dict[torch.device, Channel] = {}
-    for columns, bucket in _buckets(flats):
-        first = bucket[0][0]
-        if first.device not in channels:
-            channels[first.device] = members.channel(first.device)
-        channel = channels[first.device]
-        staged = channel.stage(sum(piece.numel() for piece in bucket[0]), first.dtype)
-        for row, pieces in zip(staged, bucket, strict=True):
-            _pack(pieces, row)
-        mean = _exact_mean(channel) if exact else _all_reduce_mean(staged, members)
-        mean = mean.to(first.device)
-        if measured:
-            count = sum(column < measured for column in columns)
-            for number, pieces in enumerate(bucket):
-                squares[number] += _squared_distance(pieces[:count], mean)
-        for pieces in bucket if spread else bucket[:1]:
-            _unpack(mean, pieces)
-    for row, row_flats in zip(rows, flats, strict=True):
-        for tensor, layout, flat in zip(row, layouts, row_flats, strict=True):
-            _write_back(tensor, layout, flat)
+
+    def finish(bucket: Bucket, slot: Slot, staged: Tensor) -> None:
+        mean = _exact_mean(slot) if exact else _all_reduce_mean(staged, members)
+        means = mean.to(bucket.device).split([piece.numel() for piece in bucket.pieces[0]])
+        for number, pieces in enumerate(bucket.pieces):
+            for column, piece, part in zip(bucket.columns, pieces, means, strict=True):
+                if column in measured:
+                    _add_squares(squares[number], piece, part)
+                if write == "difference":
+                    torch.sub(part, piece, out=piece)
+                elif write == "mean" or number == 0:
+                    piece.copy_(part)
+        for column in bucket.ended:
+            for row, row_flats in zip(rows, flats, strict=True):
+                _write_back(row[column], layouts[column], row_flats[column])
+            done(column)
+
+    for columns in _kinds(flats[0]):
+        channel = members.channel(flats[0][columns[0]].device)
+        under_way: deque[Callable[[], None]] = deque()
+        for bucket, slot in zip(_buckets(flats, columns, channel.bucket_bytes), cycle(channel.slots), strict=False):
+            staged = slot.stage(bucket.size, bucket.dtype)
+            for row, pieces in zip(staged, bucket.pieces, strict=True):
+                _pack(pieces, row)
+            if exact:
+                slot.send()
+            under_way.append(partial(finish, bucket, slot, staged))
+            if len(under_way) == len(channel.slots):  # while one bucket is summed, the next one is on its way
+                under_way.popleft()()
+        while under_way:
+            under_way.popleft()()
     return members.gather(squares) if measured else None
 
 
@@ -103,32 +123,57 @@ def _write_back(tensor: Tensor, layout: Layout, flat: Tensor) -> None:
         target.copy_(flat.view(tensor.dtype).view(target.shape))
 
 
-def _buckets(flats: list[list[Tensor]]) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
-    """Cuts the rows, all at the same places, into buckets of one dtype and device.
+@dataclass
+class Bucket:
+    """Pieces of tensors, cut at the same places in each row, of one dtype and device."""
 
-    Yields the columns, in order, and for each row its pieces of them.
-    """
+    dtype: torch.dtype
+    device: torch.device
+    pieces: list[list[Tensor]]  # of each row
+    columns: list[int] = field(default_factory=list)  # which tensor each piece is of
+    ended: list[int] = field(default_factory=list)  # the tensors of which this has the last piece
+    size: int = 0  # elements of a row
+
+
+def _kinds(flats: Sequence[Tensor]) -> list[list[int]]:
+    """The numbers of those that can share a bucket."""
     kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for column, flat in enumerate(flats[0]):
+    for column, flat in enumerate(flats):
         kinds.setdefault((flat.dtype, flat.device), []).append(column)
-    for (dtype, _), columns in kinds.items():
-        room = capacity = places.BUCKET_BYTES // dtype.itemsize
-        bucket: list[list[Tensor]] = [[] for _ in flats]
-        cut: list[int] = []
-        for column in columns:
-            start, size = 0, flats[0][column].numel()
-            while start < size:
-                stop = min(size, start + room)
-                for pieces, row in zip(bucket, flats, strict=True):
+    return list(kinds.values())
+
+
+def _buckets(flats: list[list[Tensor]], columns: Sequence[int], most: int) -> Iterator[Bucket]:
+    """Cuts these columns of the rows into buckets of so many bytes.
+
+    Tensors are cut between blocks, where that is possible, so that sums over blocks do not depend on the buckets.
+    """
+    first = flats[0][columns[0]]
+    capacity = most // first.dtype.itemsize
+
+    def empty() -> Bucket:
+        return Bucket(first.dtype, first.device, [[] for _ in flats])
+
+    bucket = empty()
+    for column in columns:
+        start, size = 0, flats[0][column].numel()
+        while start < size:
+            stop = min(size, start + capacity - bucket.size)
+            if stop < size and capacity >= BLOCK_ELEMENTS:
+                stop -= stop % BLOCK_ELEMENTS
+            if stop > start:
+                for pieces, row in zip(bucket.pieces, flats, strict=True):
                     pieces.append(row[column] if stop - start == size else row[column][start:stop])
-                cut.append(column)
-                room -= stop - start
+                bucket.columns.append(column)
+                bucket.size += stop - start
                 start = stop
-                if room == 0:
-                    yield cut, bucket
-                    cut, bucket, room = [], [[] for _ in flats], capacity
-        if room < capacity:
-            yield cut, bucket
+            if start == size:
+                bucket.ended.append(column)
+            else:
+                yield bucket
+                bucket = empty()
+    if bucket.size:
+        yield bucket
 
 
 def _pack(pieces: list[Tensor], row: Tensor) -> None:
@@ -138,30 +183,21 @@ def _pack(pieces: list[Tensor], row: Tensor) -> None:
         row.copy_(torch.cat(pieces))
 
 
-def _unpack(mean: Tensor, pieces: list[Tensor]) -> None:
-    for piece, part in zip(pieces, mean.split([piece.numel() for piece in pieces]), strict=True):
-        piece.copy_(part)
+def _add_squares(total: Tensor, piece: Tensor, mean: Tensor) -> None:
+    """Adds the squared distance, block by block."""
+    for value, center in zip(_blocks(piece), _blocks(mean), strict=True):
+        delta = (value - center).float()
+        total += torch.dot(delta, delta)
 
 
-def _squared_distance(pieces: list[Tensor], mean: Tensor) -> Tensor:
-    """Of the pieces to the first of the mean's elements; summed in blocks that do not depend on the number of ranks."""
-    total = torch.zeros((), dtype=torch.float64, device=mean.device)
-    sizes = [piece.numel() for piece in pieces]
-    for piece, part in zip(pieces, mean[: sum(sizes)].split(sizes), strict=True):
-        for value, center in zip(_blocks(piece), _blocks(part), strict=True):
-            delta = (value - center).float()
-            total += torch.dot(delta, delta)
-    return total
-
-
-def _exact_mean(channel: Channel) -> Tensor:
-    """The mean of the staged bucket."""
-    replicas, mine = channel.collect(), channel.shard()
+def _exact_mean(slot: Slot) -> Tensor:
+    """The mean of the bucket that was sent."""
+    replicas, mine = slot.collect(), slot.shard()
     total = mine.new_empty(0, dtype=torch.float64)
     for block, *values in zip(_blocks(mine), *map(_blocks, replicas), strict=True):
         total.resize_(block.shape)
         block.copy_(_mean(values, total))
-    return channel.distribute()
+    return slot.distribute()
 
 
 def _blocks(flat: Tensor) -> tuple[Tensor, ...]:

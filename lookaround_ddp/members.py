@@ -5,8 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -29,11 +29,13 @@ class Members:
         group: the ranks; None is this process alone.
         hosted: replicas on each rank.
         share: let ranks of one machine exchange CPU tensors through memory that they share.
+        bucket_bytes: of one replica, that are exchanged at a time.
     """
 
     group: dist.ProcessGroup | None
     hosted: int = 1
     share: bool = True
+    bucket_bytes: int = field(default_factory=lambda: BUCKET_BYTES)
 
     @property
     def ranks(self) -> int:
@@ -86,11 +88,14 @@ class Members:
         return SharedMemory.open(self)
 
 
-class Channel(Protocol):
+class Slot(Protocol):
     """Carries a bucket: the same elements of every replica. The calls take turns, in this order."""
 
     def stage(self, size: int, dtype: torch.dtype) -> Tensor:
         """Where to put the hosted replicas' elements, shape (hosted, size)."""
+
+    def send(self) -> None:
+        """Begins to hand each rank its shard of them."""
 
     def collect(self) -> list[Tensor]:
         """This rank's shard of each of the d replicas, in replica order, each of shape (shard,). Collective."""
@@ -102,32 +107,55 @@ class Channel(Protocol):
         """The mean of the bucket, shape (size,), put together from all ranks' shards. Collective."""
 
 
+class Channel(Protocol):
+    """As many slots as buckets can be under way at a time, each of so many bytes of one replica."""
+
+    bucket_bytes: int
+
+    @property
+    def slots(self) -> Sequence[Slot]: ...
+
+
 class Messages:
-    """Point-to-point messages of the backend, all in flight together so that no rank waits for another's turn."""
+    """Point-to-point messages of the backend: two buckets, so that one is on its way while the other is summed."""
 
     def __init__(self, members: Members, device: torch.device) -> None:
+        self.bucket_bytes = max(members.bucket_bytes // 2 // 16 * 16, 16)  # whole elements of any dtype
+        self.slots = [MessageSlot(members, device, self.bucket_bytes) for _ in range(2)]
+
+
+class MessageSlot:
+    """All messages of a bucket are in flight together, so that no rank waits for another's turn."""
+
+    def __init__(self, members: Members, device: torch.device, size: int) -> None:
         self.members = members
-        self._staged = torch.empty(members.hosted, BUCKET_BYTES, dtype=torch.uint8, device=device)
-        shard = BUCKET_BYTES // members.ranks // 16 * 16 + 16  # rounded up to whole elements of any dtype
+        self._staged = torch.empty(members.hosted, size, dtype=torch.uint8, device=device)
+        shard = size // members.ranks // 16 * 16 + 16  # rounded up to whole elements of any dtype
         self._received = torch.empty(members.replicas - members.hosted, shard, dtype=torch.uint8, device=device)
         self._bucket = self._staged
+        self._values: dict[tuple[int, int], Tensor] = {}
+        self._sent: list[dist.Work] = []
 
     def stage(self, size: int, dtype: torch.dtype) -> Tensor:
         self._bucket = _rows(self._staged, size, dtype)
         return self._bucket
 
-    def collect(self) -> list[Tensor]:
+    def send(self) -> None:
         rank, shards = self.members.rank, self.members.shards(self._bucket)
-        values = {(rank, host): row for host, row in enumerate(shards[rank])}
+        self._values = {(rank, host): row for host, row in enumerate(shards[rank])}
         received = iter(_rows(self._received, shards[rank].shape[1], self._bucket.dtype))
         transfers = []
         for peer in self._peers():
             for host, row in enumerate(shards[peer]):
-                values[peer, host] = next(received)
-                transfers += self._transfer(dist.irecv, values[peer, host], peer)
+                self._values[peer, host] = next(received)
+                transfers += self._transfer(dist.irecv, self._values[peer, host], peer)
                 transfers += self._transfer(dist.isend, row, peer)
-        _run(transfers)
-        return [values[place] for place in sorted(values)]
+        self._sent = _begun(transfers)
+
+    def collect(self) -> list[Tensor]:
+        for work in self._sent:
+            work.wait()
+        return [self._values[place] for place in sorted(self._values)]
 
     def shard(self) -> Tensor:
         return self.members.shards(self._bucket[0])[self.members.rank]
@@ -137,7 +165,8 @@ class Messages:
         for peer in self._peers():
             transfers += self._transfer(dist.irecv, means[peer], peer)
             transfers += self._transfer(dist.isend, means[self.members.rank], peer)
-        _run(transfers)
+        for work in _begun(transfers):
+            work.wait()
         return self._bucket[0]
 
     def _peers(self) -> list[int]:
@@ -147,10 +176,8 @@ class Messages:
         return [dist.P2POp(operation, view, group=self.members.group, group_peer=peer)] if view.numel() else []
 
 
-def _run(transfers: list[dist.P2POp]) -> None:
-    if transfers:
-        for work in dist.batch_isend_irecv(transfers):
-            work.wait()
+def _begun(transfers: list[dist.P2POp]) -> list[dist.Work]:
+    return dist.batch_isend_irecv(transfers) if transfers else []
 
 
 class SharedMemory:
@@ -164,6 +191,7 @@ class SharedMemory:
 
     def __init__(self, members: Members, memory: mmap.mmap) -> None:
         self.members = members
+        self.bucket_bytes = members.bucket_bytes
         self._memory = torch.frombuffer(memory, dtype=torch.uint8).view(members.replicas + 1, -1)
         self._bucket = self._memory
         self._arrived = torch.zeros(1)
@@ -171,7 +199,7 @@ class SharedMemory:
     @classmethod
     def open(cls, members: Members) -> SharedMemory | None:
         """None, on all ranks, where they do not share a machine or the system has no such memory. Collective."""
-        size = (members.replicas + 1) * BUCKET_BYTES
+        size = (members.replicas + 1) * members.bucket_bytes
         offer = _Offer.make(size) if members.rank == 0 else _Offer()
         try:
             offers: list[Any] = members.gather_objects(offer)
@@ -181,10 +209,17 @@ class SharedMemory:
             offer.close()
         return cls(members, memory) if memory is not None and everywhere else None
 
+    @property
+    def slots(self) -> list[SharedMemory]:
+        return [self]
+
     def stage(self, size: int, dtype: torch.dtype) -> Tensor:
         self._bucket = _rows(self._memory, size, dtype)
         first = self.members.rank * self.members.hosted
         return self._bucket[first : first + self.members.hosted]
+
+    def send(self) -> None:
+        """Others see it as it is."""
 
     def collect(self) -> list[Tensor]:
         self._wait_for_all()

@@ -28,6 +28,9 @@ def way_to(host: str) -> tuple[str, str]:
     if chosen is not None:
         if chosen not in there:
             raise UserError(f"GLOO_SOCKET_IFNAME={chosen}: the interfaces with an address are {', '.join(there)}")
+        if there[chosen].startswith("127."):
+            others = [name for name, address in there.items() if not address.startswith("127.")]
+            raise UserError(f"GLOO_SOCKET_IFNAME={chosen} leads to no other host: set it to {' or '.join(others)}")
         return there[chosen], chosen
     try:
         (*_, target), *_ = socket.getaddrinfo(host, 9, socket.AF_INET, socket.SOCK_DGRAM)

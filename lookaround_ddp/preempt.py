@@ -13,9 +13,10 @@ from types import FrameType
 
 import torch
 
+from lookaround_ddp.birth import PARENT
 from lookaround_ddp.distributed import World
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 
 
@@ -37,9 +38,12 @@ class Stop:
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            self.before = {number: signal.signal(number, self._catch) for number in SIGNALS}
+            wanted = [each for each in SIGNALS if not (each == signal.SIGHUP and ignored(each))]
+            self.before = {number: signal.signal(number, self._catch) for number in wanted}
         if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != PARENT:  # torchrun died before that; the ranks could meet and train without it
+                sys.exit("stopped: torchrun has ended. Start the same command again")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -72,4 +76,11 @@ class Stop:
     def _catch(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.caught == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.caught is None and os.environ.get("RANK", "0") == "0":
+            os.write(2, f"{signal.Signals(number).name}: the ranks save and leave as soon as they can\n".encode())
         self.caught = self.caught or signal.Signals(number)
+
+
+def ignored(number: signal.Signals) -> bool:
+    """As SIGHUP is under nohup."""
+    return signal.getsignal(number) == signal.SIG_IGN

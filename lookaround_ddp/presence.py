@@ -16,7 +16,9 @@ import torch.distributed as dist
 
 BEAT = 1.0  # seconds between two signs of life
 PATIENCE = 3.5  # seconds in which a rank that lives gives one, and those that wait say so
-COLLECTIVE = re.compile(r"gloo|NCCL|c10d|TCPStore|Connection (closed|reset)|Broken pipe")  # in a RuntimeError of torch
+COLLECTIVE = re.compile(
+    r"gloo|NCCL|c10d|TCPStore|Connection (closed|reset)|Broken pipe|pair closure"
+)  # in a RuntimeError of torch
 
 
 class LostRanks(RuntimeError):
@@ -65,7 +67,8 @@ class Presence:
             self._try(lambda: self._leave(f"failed ({type(error).__name__}: {short(error)})"))
             return None
         found: list[Mapping[str, Any]] = []
-        if self._try(lambda: found.extend(self._roll_call())):
+        waited = re.search("(?i)timed? ?out", str(error)) is not None
+        if self._try(lambda: found.extend(self._roll_call(waited))):
             message, speaker = verdict(found, self.rank, self.timeout)
         else:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -102,11 +105,15 @@ class Presence:
     def _read(self) -> list[dict[str, Any]]:
         return [json.loads(value) for value in self.store.multi_get([str(rank) for rank in range(self.size)])]
 
-    def _roll_call(self) -> Sequence[Mapping[str, Any]]:
-        """Each rank's last state, with `alive`: whether it gave a sign of life meanwhile, or said why it ends."""
+    def _roll_call(self, waited: bool) -> Sequence[Mapping[str, Any]]:
+        """Each rank's last state, with `alive`: whether it gave a sign of life meanwhile, or said why it ends.
+
+        Args:
+            waited: whether this rank did, for the whole timeout.
+        """
         before = self._read()
         others = [state["ended"] for rank, state in enumerate(before) if rank != self.rank]
-        self._leave("came too late" if set(others) == {"waited"} else "waited")
+        self._leave("came too late" if set(others) == {"waited"} and not waited else "waited")
         deadline = time.monotonic() + PATIENCE
         while True:
             time.sleep(BEAT / 5)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -56,7 +55,7 @@ class Record:
         kept = [line for line in lines if line["iteration"] <= iteration]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self.metrics = path.open("a")
-        self.tracker = self._start_wandb()
+        self.tracker = self._start_wandb(self.config.record.wandb)
         for line in kept[_last_minute(lines) :] if killed else []:
             self._tell_wandb(line)
         if self.console.is_terminal:
@@ -127,16 +126,16 @@ class Record:
 
         self._wandb(tell)
 
-    def _start_wandb(self) -> Any:
+    def _start_wandb(self, mode: Literal["online", "offline", "disabled"]) -> Any:
         """A wandb run that a resumed training goes on with; None if there is to be none, or it fails."""
         settings = self.config.record
-        if settings.wandb == "disabled":
+        if mode == "disabled":
             return None
         try:
             import wandb  # half a second, and only those who track need it
 
             os.environ.setdefault("WANDB_FINISH_TIMEOUT", f"{FINISH_SECONDS}")
-            if settings.wandb == "online" and not (wandb.api.api_key or sys.stdin.isatty()):
+            if mode == "online" and not wandb.api.api_key:  # it would ask for one, and the other ranks would wait
                 raise RuntimeError("no API key; `wandb login` stores one")
             return wandb.init(
                 project=settings.project,
@@ -144,11 +143,14 @@ class Record:
                 id=_wandb_id(self.folder),
                 resume="allow",
                 dir=str(self.folder),
-                mode=settings.wandb,
+                mode=mode,
                 config=self.config.model_dump(mode="json"),
-                settings=wandb.Settings(init_timeout=20),
+                settings=wandb.Settings(init_timeout=10),
             )
         except Exception as error:  # whatever a tracker raises, it must not end a training
+            if mode == "online":
+                self.say(f"wandb: {error}: offline from now on; `wandb sync {self.folder}/wandb/offline-*` sends it")
+                return self._start_wandb("offline")
             self.say(f"wandb: {error}: this run is recorded in {self.folder} alone")
             return None
 

@@ -10,6 +10,7 @@ from lookaround_ddp.build import along_time, build, lookaround
 from lookaround_ddp.checkpoint import Checkpoints
 from lookaround_ddp.config import Config
 from lookaround_ddp.data.datasets import open_dataset
+from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
 from lookaround_ddp.lock import locked
 from lookaround_ddp.train import check_resumable, read_result
@@ -26,6 +27,7 @@ def rehearse(config: Config, processes: int, alone: bool) -> None:
         UserError: as `fit` would on every rank, and again whenever the ranks are restarted.
     """
     dataset = open_dataset(config.data, config.seed)
+    config = resolved(config, dataset)
     world = World(0, 1, 1, torch.device("cpu"), "none")
     batches, replicas = build(config, dataset, world)
     batches.plan.check(max(1, processes // len(config.replicas)))

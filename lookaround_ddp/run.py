@@ -83,6 +83,7 @@ class Run:
     def record_training(self, iteration: int, rate: float) -> None:
         """A line of the record: mean losses since the last one, distances to phi, speed."""
         losses = self.losses.since_last()
+        self.around.wait()  # for the distances
         before, seconds = self.since
         self.since = (iteration, self.watch.seconds())
         elapsed = self.since[1] - seconds
@@ -116,12 +117,13 @@ class Run:
         self.around.measure = self.shows_distances(iteration)
         averaged = self.around.step()
         if averaged and self.world.replicas > 1:
-            for replica in self.replicas:
-                replica.moved()
+            if self.config.optimizer.lookahead is not None:
+                self.around.wait()
+                for replica in self.replicas:
+                    replica.moved()
             if iteration // self.per_epoch > self.compared:
                 self.compared = iteration // self.per_epoch
-                models = [replica.model for replica in self.replicas]
-                check_agreement(models, self.config.average.buffers, iteration, self.world)
+                self.compare(iteration)
         if iteration == self.branch:
             self.around.restart()
             for replica in self.replicas:
@@ -129,11 +131,22 @@ class Run:
             self._begin_rounds()
         self.observe(iteration, averaged)
 
+    def compare(self, iteration: int) -> None:
+        """Whether all ranks got the same mean."""
+        buffers = self.config.average.buffers
+        if self.config.average.delay:
+            with self.around.averaged() as mean:
+                check_agreement([mean], buffers, iteration, self.world)
+        else:
+            self.around.wait()
+            check_agreement([replica.model for replica in self.replicas], buffers, iteration, self.world)
+
     def observe(self, iteration: int, averaged: bool) -> None:
         """Shows the weights to the averages along time, where they are a mean, or independent for good."""
         independent = self.config.average.k == "never"
         if not self.trajectories or not (averaged or independent or self.world.replicas == 1):
             return
+        self.around.wait()
         with self.shown():
             due = [
                 trajectory.observe(replica.model, iteration)
@@ -218,7 +231,7 @@ class Run:
         }
         mine = {
             name: part
-            for name, part in parts(self.replicas, self.trajectories).items()
+            for name, part in parts(self.replicas, self.trajectories, self.around).items()
             if (self.world.main if name == SHARED_TRAJECTORY else self.world.shard == 0)
         }
         checkpoints.save(iteration, mine, state)
@@ -293,9 +306,26 @@ class Run:
 SHARED_TRAJECTORY = "trajectory.pt"
 
 
-def parts(replicas: Sequence[Replica], trajectories: Sequence[Trajectory]) -> Mapping[str, Part]:
+class Corrected:
+    """A replica with the correction that is on its way to it (average.delay)."""
+
+    def __init__(self, replica: Replica, hosted: int, around: Lookaround) -> None:
+        self.replica, self.hosted, self.corrections = replica, hosted, around.corrections
+
+    def state_dict(self) -> State:
+        return {**self.replica.state_dict(), "correction": self.corrections.of(self.hosted)}
+
+    def load_state_dict(self, state: State) -> None:
+        self.replica.load_state_dict(state)
+        self.corrections.restore(self.hosted, state["correction"])
+
+
+def parts(replicas: Sequence[Replica], trajectories: Sequence[Trajectory], around: Lookaround) -> Mapping[str, Part]:
     """File name -> what a checkpoint keeps in it, of what this rank holds."""
-    named: dict[str, Part] = {f"replica-{replica.number}.pt": replica for replica in replicas}
+    named: dict[str, Part] = {
+        f"replica-{replica.number}.pt": Corrected(replica, hosted, around) if around.delay else replica
+        for hosted, replica in enumerate(replicas)
+    }
     if len(trajectories) == 1 and not trajectories[0].own:
         return named | {SHARED_TRAJECTORY: trajectories[0]}
     own = {f"trajectory-{r.number}.pt": t for r, t in zip(replicas, trajectories, strict=False)}

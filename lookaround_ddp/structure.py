@@ -1,17 +1,14 @@
-"""Which tensors of a model are averaged, and what the models of all replicas must have in common."""
+"""Which tensors of a model are averaged, and digests that tell whether two models are alike."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
 
-from lookaround_ddp.members import Members
-
 RUNNING_STATISTICS = ("running_mean", "running_var")  # of every norm layer that keeps them
-WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 SUM_DTYPES = {torch.float16: torch.float32, torch.bfloat16: torch.float32}  # fp64 sums take 4 times as long
 
 
@@ -23,10 +20,10 @@ def as_list(models: nn.Module | Iterable[nn.Module]) -> list[nn.Module]:
 
 
 def averaged_tensors(model: nn.Module, extra: Collection[str]) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameters and buffers that the average step averages; `extra` names buffers beside the running statistics."""
+    """Buffers and parameters that the average step averages; `extra` names buffers beside the running statistics."""
     parameters: list[Tensor] = [p for p in model.parameters() if is_number(p)]
     buffers = [b for name, b in model.named_buffers() if _is_averaged(name, b, extra)]
-    return parameters, buffers
+    return buffers, parameters
 
 
 def local_tensors(model: nn.Module, extra: Collection[str]) -> list[Tensor]:
@@ -98,47 +95,3 @@ def mean_digest(model: nn.Module, extra: Collection[str]) -> str:
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def check_models(models: Sequence[nn.Module], extra: Collection[str]) -> None:
-    """Raises ValueError, saying what to do, unless the models can be replicas that one rank hosts."""
-    if not models:
-        raise ValueError("no model: every rank hosts at least one replica")
-    for model in models:
-        wrapped = {c.__name__ for m in model.modules() for c in type(m).__mro__}.intersection(WRAPPERS)
-        if wrapped:
-            raise ValueError(
-                f"the model is wrapped in {wrapped.pop()}, whose ranks hold one replica together: pass the "
-                f"bare module (model.module), and the group of ranks that hold different replicas as `group`"
-            )
-        if any(nn.parameter.is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
-            raise ValueError("the model has lazy parameters or buffers without a shape: run one forward pass first")
-        unknown = set(extra) - {name for name, _ in model.named_buffers()}
-        if unknown:
-            raise ValueError(f"no buffer named {sorted(unknown)[0]!r} in the model: see model.named_buffers()")
-    if len({digest(model) for model in models}) > 1:
-        raise ValueError("the hosted models differ in structure: names, shapes and dtypes must be the same")
-    owners: dict[int, int] = {}
-    for number, model in enumerate(models):
-        for tensor in [*model.parameters(), *model.buffers()]:
-            owner = owners.setdefault(id(tensor), number)
-            if owner != number:
-                raise ValueError(
-                    f"the hosted models {owner} and {number} share tensors: give each its own, as copy.deepcopy does"
-                )
-
-
-def check_ranks(members: Members, settings: Mapping[str, object], refusal: ValueError | None) -> None:
-    """Raises ValueError on all ranks if one of them refuses its arguments, or was given others. Collective."""
-    everyone = members.gather_objects((None if refusal is None else str(refusal), settings))
-    if refusal is not None:
-        raise refusal
-    for rank, (refused, theirs) in enumerate(everyone):
-        if refused is not None:
-            raise ValueError(f"refused on rank {rank}: {refused}")
-        for name, mine in settings.items():
-            if theirs[name] != mine:
-                raise ValueError(
-                    f"rank {rank} has another {name} than rank {members.rank}: {theirs[name]!r}, not {mine!r}; "
-                    f"all ranks must build the same"
-                )

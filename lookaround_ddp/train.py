@@ -15,6 +15,7 @@ from lookaround_ddp.build import along_time, build, lookaround, prepare
 from lookaround_ddp.checkpoint import Checkpoints
 from lookaround_ddp.config import Config, UserError, changed_keys
 from lookaround_ddp.data.datasets import Dataset
+from lookaround_ddp.data.device import resolved
 from lookaround_ddp.data.workers import get_ready
 from lookaround_ddp.distributed import Preempted, World
 from lookaround_ddp.files import write_atomically
@@ -45,6 +46,7 @@ def fit(config: Config, world: World, stop: Stop) -> State:
         get_ready()
     dataset = prepare(config, world)
     with world.together():
+        config = resolved(config, dataset)
         batches, replicas = build(config, dataset, world)
     plan = batches.plan
     total = config.epochs * plan.iterations
@@ -53,7 +55,7 @@ def fit(config: Config, world: World, stop: Stop) -> State:
     record = Record(config, world.main, total)
     checkpoints = Checkpoints(Path(config.out), config.checkpoint.keep, world, record.say)
     start = {**START, "start": content_digest(replicas[0].model)}
-    kept = parts(replicas, trajectories)
+    kept = parts(replicas, trajectories, around)
     state = checkpoints.restore(kept, lambda found: check_resumable(config, dataset, found)) or start
     with world.together():
         finished = read_result(config) if world.main else None
@@ -146,6 +148,7 @@ def check_resumable(config: Config, dataset: Dataset, state: State) -> None:
             f"put back what is missing, or train in another `out`"
         )
     made = state["config"]
+    made = made | {"data": {"pipeline": "workers"} | made["data"]}  # older checkpoints say nothing of it
     if made["data"].get("on_corrupt", "error") == "error":  # so far every image was read, and nothing skipped
         made = made | {"data": made["data"] | {"on_corrupt": config.data.on_corrupt}}
     changes = list(changed_keys(made, config.identity()))

@@ -93,7 +93,11 @@ def worker(rank: int, ranks: int) -> dict[str, Any]:
             members = Members(group, hosted=placement[1], share=share)
             hosted = range(members.rank * members.hosted, (members.rank + 1) * members.hosted)
             results[f"{name} {sizes}"] = average_of(hosted, members)
-            results[f"{name} {sizes} first only"] = average_of(hosted, members, spread=False)
+            results[f"{name} {sizes} first only"] = average_of(hosted, members, write="first")
+            results[f"{name} {sizes} difference"] = average_of(hosted, members, write="difference")
+            done: list[int] = []
+            average_of(hosted, members, done=done.append)
+            results[f"{name} {sizes} done"] = done
             results[f"{name} {sizes} inexact"] = average_of(hosted, members, exact=False)
             same = equal_rows(hosted)
             average_(same, [(0,)] * len(same[0]), members)
@@ -114,7 +118,7 @@ def reals_of(replica: int) -> list[Tensor]:
 
 def squares_of(hosted: range, members: Members, exact: bool) -> Tensor:
     rows = [reals_of(replica) for replica in hosted]
-    squares = average_(rows, [layout_of(t) for t in reals_of(0)], members, exact=exact, measured=len(rows[0]))
+    squares = average_(rows, [layout_of(t) for t in reals_of(0)], members, exact=exact, measured=range(len(rows[0])))
     assert squares is not None
     return squares
 

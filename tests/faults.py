@@ -87,6 +87,8 @@ class Faults:
             after = time.monotonic() - began
             if after > WAIT + SLACK:
                 hanging = [*filter(alive, [job.pid, *family])]
+                for pid in hanging:
+                    kill(pid)
                 raise RuntimeError(f"{victim} hit after {moment:.1f} s: the rest hangs: {hanging}")
             if after > lasts or not any(map(alive, family)):  # torchrun would wait for its own network
                 undo.close()
@@ -141,6 +143,9 @@ class Faults:
         """Nothing beyond the last whole checkpoint was lost, and a damaged one was named."""
         said = self.said.read_text()
         resumed = re.search(r"resumed after iteration (\d+)", said)
+        began = "iteration " in said.partition("M parameters")[2]
+        if whole and began and not resumed:
+            raise RuntimeError(f"began anew, though there was a checkpoint of {whole}")
         if resumed and int(resumed[1]) != whole:
             raise RuntimeError(f"resumed after iteration {resumed[1]}, though there was a checkpoint of {whole}")
         if resumed and whole < newest and f"checkpoint {newest} is damaged" not in said:

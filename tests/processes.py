@@ -21,7 +21,7 @@ def start(said: Path, *arguments: str, ranks: int, through: Sequence[str] = ()) 
     command = [*through, sys.executable, "-m", "torch.distributed.run", *options, f"--nproc-per-node={ranks}"]
     command += ["-m", "lookaround_ddp", "train", *arguments]
     with said.open("a") as file:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         return subprocess.Popen(command, stdout=file, stderr=file, text=True, env=environment)
 
 

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.timeout(300)
 PLACEMENTS = [(1, 1), (2, 1), (2, 2), (3, 1), (3, 3)]  # replicas d, ranks: all hosted by one, or one on each
 
 
-def train(case: Case, hosted: range, group: dist.ProcessGroup | None) -> list[dict[str, Any]]:
+def train(case: Case, hosted: range, group: dist.ProcessGroup | None, **options: Any) -> list[dict[str, Any]]:
     """With Lookaround. Each replica is built from another seed: that they start from the first is its work."""
-    make = partial(Lookaround, k=case.k, start=case.start, buffers=case.buffers, group=group)
+    make = partial(Lookaround, k=case.k, start=case.start, buffers=case.buffers, group=group, **options)
     models = [build(case, seed=replica) for replica in hosted]
     optimizers = [case.optimizer(model) for model in models]
     around = make(models if len(models) > 1 else models[0])

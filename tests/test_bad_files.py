@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from functools import partial
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from tests.runs import TINY, Job, train, weights
+from tests.test_resume import die_at
 
 NOBODY = 65534
 CONFIG = (*TINY, "checkpoint.every=0.4", "checkpoint.keep=3", "record.every=1")  # a checkpoint each 2 of 10 iterations
@@ -264,6 +266,24 @@ def test_damaged_lines_of_the_record_are_left_out(stopped: Path, finished: Path)
     assert "metrics.jsonl: 2 of its lines are damaged, and left out from now on" in train(stopped, *CONFIG)
     kept = path.read_bytes().splitlines(keepends=True)
     assert kept[: len(lines)] == lines
+
+
+def test_a_damaged_checkpoint_is_not_kept_in_place_of_the_one_that_was_just_written(stopped: Path) -> None:
+    """Checkpoints 6, 8 and 10, of which 10 is damaged; one is kept. The run goes on from 8 and is told to leave."""
+    (stopped / "checkpoints" / "10" / "replica-1.pt").write_bytes(b"")
+    once = (*CONFIG, "checkpoint.keep=1", "checkpoint.grace_seconds=0.001")
+    job = Job("train", f"out={stopped}", *once, prepare=partial(die_at, 8, 0, death=signal.SIGTERM))
+    assert job.wait() == [0], job.said()
+    assert "SIGTERM: saved after iteration 9" in job.said()
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["9"]
+    assert "resumed after iteration 9" in train(stopped, *once)
+
+
+def test_run_json_that_holds_something_else(stopped: Path) -> None:
+    (stopped / "checkpoints" / "10" / "run.json").write_text("[1]")
+    said = train(stopped, *CONFIG)
+    assert "checkpoint 10 is damaged (run.json: " in said
+    assert "resumed after iteration 8" in said
 
 
 # Secrets

@@ -53,6 +53,35 @@ def test_the_average_step(tmp_path: Path) -> None:
     assert f"torch {torch.__version__}\n" in said
 
 
+def test_the_cost_elsewhere(tmp_path: Path) -> None:
+    """ResNet-8's parameters on 2 ranks; a step of 10 ms."""
+    found, said = figures(
+        tmp_path, "average", "--model=resnet8", "--ranks=2", "--repeats=2", "--step-ms=10", "--epoch-steps=7"
+    )
+    cost = found["average"]["cost"]
+    assert cost["bytes"] == [1e6, 4e6, 16e6, 64e6]
+    assert list(cost["average"]) == ["2", "8", "32", "128", "1024"]
+    size = found["average"]["parameter_bytes"]
+    expected = cost["latency"] * 7 + size / cost["bandwidth"] * (7 / 8) / (1 / 2)
+    assert cost["average"]["8"] == pytest.approx(expected)
+    (row,) = (line.split() for line in said.splitlines() if line.split()[:1] == ["8"])
+    shares = [100 * expected / (expected + 0.01 * k) for k in (1, 5, 10, 50, 7)]
+    assert row == ["8", f"{1000 * expected:.1f}", *(part for share in shares for part in (f"{share:.1f}", "%"))]
+
+
+def test_rounds(tmp_path: Path) -> None:
+    found, said = figures(tmp_path, "round", "--round-model=resnet8", "--ranks=2", "--repeats=2", "--k=3")
+    rows = found["round"]["rows"]
+    assert list(rows) == ["never averaged", "waited for", "hidden", "delay 1", "delay 2"]
+    medians = {name: row["milliseconds"]["median"] for name, row in rows.items()}
+    waited = medians["waited for"] - medians["never averaged"]
+    for name in ("waited for", "hidden", "delay 1", "delay 2"):
+        cost = medians[name] - medians["never averaged"]
+        assert rows[name]["average"] == pytest.approx(cost)
+        assert rows[name]["hidden"] == pytest.approx(1 - cost / waited)
+    assert "Rounds of 3 steps of resnet8, 16 images of 32 px a step; n = 2" in said
+
+
 def test_the_trainer(tmp_path: Path) -> None:
     found, said = figures(
         tmp_path, "train", "--train-model=resnet8", "--batch-size=50", "--iterations=20", "--rounds=1"
@@ -67,11 +96,25 @@ def test_the_trainer(tmp_path: Path) -> None:
     assert min(speed["min"] for speed in speeds.values()) > 1
 
 
+def test_the_augmentations(tmp_path: Path) -> None:
+    found, said = figures(tmp_path, "data", "--workers=2", "--batch-size=32", "--rounds=1")
+    data = found["data"]
+    assert len(data["rows"]) == 5
+    for name, rows in data["rows"].items():
+        assert f"\n {name}  " in said
+        assert [*rows][:3] == ["workers: none, 1 core", "workers: 2 processes", "device: CPU, 1 core"]
+        one_core, _, device, *_ = (row["images_per_second"]["median"] for row in rows.values())
+        assert rows["device: CPU, 1 core"]["ratio"]["of_medians"] == pytest.approx(device / one_core)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["average", "--ranks=0"], "error: --ranks is 0: give 1 or more"),
         (["average", "--model=resnet19"], "error: unknown model 'resnet19': did you mean resnet"),
+        (["data", "--batch-size=0"], "error: --batch-size is 0: give 1 or more"),
+        (["round", "--k=0"], "error: --k is 0: give 1 or more"),
+        (["round", "--round-model=resnet19"], "error: unknown model 'resnet19': did you mean resnet"),
         (["train", "--rounds=0"], "error: --rounds is 0: give 1 or more"),
         (["train", "--iterations=10"], "error: --iterations is 10: give 11 or more"),
         (["train", "--data=mnist"], "error: data.name is 'mnist'"),

@@ -87,6 +87,18 @@ def test_many_ranks_make_a_mistake_but_one_speaks_first(tmp_path: Path) -> None:
     assert job.said(1).startswith("rank 1: error: epochs is 0")
 
 
+def two_nodes(rank: int) -> None:
+    os.environ["LOOKAROUND_NODES"] = "2"
+
+
+def test_fewer_nodes_than_the_launcher_was_told(tmp_path: Path) -> None:
+    """torchrun begins without a node that it takes for dead; the result would be that of fewer processes, silently."""
+    job = Job("train", f"out={tmp_path}/run", *TINY, prepare=two_nodes)
+    assert job.wait() == [2]
+    assert job.said().startswith("error: 1 of 2 nodes take part: do their clocks agree?")
+    assert not (tmp_path / "run").exists()
+
+
 def differ(rank: int) -> None:
     """Makes rank 1 read another learning rate than the others."""
     if rank == 1:

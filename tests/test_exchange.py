@@ -90,6 +90,30 @@ def test_the_mean_goes_to_the_first_hosted_replica_only(
         assert all(same_bits(a, b) for a, b in zip(row, expected, strict=True)), f"replica {replica}"
 
 
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("placement", [(1, 6), (2, 3), (6, 1)], ids=lambda p: "{}x{}".format(*p))
+def test_the_difference_leads_from_a_replica_to_the_mean(
+    on_ranks: list[dict[str, Any]], placement: tuple[int, int], sizes: str
+) -> None:
+    means = rows_of(on_ranks, placement, sizes)[0]
+    for replica, row in enumerate(rows_of(on_ranks, placement, f"{sizes} difference")):
+        for difference, mean, value in zip(row, means, tensors_of(replica), strict=True):
+            assert same_bits(difference, mean - value), f"replica {replica}"
+
+
+def test_each_tensor_is_said_to_be_done_once(on_ranks: list[dict[str, Any]]) -> None:
+    """All but the empty one; those of a dtype, which are exchanged together, in order."""
+    dtypes = [tensor.dtype for tensor in tensors_of(0)]
+    for placement, ranks in PLACEMENTS.items():
+        for sizes in SIZES:
+            for rank in ranks:
+                done = on_ranks[rank]["{}x{} {} done".format(*placement, sizes)]
+                assert sorted(done) == [number for number, tensor in enumerate(tensors_of(0)) if tensor.numel()]
+                for dtype in dtypes:
+                    own = [number for number in done if dtypes[number] == dtype]
+                    assert own == sorted(own)
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda p: "{}x{}".format(*p))
 def test_averaging_equal_replicas_changes_no_bit(on_ranks: list[dict[str, Any]], placement: tuple[int, int]) -> None:
     (start,) = equal_rows(range(1))

@@ -23,8 +23,8 @@ def series(resident: list[int], files: list[int]) -> list[Sample]:
     [
         ([100, 300, 400, 401, 400, 401, 402, 401], [5, 9, 9, 9, 9, 9, 9, 9], False),  # 400 to 402 is warm
         ([100, 300, 400, 404, 408, 412, 416, 420], [9] * 8, True),  # 408 -> 416
-        ([400] * 8, [5, 5, 9, 9, 9, 9, 10, 11], True),
-        ([400] * 4 + [400, 400, 900, 400], [9, 9, 9, 9, 9, 9, 10, 9], False),  # came and went in the last quarter
+        ([400] * 8, [5, 5, 9, 9, 10, 11, 16, 18], True),
+        ([400] * 4 + [400, 400, 900, 400], [9, 9, 9, 9, 9, 9, 30, 11], False),  # came and went in the last quarter
     ],
 )
 def test_what_grows_after_the_warm_up(resident: list[int], files: list[int], grew: bool) -> None:

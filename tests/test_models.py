@@ -150,3 +150,36 @@ def test_groups_keep_timms_scale_of_the_learning_rate() -> None:
     optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr_scale": 0.5}], lr=1.0)
     set_learning_rate(optimizer, 0.2)
     assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "fused"),
+    [
+        ("sgd", {}, True),
+        ("adamw", {}, True),
+        ("sgd", {"foreach": True}, None),
+        ("lion", {}, None),
+    ],
+)
+def test_pytorchs_own_optimizers_are_fused(name: str, options: dict[str, bool], fused: bool | None) -> None:
+    optimizer = create_optimizer(OptimizerConfig(name=name, options=options), nn.Linear(2, 2))
+    assert optimizer.defaults.get("fused") == fused
+
+
+def test_a_fused_step_by_hand() -> None:
+    """lr .1, momentum .9, decay .5: g + .5 p = 2.5, p = 1 - .25; then v = .9 * 2.5 + 2 + .375 = 4.625."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    optimizer = create_optimizer(OptimizerConfig(lr=0.1, momentum=0.9, weight_decay=0.5), model)
+    for expected in (0.75, 0.75 - 0.4625):
+        model.weight.grad = torch.tensor([[2.0]])
+        optimizer.step()
+        assert model.weight.item() == pytest.approx(expected)
+
+
+def test_complex_parameters_are_not_fused() -> None:
+    model = nn.Linear(1, 1, dtype=torch.complex64)
+    optimizer = create_optimizer(OptimizerConfig(), model)
+    assert not optimizer.defaults["fused"]
+    model(torch.ones(1, 1, dtype=torch.complex64)).abs().sum().backward()
+    optimizer.step()

@@ -15,6 +15,7 @@ import torch
 
 from lookaround_ddp.distributed import World
 from lookaround_ddp.preempt import Stop
+from tests.processes import alive, descendants, kill, start
 from tests.runs import TINY, Job, train, weights
 from tests.test_resume import EVERY, die_at
 
@@ -114,3 +115,24 @@ def test_usr1_to_torchrun_reaches_the_ranks(undisturbed: Path, tmp_path: Path) -
     assert "SIGUSR1: saved after iteration" in said
     (name,) = (path.name for path in (out / "checkpoints").iterdir())
     assert f"after iteration {name}" in (out / "PREEMPTED").read_text()
+
+
+def test_ranks_whose_torchrun_dies_while_they_start_do_not_train_without_it(tmp_path: Path) -> None:
+    """They would meet each other, since one of them has the store."""
+    job = start(tmp_path / "said.txt", f"out={tmp_path}/run", *TINY, "epochs=3000", ranks=3)
+    deadline = time.monotonic() + 60
+    while len(family := descendants(job.pid)) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)
+    family = descendants(job.pid)
+    kill(job.pid)
+    job.wait()
+    try:
+        while any(map(alive, family)):
+            assert time.monotonic() < deadline + 60, (tmp_path / "said.txt").read_text()
+            time.sleep(0.2)
+    finally:
+        for pid in family:
+            kill(pid)
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -62,6 +62,35 @@ def test_the_rank_that_does_not_come_is_named(tmp_path: Path, how: str, what: st
     assert "Traceback" not in job.said(0) + job.said(2)
 
 
+def stop_in_training(rank: int) -> None:
+    """Rank 3 stands still when it begins iteration 5, in which its replica's other rank waits for its gradients."""
+    from lookaround_ddp.replica import Replica
+
+    step = Replica.step
+
+    def stopping(self: Replica, batches: Any, pipelines: Any, iteration: int, rate: float) -> Any:
+        if rank == 3 and iteration == 4:
+            time.sleep(1.5)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return step(self, batches, pipelines, iteration, rate)
+
+    Replica.step = stopping  # type: ignore[method-assign]
+
+
+def test_the_ranks_of_a_replica_wait_no_longer_than_others(tmp_path: Path) -> None:
+    """2 replicas on 4 ranks: rank 2 waits among the replica's ranks, 0 and 1 in the average step."""
+    shared = ("replicas=[[crop],[rotation]]", "timeout=6")
+    job = Job("train", f"out={tmp_path}/run", *TINY, *shared, ranks=4, prepare=stop_in_training)
+    for process in job.processes[:3]:
+        process.join(60)
+    codes = [process.exitcode for process in job.processes[:3]]
+    job.processes[3].kill()
+    job.wait()
+    assert codes == [1, 1, 1], job.said()
+    assert "rank 3 gives no sign of life, last seen training iteration 5" in job.said()
+    assert "Traceback" not in "".join(map(job.said, range(3)))
+
+
 def test_without_rank_0_the_others_say_where_it_was(tmp_path: Path) -> None:
     job = Job("train", f"out={tmp_path}/run", *TINY, "timeout=6", ranks=3, prepare=partial(strike, 0, "kill"))
     assert job.wait(60) == [-signal.SIGKILL, 1, 1], job.said()
@@ -95,6 +124,18 @@ def test_a_port_in_use_is_a_users_mistake(tmp_path: Path) -> None:
 
 def state(doing: str, ended: str = "", alive: bool = True, seconds: float = 3.0) -> dict[str, Any]:
     return {"doing": doing, "ended": ended, "alive": alive, "seconds": seconds, "beats": 1}
+
+
+@pytest.mark.parametrize(
+    ("message", "lost"),
+    [
+        ("Application timeout caused pair closure", True),
+        ("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:38807", True),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_errors_that_tell_of_other_ranks(message: str, lost: bool) -> None:
+    assert lost_connection(RuntimeError(message)) == lost
 
 
 def test_what_is_said_of_ranks() -> None:

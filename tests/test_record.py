@@ -146,7 +146,7 @@ def fail(where: str, rank: int) -> None:
         ("offline", partial(fail, "init"), "wandb: the network is down: this run is recorded in {out} alone"),
         ("offline", partial(fail, "log"), "wandb: the network is down: recording goes on in {out} alone"),
         ("offline", partial(fail, "import"), "this run is recorded in {out} alone"),
-        ("online", None, "wandb: no API key; `wandb login` stores one: this run is recorded in {out} alone"),
+        ("online", None, "wandb: no API key; `wandb login` stores one: offline from now on; `wandb sync {out}/wandb/"),
     ],
     ids=["init", "log", "import", "no key"],
 )

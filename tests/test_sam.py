@@ -127,7 +127,7 @@ def under_ddp(rank: int, ranks: int) -> dict[str, Tensor]:
         config = make_config(values)
         dataset = open_dataset(config.data, seed=0)
         pipelines = train_pipelines(config.augment, config.replicas[0], dataset, 0.0)
-        world = World(rank, ranks, 1, torch.device("cpu"), "gloo", None, dist.group.WORLD)
+        world = World(rank, ranks, 1, torch.device("cpu"), "gloo", shard_group=dist.group.WORLD)
         replica = Replica(config, 0, dataset, world)
         start = copy.deepcopy(replica.model)
         batches = Iterations(dataset.train, Plan(100, 20, 0, True), {0: pipelines}, rank, ranks)

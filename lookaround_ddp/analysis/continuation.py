@@ -10,6 +10,7 @@ from lookaround_ddp.analysis.scoring import State
 from lookaround_ddp.build import build, lookaround, prepare
 from lookaround_ddp.checkpoint import Checkpoints
 from lookaround_ddp.config import Config, UserError
+from lookaround_ddp.data.device import resolved
 from lookaround_ddp.data.loader import load
 from lookaround_ddp.distributed import World
 from lookaround_ddp.run import parts
@@ -20,7 +21,8 @@ from lookaround_ddp.train import check_resumable
 class Continuation:
     """A run's replicas, which start from one of its checkpoints as often as wanted. Nothing is written.
 
-    Collective, like all methods.
+    Average steps are at once, also of a run that trained with `average.delay`: what was on its way to its replicas adds
+    up to nothing, and their mean is the same without. Collective, like all methods.
 
     Raises:
         UserError: the run has no rounds, or one replica.
@@ -29,11 +31,13 @@ class Continuation:
     def __init__(self, run: Path, config: Config, world: World) -> None:
         if len(config.replicas) < 2 or config.average.k == "never":
             raise UserError(f"{run} has no replicas that are averaged: name a run of Lookaround")
-        trained = config.model.model_copy(update={"pretrained": False})  # its weights are those of a checkpoint
-        self.run, self.config, self.world = run, config.model_copy(update={"model": trained}), world
-        self.original = config
-        self.dataset = prepare(self.config, world)
+        self.run, self.world = run, world
+        self.dataset = prepare(config, world)
         with world.together():
+            self.original = resolved(config, self.dataset)
+            model = config.model.model_copy(update={"pretrained": False})  # its weights are those of a checkpoint
+            average = config.average.model_copy(update={"hide": False, "delay": 0})
+            self.config = self.original.model_copy(update={"model": model, "average": average})
             self.batches, self.replicas = build(self.config, self.dataset, world)
         self.per_epoch = self.batches.plan.iterations
         self.around = lookaround(self.config, self.replicas, self.per_epoch, world)
@@ -52,7 +56,9 @@ class Continuation:
     def restore(self, iteration: int) -> None:
         """The replicas as they were after this iteration and an average step: at the beginning of a round."""
         chosen = OneCheckpoint(self.run, iteration, self.world)
-        chosen.restore(parts(self.replicas, []), lambda state: check_resumable(self.original, self.dataset, state))
+        chosen.restore(
+            parts(self.replicas, [], self.around), lambda state: check_resumable(self.original, self.dataset, state)
+        )
         self.average()
 
     def average(self) -> None:

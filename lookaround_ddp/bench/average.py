@@ -5,18 +5,11 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
-import json
-import os
-import signal
-import time
 import warnings
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -24,8 +17,9 @@ from torch import nn
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 
 from lookaround_ddp.averaging import Lookaround
-from lookaround_ddp.bench import machine, memory
+from lookaround_ddp.bench import cost, machine, memory
 from lookaround_ddp.bench.machine import Figures
+from lookaround_ddp.bench.ranks import describe, in_turn, job_size, on_ranks, slowest, speaks
 from lookaround_ddp.config import ModelConfig
 from lookaround_ddp.members import BUCKET_BYTES
 from lookaround_ddp.models import create_model
@@ -33,7 +27,6 @@ from lookaround_ddp.models import create_model
 CLASSES = 1000
 WARM_UP = 3  # the first call opens connections, and moves PeriodicModelAverager's parameters into its buffer
 MEMORY_REPEATS = 3
-TIMEOUT = timedelta(seconds=600)
 EXACT, DISTANCES, INEXACT = "Lookaround", "Lookaround(measure=True)", "Lookaround(exact=False)"
 REFERENCE, BOUND = "PeriodicModelAverager", "bare all_reduce"
 SHARED = BUCKET_BYTES / 1e6
@@ -52,7 +45,7 @@ def report(options: argparse.Namespace) -> Figures:
     """Measures the average step, prints the table and returns its figures.
 
     Args:
-        options: `model`, `ranks` and `repeats`, as the command line has them.
+        options: `model`, `ranks`, `repeats`, `step_ms` and `epoch_steps`, as the command line has them.
 
     Raises:
         UserError: an unknown model; fewer than 1 rank or repeat.
@@ -63,11 +56,11 @@ def report(options: argparse.Namespace) -> Figures:
     elements = sum(parameter.numel() for parameter in model.parameters())
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     del model
-    gpus = options.ranks if _backend(options.ranks) == "nccl" else 0
-    setting = machine.describe_machine(_backend(options.ranks), str(options.ranks), 1, gpus)
-    progress.print(f"average: {options.ranks} ranks start, each with {options.model} ...", markup=False)
-    with machine.ended_tidily():
-        measured = _measure(options.model, options.ranks, options.repeats)
+    ranks = job_size(options.ranks)
+    setting = describe(ranks)
+    if speaks():
+        progress.print(f"average: {ranks} ranks measure, each with {options.model} ...", markup=False)
+    measured, sizes = _measure(options.model, ranks, options.repeats)
     figures = {
         "machine": setting,
         "model": options.model,
@@ -75,8 +68,13 @@ def report(options: argparse.Namespace) -> Figures:
         "parameter_bytes": size,
         "repeats": options.repeats,
         "rows": {name: _row(name, measured) for name in measured},
+        "cost": cost.figures(sizes, ranks, size) if ranks > 1 else None,
     }
-    _print(figures, console)
+    if speaks():
+        _print(figures, console)
+        if ranks > 1:
+            step = None if options.step_ms is None else options.step_ms / 1000
+            cost.print_cost(figures["cost"], step, options.epoch_steps, console)
     return figures
 
 
@@ -109,79 +107,37 @@ def _print(figures: Figures, console: Console) -> None:
     console.print(NOTES, markup=False, highlight=False, soft_wrap=True)
 
 
-def _backend(ranks: int) -> str:
-    """NCCL needs a GPU for each rank."""
-    return "nccl" if dist.is_nccl_available() and torch.cuda.device_count() >= ranks else "gloo"
+def _measure(model: str, ranks: int, repeats: int) -> tuple[Figures, Figures]:
+    """By competitor, and by megabytes."""
+    everyone = on_ranks(_measured, ranks, model, repeats)
+    milliseconds = slowest([times for times, _, _ in everyone])
+    figures = {}
+    for name in milliseconds:
+        peaks = [peak for _, extra, _ in everyone for peak in extra[name]]
+        known = [peak for peak in peaks if peak is not None]
+        figures[name] = {
+            "milliseconds": milliseconds[name],
+            "extra_bytes": max(known) if len(known) == len(peaks) else None,
+        }
+    return figures, slowest([sizes for _, _, sizes in everyone])
 
 
-def _measure(model: str, ranks: int, repeats: int) -> Figures:
-    """Starts the ranks, and ends them whatever happens."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # a port of the system's choice
-    environment, interrupt = dict(os.environ), signal.getsignal(signal.SIGINT)
-    try:
-        os.environ.update(machine.rank_environment(threads=1))
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the ranks inherit it: Ctrl-C is this process's to handle
-        context = mp.spawn(_rank, (ranks, store.port, model, repeats), ranks, join=False, daemon=True)
-    finally:
-        signal.signal(signal.SIGINT, interrupt)
-        os.environ.clear()
-        os.environ.update(environment)
-    assert context is not None
-    try:
-        while not context.join():
-            pass
-    finally:
-        for process in context.processes:
-            process.kill()
-            process.join()
-        for file in context.error_files:  # where a rank that fails leaves its traceback
-            Path(file).unlink(missing_ok=True)
-    return json.loads(store.get("figures"))
-
-
-def _rank(rank: int, ranks: int, port: int, name: str, repeats: int) -> None:
-    """One rank of the measurement; rank 0 leaves the figures of all in the store."""
-    machine.die_with_parent()
-    torch.set_num_threads(1)
-    backend = _backend(ranks)
-    device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    bound = device if device.type == "cuda" else None
-    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=TIMEOUT, device_id=bound)
+def _measured(
+    device: torch.device, name: str, repeats: int
+) -> tuple[dict[str, list[float]], dict[str, list[int | None]], dict[str, list[float]]]:
+    """On one rank: milliseconds of each competitor's calls, the memory that some of them took, milliseconds by size."""
     model = create_model(ModelConfig(name=name), CLASSES).to(device)
     competitors = _competitors(model, device)
     for _ in range(WARM_UP):
         for call in competitors.values():
             call()
-
-    names = list(competitors)
-    milliseconds: dict[str, list[float]] = {each: [] for each in names}
-    for repeat in range(repeats):
-        first = repeat % len(names)  # so that no competitor always follows the same one
-        for each in names[first:] + names[:first]:
-            milliseconds[each].append(_milliseconds(competitors[each], device))
-    extra: dict[str, list[int | None]] = {each: [] for each in names}
+    milliseconds = in_turn(competitors, repeats, device)
+    extra: dict[str, list[int | None]] = {each: [] for each in competitors}
     for _ in range(min(repeats, MEMORY_REPEATS)):
-        for each in names:
+        for each, call in competitors.items():
             dist.barrier()
-            extra[each].append(memory.extra_bytes(competitors[each], device))
-
-    everyone: list[tuple[dict[str, list[float]], dict[str, list[int | None]]]] = [(milliseconds, extra)] * ranks
-    dist.all_gather_object(everyone, (milliseconds, extra))
-    if rank == 0:
-        figures = {}
-        for each in names:
-            peaks = [peak for _, theirs in everyone for peak in theirs[each]]
-            known = [peak for peak in peaks if peak is not None]
-            figures[each] = {
-                "milliseconds": [max(times) for times in zip(*(theirs[each] for theirs, _ in everyone), strict=True)],
-                "extra_bytes": max(known) if len(known) == len(peaks) else None,
-            }
-        store.set("figures", json.dumps(figures))
-    dist.barrier()
-    dist.destroy_process_group()
+            extra[each].append(memory.extra_bytes(call, device))
+    return milliseconds, extra, cost.measure(device, repeats) if dist.get_world_size() > 1 else {}
 
 
 def _competitors(model: nn.Module, device: torch.device) -> dict[str, Callable[[], object]]:
@@ -200,16 +156,3 @@ def _competitors(model: nn.Module, device: torch.device) -> dict[str, Callable[[
         REFERENCE: lambda: averager.average_parameters(theirs.parameters()),
         BOUND: functools.partial(dist.all_reduce, flat),
     }
-
-
-def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
-    def finish() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    dist.barrier()
-    finish()
-    start = time.perf_counter()
-    call()
-    finish()
-    return 1000 * (time.perf_counter() - start)

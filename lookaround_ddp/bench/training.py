@@ -23,6 +23,7 @@ from rich.table import Table
 
 from lookaround_ddp.bench import machine
 from lookaround_ddp.bench.machine import Figures
+from lookaround_ddp.bench.ranks import refuse_job
 from lookaround_ddp.config import UserError
 from lookaround_ddp.config_file import load_config
 from lookaround_ddp.data.datasets import open_dataset
@@ -103,6 +104,7 @@ def report(options: argparse.Namespace) -> Figures:
     Raises:
         UserError: an unknown model or dataset, missing images, a number that is too small.
     """
+    refuse_job("train")
     machine.at_least({"--rounds": options.rounds}, 1)
     machine.at_least({"--iterations": options.iterations}, WARM_UP + 1)
     workload = _workload(options)

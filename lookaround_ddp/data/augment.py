@@ -17,6 +17,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from lookaround_ddp.config import Augmentation, AugmentConfig, UserError
 from lookaround_ddp.data.datasets import Dataset
+from lookaround_ddp.data.draws import Draws
 
 # name -> transform of a PIL image, given the dataset and the arguments of a {name: {argument: value}} entry
 NAMES: dict[str, Callable[..., Any]] = {
@@ -45,6 +46,8 @@ class Pipeline:
     transform: Callable[[Any], Tensor]
     mix: Mixup | None = None
     custom: bool = False  # somebody's own code may draw from `random` and numpy, which must then be seeded too
+    named: tuple[tuple[str, Any], ...] = ()  # the transforms that it is composed of, by their names in a config
+    batched: Callable[[Tensor, Draws], Tensor] | None = None  # the same of uint8 (n, C, H, W) on a device, if it can
 
 
 def train_pipelines(
@@ -68,7 +71,7 @@ def evaluation_transform(dataset: Dataset) -> Callable[[Any], Tensor]:
 
 
 def _pipeline(entries: Sequence[Augmentation], dataset: Dataset, smoothing: float) -> Pipeline:
-    steps: list[Any] = []
+    steps: list[tuple[str, Any]] = []
     mixes: dict[str, float] = {}
     custom = cropped = False
     for entry in entries:
@@ -76,11 +79,11 @@ def _pipeline(entries: Sequence[Augmentation], dataset: Dataset, smoothing: floa
             if name in MIXES:
                 mixes[name] = _alpha(name, arguments)
                 continue
-            steps.append(_transform(name, arguments, dataset))
+            steps.append((name, _transform(name, arguments, dataset)))
             custom |= name not in NAMES
             cropped |= name == "random_resized_crop"
     if not cropped:
-        steps = [*_resize(dataset), *steps]
+        steps = [*(("resize", each) for each in _resize(dataset)), *steps]
     mix = None
     if mixes:
         mix = Mixup(
@@ -89,7 +92,8 @@ def _pipeline(entries: Sequence[Augmentation], dataset: Dataset, smoothing: floa
             label_smoothing=smoothing,
             num_classes=dataset.classes,
         )
-    return Pipeline(T.Compose([*steps, _to_tensor]), mix, custom)
+    composed = T.Compose([*(transform for _, transform in steps), _to_tensor])
+    return Pipeline(composed, mix, custom, tuple(steps))
 
 
 def _resize(dataset: Dataset) -> list[Any]:

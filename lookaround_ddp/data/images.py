@@ -15,7 +15,8 @@ from PIL import Image, UnidentifiedImageError
 from lookaround_ddp.config import UserError, shortened
 
 SLIMMEST = 1000  # at most so many times as long as wide: one pixel wide, a small file is huge when it is resized
-MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # no fault of the file that happens to be opened
+# no fault of the file that happens to be opened, and none that all ranks would meet
+MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 
 class Images(Protocol):

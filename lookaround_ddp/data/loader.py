@@ -111,6 +111,9 @@ class Iterations(data.Dataset[list[list[Batch]]]):
             that the missing one would have had, so that it does not come twice in an epoch as the same picture.
     """
 
+    here = False
+    """Whether the process that asks for an iteration makes its batches, not workers."""
+
     def __init__(
         self,
         split: Images,
@@ -215,6 +218,8 @@ def load(dataset: data.Dataset[Any], keys: Sequence[int] | range, workers: int, 
     Raises:
         UserError: the dataset did, in this process or in a worker.
     """
+    if isinstance(dataset, Iterations) and dataset.here:
+        workers, pin = 0, False
     loader = data.DataLoader(
         Answers(dataset),
         batch_size=None,

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Several "hosts" on one machine: network namespaces on a bridge, each with an address and a hostname of its own.
 #   hosts.sh up N | down N | cut I | mend I
-#   hosts.sh on I COMMAND...     runs COMMAND as host I: 10.77.0.I, hostname nodeI, up for I days longer than this one
+#   hosts.sh slow N RATE         the links of hosts 1 to N carry no more than RATE, such as 1gbit, each way
+#   hosts.sh on I COMMAND...     runs COMMAND as host I: 10.77.0.I, hostname nodeI, processes of its own, up for I days
 # As root, with Debian's iproute2. Each hostname resolves on every host.
 set -euo pipefail
 act=$1
@@ -33,6 +34,12 @@ case $act in
         done
         ip netns del la-switch || true
         ;;
+    slow)
+        for i in $(seq "$1"); do
+            tc -n "la-host$i" qdisc replace dev eth0 root tbf rate "$2" burst 256kb latency 50ms
+            tc -n la-switch qdisc replace dev "p$i" root tbf rate "$2" burst 256kb latency 50ms
+        done
+        ;;
     cut) ip -n la-switch link set "p$1" down ;;
     mend) ip -n la-switch link set "p$1" up ;;
     on)
@@ -40,7 +47,7 @@ case $act in
         shift
         since=$((i * 86400)) # no two hosts' clocks agree
         exec ip netns exec "la-host$i" unshare --uts --time --monotonic "$since" --boottime "$since" \
-            bash -c "hostname node$i; exec \"\$@\"" _ "$@"
+            --pid --fork --mount-proc --kill-child bash -c "hostname node$i; exec \"\$@\"" _ "$@"
         ;;
     *) echo "error: $act?" >&2 && exit 2 ;;
 esac

@@ -123,6 +123,23 @@ def test_an_array_over_seeds_is_one_row_of_the_report(slurm: Slurm, tmp_path: Pa
     assert [cell.strip() for cell in table[2].split("|")][1:6:4] == ["`run`: mean model", "3"]
 
 
+def test_a_task_of_an_array_that_runs_out_of_time_is_requeued_alone(slurm: Slurm, tmp_path: Path) -> None:
+    """The task whose job has the array's own number; commands that name that would mean all tasks."""
+    array = slurm.submit(str(config(tmp_path)), *TINY, "epochs=150", options=("--nodes=1", "--array=0-1"))
+    for seed in (0, 1):
+        until_it_trains(tmp_path / f"run-s{seed}")
+    blocks = slurm.run("scontrol", "show", "job", array).split("\n\n")
+    (first,) = (re.search(r"ArrayTaskId=(\d+)", block)[1] for block in blocks if f"JobId={array} " in block)
+    slurm.run("scancel", "--batch", "--signal=USR1", f"{array}_{first}")
+    assert slurm.wait(array) == dict.fromkeys("01", "COMPLETED"), slurm.said()
+    restarts = {}
+    for block in slurm.run("scontrol", "show", "job", array).split("\n\n"):
+        if task := re.search(r"ArrayTaskId=(\d+)", block):
+            restarts[task[1]] = re.search(r"Restarts=(\d+)", block)[1]
+    assert restarts == {first: "1", {"0": "1", "1": "0"}[first]: "0"}
+    assert slurm.said().count("time is nearly up: requeued") == 1
+
+
 def test_a_task_for_each_rank_without_torchrun(slurm: Slurm, tmp_path: Path) -> None:
     """`srun python -m lookaround_ddp train` on two nodes; and a task alone is no world."""
     python = f"{slurm.environment['VENV']}/bin/python"

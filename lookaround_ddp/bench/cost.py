@@ -1,0 +1,110 @@
+"""What the average step would cost elsewhere: a line through a few sizes, and the ring model for other ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from scipy.optimize import nnls
+from torch import nn
+
+from lookaround_ddp.averaging import Lookaround
+from lookaround_ddp.bench.machine import Figures
+from lookaround_ddp.bench.ranks import in_turn
+
+MEGABYTES = (1, 4, 16, 64)
+RANKS = (8, 32, 128, 1024)
+ROUNDS = (1, 5, 10, 50)
+NOTES = """\
+Fitted: seconds = latency + bytes / bandwidth, through the medians of the exact average of 1 to 64 MB. For W ranks,
+of which W0 were measured, the ring model: latency times (W - 1) / (W0 - 1), and bytes / bandwidth times (1 - 1/W) /
+(1 - 1/W0). It takes each rank to have a link of its own like the measured ones: ranks that share one machine's memory
+say nothing about a network. The columns of k: of the time that a round takes, average / (average + k steps)."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds that an average step of some bytes takes on so many ranks."""
+
+    latency: float  # s
+    bandwidth: float  # bytes/s
+    ranks: int
+
+    def seconds(self, size: float, ranks: int) -> float:
+        """By the ring model. Of a single rank, nothing."""
+        hops = (ranks - 1) / (self.ranks - 1)
+        volume = (1 - 1 / ranks) / (1 - 1 / self.ranks)
+        return self.latency * hops + size / self.bandwidth * volume
+
+
+def fit(sizes: Sequence[float], seconds: Sequence[float], ranks: int) -> Line:
+    """The line with the least sum of squared relative errors; neither of its terms is negative."""
+    x, y = np.array(sizes, dtype=float), np.array(seconds, dtype=float)
+    scale = x.max()
+    (latency, slope), _ = nnls(np.stack([1 / y, x / scale / y], axis=1), np.ones_like(y))
+    return Line(float(latency), float(scale / slope) if slope > 0 else float("inf"), ranks)
+
+
+def measure(device: torch.device, repeats: int) -> dict[str, list[float]]:
+    """On one rank: milliseconds of average steps of each size."""
+    competitors = {}
+    for megabytes in MEGABYTES:
+        module = nn.Module()
+        module.weight = nn.Parameter(torch.zeros(megabytes * 1_000_000 // 4, device=device))
+        competitors[str(megabytes)] = partial(_average, Lookaround(module))
+    for call in competitors.values():
+        call()
+    return in_turn(competitors, repeats, device)
+
+
+def _average(around: Lookaround) -> None:
+    around.average()
+
+
+def figures(times: Mapping[str, Sequence[float]], ranks: int, size: int) -> Figures:
+    """
+    Args:
+        times: milliseconds by megabytes.
+        size: bytes of the parameters that the costs are to be of.
+    """
+    sizes = [1e6 * int(megabytes) for megabytes in times]
+    medians = [float(np.median(values)) / 1000 for values in times.values()]
+    line = fit(sizes, medians, ranks)
+    return {
+        "bytes": sizes,
+        "seconds": medians,
+        "fitted": [line.seconds(each, ranks) for each in sizes],
+        "latency": line.latency,
+        "bandwidth": line.bandwidth,
+        "average": {str(number): line.seconds(size, number) for number in (ranks, *RANKS)},
+    }
+
+
+def print_cost(found: Figures, step: float | None, epoch: int, console: Console) -> None:
+    """
+    Args:
+        step: seconds of a training step, if known.
+        epoch: iterations in an epoch.
+    """
+    parts = [f"{size / 1e6:.0f} MB {1000 * t:.1f} ms" for size, t in zip(found["bytes"], found["seconds"], strict=True)]
+    rate = f"{found['bandwidth'] / 1e6:.0f} MB/s" if found["bandwidth"] < float("inf") else "no limit"
+    text = f"{', '.join(parts)}: latency {1000 * found['latency']:.2f} ms, bandwidth {rate}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
+    table.add_column("ranks", no_wrap=True)
+    table.add_column("average, ms", justify="right", no_wrap=True)
+    rounds = {f"k = {k}": k for k in ROUNDS} | {f"epoch ({epoch})": epoch}
+    for heading in rounds if step is not None else ():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for ranks, seconds in found["average"].items():
+        shares = [] if step is None else [seconds / (seconds + k * step) for k in rounds.values()]
+        table.add_row(ranks, f"{1000 * seconds:.1f}", *(f"{100 * share:.1f} %" for share in shares))
+    console.print(table)
+    notes = NOTES if step is not None else NOTES.partition(" The columns")[0] + " --step-ms MS adds what a round pays."
+    console.print(notes, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,117 @@
+"""`bench round`: how much of the average step's time hides behind computing, and what a delay hides."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+from collections.abc import Callable
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from lookaround_ddp.averaging import Lookaround
+from lookaround_ddp.bench import machine
+from lookaround_ddp.bench.machine import Figures
+from lookaround_ddp.bench.ranks import describe, in_turn, job_size, on_ranks, slowest, speaks
+from lookaround_ddp.config import ModelConfig
+from lookaround_ddp.models import create_model
+
+CLASSES = 100
+NEVER, WAITED, HIDDEN = "never averaged", "waited for", "hidden"
+NOTES = """\
+A round is an average step and the k training steps, on random images, behind which it may go on. Time of the slowest
+rank; the competitors take turns. Average: what a round takes beyond the same steps without an average. Hidden: 1 -
+average / that of "waited for". A delay is another algorithm: the mean comes so many steps later, as a correction."""
+
+
+def report(options: argparse.Namespace) -> Figures:
+    """Measures rounds, prints the table and returns its figures.
+
+    Args:
+        options: `round_model`, `size`, `ranks`, `repeats`, `round_batch_size` and `k`, as the command line has them.
+
+    Raises:
+        UserError: an unknown model; a number that is too small.
+    """
+    machine.at_least({"--ranks": options.ranks, "--repeats": options.repeats, "--k": options.k}, 1)
+    ranks = job_size(options.ranks)
+    create_model(ModelConfig(name=options.round_model), CLASSES)  # a name that is unknown, before ranks start
+    setting = describe(ranks)
+    if speaks():
+        told = f"round: {ranks} ranks measure, each with {options.round_model} ..."
+        Console(stderr=True, highlight=False).print(told, markup=False)
+    workload = (options.round_model, options.size, options.round_batch_size, options.k, options.repeats)
+    times = slowest(on_ranks(_measured, ranks, *workload))
+    never = statistics.median(times[NEVER])
+    waited = statistics.median(times[WAITED]) - never
+    rows = {}
+    for name, values in times.items():
+        cost = statistics.median(values) - never
+        rows[name] = {
+            "milliseconds": machine.spread(values),
+            "average": None if name == NEVER else cost,
+            "hidden": None if name == NEVER else 1 - cost / waited,
+        }
+    names = ("model", "size", "batch_size", "k", "repeats")
+    figures = {"machine": setting, **dict(zip(names, workload, strict=True)), "rows": rows}
+    if speaks():
+        _print(figures, Console())
+    return figures
+
+
+def _measured(
+    device: torch.device, name: str, size: int, batch_size: int, k: int, repeats: int
+) -> dict[str, list[float]]:
+    """On one rank: milliseconds of a round of each competitor."""
+    torch.manual_seed(0)
+    model = create_model(ModelConfig(name=name), CLASSES).to(device)
+    images = torch.randn(batch_size, 3, size, size, device=device)
+    labels = torch.randint(CLASSES, (batch_size,), device=device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    make = functools.partial(Lookaround, model)
+    kinds = {NEVER: make(None), WAITED: make(k), HIDDEN: make(k, hide=True)}
+    kinds |= {f"delay {delay}": make(k, delay=delay) for delay in sorted({1, k - 1}) if 0 < delay < k}
+    step = functools.partial(_step, model, optimizer, images, labels)
+    competitors = {kind: functools.partial(_round, around, step, k) for kind, around in kinds.items()}
+    for call in competitors.values():  # connections, and the optimizer's state
+        call()
+    return in_turn(competitors, repeats, device)
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor) -> None:
+    optimizer.zero_grad()
+    cross_entropy(model(images), labels).backward()
+    optimizer.step()
+
+
+def _round(around: Lookaround, step: Callable[[], None], k: int) -> None:
+    """An average step, and the k steps behind which it may go on."""
+    around.steps = k - 1
+    around.step()
+    for number in range(1, k + 1):
+        step()
+        if number < k:
+            around.step()
+    around.wait()
+
+
+def _print(figures: Figures, console: Console) -> None:
+    machine.print_machine(figures["machine"], console)
+    title = f"Rounds of {figures['k']} steps of {figures['model']}, {figures['batch_size']} images of "
+    title += f"{figures['size']} px a step; n = {figures['repeats']}"
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
+    table.add_column("ms", no_wrap=True)
+    for heading in ("min", "median", "max", "average", "hidden"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in figures["rows"].items():
+        average = "-" if row["average"] is None else f"{row['average']:.0f}"
+        hidden = "-" if row["hidden"] is None else f"{100 * row['hidden']:.0f} %"
+        table.add_row(name, *machine.spread_cells(row["milliseconds"], 0), average, hidden)
+    console.print(table)
+    console.print(NOTES, markup=False, highlight=False, soft_wrap=True)

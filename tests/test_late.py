@@ -1,0 +1,201 @@
+"""Means that come late (`delay`): a plain loop's weights, on 1, 2 and 3 ranks, and after a kill before they came."""
+
+from __future__ import annotations
+
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lookaround_ddp import Lookaround
+from tests.ranks import run, same_bits
+from tests.runs import TINY, Job, train, weights
+from tests.test_resume import die_at
+from tests.trainings import Conv
+
+pytestmark = pytest.mark.timeout(300)
+STEPS, K = 11, 4  # average steps after 4 and 8
+
+
+def loss(model: nn.Module, replica: int, step: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1000 * replica + step)
+    return model(torch.randn(model.inputs, generator=generator)).square().mean()
+
+
+def late(hosted: range, delay: int, **groups: Any) -> list[dict[str, Tensor]]:
+    """With Lookaround."""
+    torch.manual_seed(1)
+    models = [Conv() for _ in hosted]
+    around = Lookaround(models, k=K, delay=delay, measure=True, **groups)
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) for model in models]
+    for step in range(1, STEPS + 1):
+        for replica, model, optimizer in zip(hosted, models, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss(model, replica, step).backward()
+            optimizer.step()
+        around.step()
+    return [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
+
+
+def plain(d: int, delay: int) -> list[dict[str, Tensor]]:
+    """theta_j += phi_t - theta_j,t after step t + delay; running statistics are averaged after step t."""
+    torch.manual_seed(1)
+    replicas = [Conv() for _ in range(d)]
+    for replica in replicas[1:]:
+        replica.load_state_dict(replicas[0].state_dict())
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) for model in replicas]
+    moves: dict[int, list[list[Tensor]]] = {}
+    for step in range(1, STEPS + 1):
+        for j, model in enumerate(replicas):
+            optimizers[j].zero_grad()
+            loss(model, j, step).backward()
+            optimizers[j].step()
+        with torch.no_grad():
+            for j, own in enumerate(moves.pop(step, [])):
+                for parameter, move in zip(replicas[j].parameters(), own, strict=True):
+                    parameter += move
+            if step % K == 0:
+                means = [sum(values).div(d).float() for values in zip(*map(doubles, replicas), strict=True)]
+                moves[step + delay] = [
+                    [mean - p for mean, p in zip(means, model.parameters(), strict=True)] for model in replicas
+                ]
+                for name in ("running_mean", "running_var"):
+                    statistics = [getattr(model.norm, name) for model in replicas]
+                    mean = sum(value.double() for value in statistics).div(d).float()
+                    for value in statistics:
+                        value.copy_(mean)
+    return [model.state_dict() for model in replicas]
+
+
+def doubles(model: nn.Module) -> list[Tensor]:
+    return [parameter.detach().double() for parameter in model.parameters()]
+
+
+def worker(rank: int, ranks: int) -> dict[str, Any]:
+    pair, beside = dist.new_group([0, 1]), dist.new_group([0, 1])
+    one = range(rank, rank + 1)
+    results: dict[str, Any] = {f"3 of 3, {delay}": late(one, delay) for delay in (1, 3)}
+    if rank < 2:
+        results["2 of 2, 2"] = late(one, 2, group=pair, beside=beside)
+        results["4 of 2, 2"] = late(range(2 * rank, 2 * rank + 2), 2, group=pair, beside=beside)
+        try:
+            Lookaround(nn.Linear(2, 2), delay=1, group=pair)
+        except ValueError as error:
+            results["no second group"] = str(error)
+    return results
+
+
+@pytest.fixture(scope="module")
+def on_ranks() -> list[dict[str, Any]]:
+    return run(worker, 3)
+
+
+@pytest.mark.parametrize(("name", "delay"), [("3 of 3, 1", 1), ("3 of 3, 3", 3), ("2 of 2, 2", 2), ("4 of 2, 2", 2)])
+def test_the_weights_are_those_of_a_plain_loop(on_ranks: list[dict[str, Any]], name: str, delay: int) -> None:
+    d = int(name[0])
+    expected = plain(d, delay)
+    ranked = [state for results in on_ranks for state in results.get(name, [])]
+    for states in (ranked, late(range(d), delay)):
+        assert len(states) == d
+        for state, own in zip(states, expected, strict=True):
+            assert all(same_bits(value, own[key]) for key, value in state.items())
+
+
+def test_a_late_mean_is_another_algorithm() -> None:
+    """Delay 3 moves the weights otherwise than delay 0, whose replicas are one after step 8; the mean, hardly."""
+    now, later = late(range(3), 0), late(range(3), 3)
+    assert (now[0]["conv.weight"] - later[0]["conv.weight"]).abs().max() > 1e-3
+
+
+def test_the_mean_of_the_replicas_is_the_same_before_and_after_a_correction() -> None:
+    torch.manual_seed(0)
+    models = [nn.Linear(50, 50) for _ in range(3)]
+    around = Lookaround(models, k=2, delay=1)
+    for model in models:
+        nn.init.normal_(model.weight)
+    means = []
+    for _ in range(3):
+        around.step()
+        with around.averaged() as mean:
+            means.append(mean.weight.detach().clone())
+    assert around.corrections.due is None
+    torch.testing.assert_close(means[2], means[1], rtol=0, atol=1e-6)
+    for model in models:
+        torch.testing.assert_close(model.weight, means[0], rtol=0, atol=1e-6)
+
+
+def test_equal_replicas_are_left_as_they_are() -> None:
+    models = [nn.Linear(3, 3) for _ in range(3)]
+    around = Lookaround(models, k=2, delay=1)
+    before = models[0].weight.detach().clone()
+    for _ in range(4):
+        around.step()
+    assert all(same_bits(model.weight, before) for model in models)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 5, "delay": 5}, "delay is 5: a mean can arrive 0 to k - 1 = 4 steps later"),
+        ({"k": 5, "delay": -1}, "delay is -1"),
+        ({"k": 5, "delay": 1, "optimizer_state": "reset"}, "optimizer_state='reset' and delay=1"),
+    ],
+)
+def test_delays_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=message):
+        Lookaround(model, optimizers=[torch.optim.SGD(model.parameters(), 0.1)], **options)
+
+
+def test_a_group_that_leaves_out_ranks_needs_a_second_one(on_ranks: list[dict[str, Any]]) -> None:
+    assert on_ranks[0]["no second group"].startswith("hide and delay need a second group of the same ranks")
+
+
+# In the trainer: 10 iterations, k = 3, delay 2: corrections after 5 and 8; a checkpoint after every second iteration
+
+CONFIG = (*TINY, "average.delay=2", "checkpoint.every=0.4", "checkpoint.keep=3")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(out, *CONFIG)
+    return out
+
+
+def test_on_three_processes(undisturbed: Path, tmp_path: Path) -> None:
+    train(tmp_path / "run", *CONFIG, ranks=3)
+    assert weights(tmp_path / "run") == weights(undisturbed)
+    train(tmp_path / "now", *TINY)
+    assert weights(tmp_path / "now") != weights(undisturbed)
+
+
+@pytest.mark.parametrize(("iteration", "before", "after"), [(4, 3, 1), (5, 1, 3), (7, 3, 3)])
+def test_killed_before_the_mean_came(
+    undisturbed: Path, tmp_path: Path, iteration: int, before: int, after: int
+) -> None:
+    """Checkpoint 4 is between an average step and its correction, 6 before the next step, 8 before its correction."""
+    out = tmp_path / "run"
+    job = Job("train", f"out={out}", *CONFIG, ranks=before, prepare=partial(die_at, iteration, 0))
+    assert -signal.SIGKILL in job.wait(60)
+    assert f"resumed after iteration {iteration - iteration % 2}" in train(out, *CONFIG, ranks=after)
+    assert weights(out) == weights(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("optimizer.lookahead={k: 3}", "optimizer.lookahead needs the mean when a round ends, not later"),
+        ("trajectory.name=swa", "an average along time needs the mean when a round ends, not later"),
+        ("average.delay=3", "average: delay is 3: a mean can arrive 0 to k - 1 = 2 steps later"),
+    ],
+)
+def test_what_a_late_mean_does_not_go_with(tmp_path: Path, other: str, message: str) -> None:
+    said = train(tmp_path / "run", *CONFIG, other, expect=2)
+    assert message in said
+    assert len(said.splitlines()) == 1
