@@ -12,7 +12,8 @@ from torch import nn
 from lookaround_ddp.config import Config
 from lookaround_ddp.files import write_atomically
 from lookaround_ddp.model_file import read_network
-from lookaround_ddp.run import Run, State
+from lookaround_ddp.run import Run
+from lookaround_ddp.saved import State
 from lookaround_ddp.trajectory import Swad
 
 MODEL, TRAJECTORY, RESULT = "model.safetensors", "trajectory.safetensors", "result.json"

@@ -24,7 +24,8 @@ from lookaround_ddp.outcome import RESULT, finish
 from lookaround_ddp.preempt import Stop
 from lookaround_ddp.record import Record
 from lookaround_ddp.replica import Replica
-from lookaround_ddp.run import START, Run, State, parts
+from lookaround_ddp.run import Run
+from lookaround_ddp.saved import START, State, parts
 from lookaround_ddp.schedule import learning_rate
 from lookaround_ddp.structure import content_digest
 
