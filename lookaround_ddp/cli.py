@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from lookaround_ddp.analysis.options import add_analyses
-from lookaround_ddp.config import Config, UserError, changed_keys, shortened
+from lookaround_ddp.arguments import named_config, paths, runs_named, values
+from lookaround_ddp.config import UserError, shortened
 from lookaround_ddp.config_file import load_config
 from lookaround_ddp.distributed import Preempted, join
 from lookaround_ddp.distributed import processes as share
 from lookaround_ddp.files import explained
-from lookaround_ddp.finished import evaluate_ensemble, evaluate_run, run_config
+from lookaround_ddp.finished import evaluate_ensemble, evaluate_run
 from lookaround_ddp.preempt import Stop
 from lookaround_ddp.presence import LostRanks
 from lookaround_ddp.record import score_text
@@ -72,10 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    named = _paths(options.arguments)
+    named = paths(options.arguments)
     if len(named) > 1:
         raise UserError(f"one config at a time: {named[0]} or {named[1]}? Values are written key.path=value")
-    config = load_config(named[0] if named else None, _values(options.arguments))
+    config = load_config(named[0] if named else None, values(options.arguments))
     with Stop(config.checkpoint.grace_seconds) as stop, join(config) as world, run_folder(config, world):
         fit(config, world, stop)
         if world.main:
@@ -85,8 +86,8 @@ def train(options: argparse.Namespace) -> None:
 
 
 def processes(options: argparse.Namespace) -> None:
-    named = _paths(options.arguments)
-    config = load_config(named[0] if named else None, _values(options.arguments))
+    named = paths(options.arguments)
+    config = load_config(named[0] if named else None, values(options.arguments))
     replicas = len(config.replicas)
     cores = min(len(os.sched_getaffinity(0)), -(-replicas // options.nodes))  # a CPU is no faster with shards
     devices = torch.cuda.device_count() or cores
@@ -98,7 +99,7 @@ def processes(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    config = _run_config(options.run, options.overrides)
+    config = named_config(options.run, options.overrides)
     with join(config) as world:
         scores = evaluate_run(options.run, config, world)
         if world.main:
@@ -106,7 +107,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def ensemble(options: argparse.Namespace) -> None:
-    runs, configs = _runs(options.arguments)
+    runs, configs = runs_named(options.arguments)
     with join(configs[0]) as world:
         members, scores = evaluate_ensemble(runs, configs, world)
         if world.main:
@@ -114,7 +115,7 @@ def ensemble(options: argparse.Namespace) -> None:
 
 
 def soup(options: argparse.Namespace) -> None:
-    runs, configs = _runs(options.arguments)
+    runs, configs = runs_named(options.arguments)
     with join(configs[0]) as world:
         made = cook(runs, configs, options.recipe, world, update_bn=options.update_bn, out=options.out)
         if world.main:
@@ -145,7 +146,7 @@ def analyze(options: argparse.Namespace) -> None:
 
     try:
         if options.analysis in RUNS:
-            runs, configs = _runs(options.arguments)
+            runs, configs = runs_named(options.arguments)
             with join(configs[0]) as world:
                 RUNS[options.analysis](options, runs, configs, world)
         elif os.environ.get("RANK", "0") == "0":
@@ -177,12 +178,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Options may stand between values, too, which argparse does not know of commands."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    values = next((name for name in ("arguments", "overrides", "runs") if hasattr(options, name)), None)
-    if rest and (values is None or any(each.startswith("-") for each in rest)):
+    named = next((name for name in ("arguments", "overrides", "runs") if hasattr(options, name)), None)
+    if rest and (named is None or any(each.startswith("-") for each in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest and values is not None:
-        kind = Path if values == "runs" else str
-        setattr(options, values, [*getattr(options, values), *map(kind, rest)])
+    if rest and named is not None:
+        kind = Path if named == "runs" else str
+        setattr(options, named, [*getattr(options, named), *map(kind, rest)])
     return options
 
 
@@ -254,33 +255,6 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--rounds", type=int, default=3, help="runs of each competitor")
     command.set_defaults(command=bench)
     return parser
-
-
-def _paths(arguments: Sequence[str]) -> list[Path]:
-    """Of a command's arguments, those that are files or folders, whose names may have a = in them, not values."""
-    exists = os.path.exists  # Path.exists raises where a value is too long for a file's name
-    return [Path(argument) for argument in arguments if "=" not in argument or exists(argument)]
-
-
-def _values(arguments: Sequence[str]) -> list[str]:
-    return [argument for argument in arguments if Path(argument) not in _paths(arguments)]
-
-
-def _runs(arguments: Sequence[str]) -> tuple[list[Path], list[Config]]:
-    """The named run folders and their configs, with the values that replace some."""
-    runs = _paths(arguments)
-    if not runs:
-        raise UserError("name at least one run's folder")
-    return runs, [_run_config(run, _values(arguments)) for run in runs]
-
-
-def _run_config(run: Path, values: Sequence[str]) -> Config:
-    """A run's config with these values instead of its own, and a warning where it was trained with others."""
-    config = run_config(run, values)
-    changes = list(changed_keys(run_config(run).identity(), config.identity()))
-    if changes and os.environ.get("RANK", "0") == "0":
-        print(f"warning: {run} was trained with other values: {'; '.join(changes)}", file=sys.stderr)
-    return config
 
 
 def _print_scores(scores: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from lookaround_ddp.config import Config, UserError
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.data.loader import load
 from lookaround_ddp.distributed import World
-from lookaround_ddp.run import parts
+from lookaround_ddp.saved import parts
 from lookaround_ddp.schedule import learning_rate
 from lookaround_ddp.train import check_resumable
 
