@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,9 +160,13 @@ def _titled(numbers: Numbers) -> str:
 
 def _distances(run: Path) -> list[tuple[int, list[float]]]:
     """(iteration, each replica's distance to phi) of the run itself, as its record has them."""
-    path = run / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    return [(line["iteration"], line["distance"]) for line in lines if line.get("distance") is not None]
+    path, found = run / "metrics.jsonl", []
+    for text in path.read_text().splitlines() if path.is_file() else ():
+        with suppress(ValueError):  # a line that a killed run left half written
+            line = json.loads(text)
+            if line.get("distance") is not None:
+                found.append((line["iteration"], line["distance"]))
+    return found
 
 
 def _draw(numbers: Numbers, recorded: Sequence[tuple[int, list[float]]], output: Output) -> None:

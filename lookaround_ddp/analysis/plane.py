@@ -84,8 +84,8 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
             "top1": np.reshape([each["top1"] for each in grid], (len(ys), len(xs))).tolist(),
         }
         for each in numbers["networks"]:
-            place = f"({each['x']:.4f}, {each['y']:.4f})"
-            print(f"{each['name']}: top-1 {each['top1']:.2f} NLL {each['nll']:.4f} at {place}")
+            x, y = (round(each[side], 4) + 0.0 for side in "xy")  # no -0
+            print(f"{each['name']}: top-1 {each['top1']:.2f} NLL {each['nll']:.4f} at ({x:.4f}, {y:.4f})")
         draw_plane(numbers, output)
         output.write(numbers)
         kept.remove()

@@ -121,8 +121,8 @@ def eigenvalue(scorer: Scorer, state: State, options: argparse.Namespace) -> Num
     batches = scorer.evaluator.batches
 
     def losses() -> list[Callable[[], Tensor]]:
-        count = len(batches.split)
-        made = load(batches, range(len(batches)), scorer.evaluator.workers, False)
+        made = list(load(batches, range(len(batches)), scorer.evaluator.workers, False))
+        count = sum(len(batch.labels) for batch in made)  # those that can be read
         return [partial(_loss, scorer, model, batch, count) for batch in made if len(batch.images)]
 
     def product(vector: Tensor) -> Tensor:
