@@ -13,7 +13,6 @@ One line for each disturbance, and a table of them in the end; exit status 1 on 
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import re
 import shutil
@@ -201,20 +200,18 @@ def surroundings(folder: Path) -> Iterator[bool]:
     """A small disk in the folder, and a network without other hosts; False where this user may not make them."""
     disk = folder / "disk"
     disk.mkdir()
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        print("not root on a Linux with iproute2: the disk and the network are left alone", flush=True)
-        yield False
-        return
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], check=True)
-    try:
-        subprocess.run(["ip", "netns", "add", SPACE], check=True)
-        try:
-            within("up")
-            yield True
-        finally:
-            subprocess.run(["ip", "netns", "del", SPACE], check=True)
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    with ExitStack() as made:
+        for make, unmake in (
+            (["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], ["umount", str(disk)]),
+            (["ip", "netns", "add", SPACE], ["ip", "netns", "del", SPACE]),
+        ):
+            if shutil.which(make[0]) is None or subprocess.run(make, capture_output=True).returncode != 0:
+                print(f"cannot {' '.join(make)}: the disk and the network are left alone", flush=True)
+                yield False
+                return
+            made.callback(subprocess.run, unmake, check=True)
+        within("up")
+        yield True
 
 
 def main() -> None:
