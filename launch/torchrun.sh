@@ -56,15 +56,29 @@ else
     export LOOKAROUND_NODES=$nodes
     options+=(--rdzv-endpoint="$HEAD:${PORT:-29400}" --rdzv-id="${RDZV_ID:-lookaround}" --local-addr="$address"
         --rdzv-conf="is_host=$([ "$NODE_RANK" -eq 0 ] && echo true || echo false)")
-    [ "$NODE_RANK" -eq 0 ] || [ $$ -eq 1 ] || leave_when_cut_off $$ &
+    [ "$NODE_RANK" -eq 0 ] || [ $$ -eq 1 ] || [ -t 0 ] || leave_when_cut_off $$ &
 fi
 command=("$python" -m torch.distributed.run "${options[@]}" -m lookaround_ddp train "$@")
-[ $$ -eq 1 ] || exec "${command[@]}"
+[ $$ -eq 1 ] || [ -t 0 ] || exec "${command[@]}"
 
-# The first process of a container, which nothing in there can kill: torchrun is to be another one
+# The first process of a container, which nothing in there can kill; and a terminal's, to hear of a second Ctrl-C, which
+# torchrun keeps to itself: it makes the ranks leave at once.
 "${command[@]}" &
-torchrun=$!
-for signal in TERM INT HUP QUIT USR1; do
+torchrun=$! interrupts=0
+# shellcheck disable=SC2317 # a trap calls it
+interrupt() {
+    local ranks=()
+    read -ra ranks <"/proc/$torchrun/task/$torchrun/children" || true
+    if [ ${#ranks[@]} -eq 0 ]; then
+        kill -TERM "$torchrun" # it still starts
+    elif [ $((interrupts += 1)) -gt 1 ]; then
+        kill -INT "${ranks[@]}" 2>/dev/null || true
+    elif [ ! -t 0 ]; then # a terminal tells it itself
+        kill -INT "$torchrun"
+    fi
+}
+trap interrupt INT
+for signal in TERM HUP QUIT USR1; do
     # shellcheck disable=SC2064 # this signal, now
     trap "kill -$signal $torchrun" "$signal"
 done

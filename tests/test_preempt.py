@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +20,7 @@ import torch
 from lookaround_ddp.distributed import World
 from lookaround_ddp.preempt import Stop
 from tests.processes import alive, descendants, kill, start
-from tests.runs import TINY, Job, train, weights
+from tests.runs import ROOT, TINY, Job, train, weights
 from tests.test_resume import EVERY, die_at
 
 pytestmark = pytest.mark.timeout(240)
@@ -136,3 +140,43 @@ def test_ranks_whose_torchrun_dies_while_they_start_do_not_train_without_it(tmp_
         for pid in family:
             kill(pid)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_ctrl_c_twice_at_a_terminal_leaves_at_once(venv: Path, tmp_path: Path) -> None:
+    """The ranks ask each other for a signal every few minutes; torchrun, which gets both, tells them of the first."""
+    out = tmp_path / "run"
+    config = (*TINY, "epochs=100000", "checkpoint.grace_seconds=2400", "record.every=5", "replicas=[[crop],[crop]]")
+    command = ["bash", str(ROOT / "launch" / "torchrun.sh"), f"out={out}", *config]
+    environment = {**os.environ, "VENV": str(venv), "NPROC": "2", "OMP_NUM_THREADS": "1"}
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execvpe("bash", command, environment)
+    threading.Thread(target=drain, args=(terminal,), daemon=True).start()
+    family: list[int] = []
+    try:
+        wait_until(lambda: (out / "metrics.jsonl").exists() and "\n" in (out / "metrics.jsonl").read_text(), 120)
+        family = descendants(pid)
+        os.write(terminal, b"\x03")
+        time.sleep(3)
+        assert all(map(alive, family)), "the ranks left after one Ctrl-C, before they asked each other"
+        os.write(terminal, b"\x03")
+        wait_until(lambda: not any(map(alive, family)), 60)
+        wait_until(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid, 20)
+    finally:
+        for each in (*family, pid) if any(map(alive, family)) else ():
+            kill(each)
+        os.close(terminal)
+
+
+def drain(terminal: int) -> None:
+    """What a terminal shows must be read, or its programs stand still."""
+    with contextlib.suppress(OSError):  # it was closed
+        while os.read(terminal, 4096):
+            pass
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
