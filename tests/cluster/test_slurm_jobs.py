@@ -129,7 +129,7 @@ def test_a_task_of_an_array_that_runs_out_of_time_is_requeued_alone(slurm: Slurm
     for seed in (0, 1):
         until_it_trains(tmp_path / f"run-s{seed}")
     blocks = slurm.run("scontrol", "show", "job", array).split("\n\n")
-    (first,) = (re.search(r"ArrayTaskId=(\d+)", block)[1] for block in blocks if f"JobId={array} " in block)
+    (first,) = (re.search(r"ArrayTaskId=(\d+)", block)[1] for block in blocks if block.startswith(f"JobId={array} "))
     slurm.run("scancel", "--batch", "--signal=USR1", f"{array}_{first}")
     assert slurm.wait(array) == dict.fromkeys("01", "COMPLETED"), slurm.said()
     restarts = {}
