@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -164,6 +164,15 @@ class Replica:
         self.scaler.load_state_dict(state["scaler"])
         if self.lookahead is not None:
             self.lookahead.load_state_dict(state["lookahead"])
+
+
+@contextmanager
+def shown(replicas: Sequence[Replica]) -> Iterator[None]:
+    """Inside, these replicas have the weights to evaluate (with Lookahead, the slow ones)."""
+    with ExitStack() as stack:
+        for replica in replicas:
+            stack.enter_context(replica.shown())
+        yield
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from torch import nn
@@ -22,7 +22,7 @@ from lookaround_ddp.losses import Losses
 from lookaround_ddp.model_file import save_model
 from lookaround_ddp.recalibrate import recalibrate
 from lookaround_ddp.record import Record, Stopwatch
-from lookaround_ddp.replica import Normalize, Replica
+from lookaround_ddp.replica import Normalize, Replica, shown
 from lookaround_ddp.saved import SHARED_TRAJECTORY, State, parts
 from lookaround_ddp.schedule import ends_cycle
 from lookaround_ddp.trajectory import Swad, Trajectory
@@ -260,13 +260,9 @@ class Run:
         }
         save_model(path, model.state_dict(), metadata)
 
-    @contextmanager
-    def shown(self) -> Iterator[None]:
+    def shown(self) -> AbstractContextManager[None]:
         """Inside, the hosted replicas have the weights to evaluate (with Lookahead, the slow ones)."""
-        with ExitStack() as stack:
-            for replica in self.replicas:
-                stack.enter_context(replica.shown())
-            yield
+        return shown(self.replicas)
 
     def recalibrate_mean(self, mean: nn.Module) -> None:
         if self.config.evaluate.recalibrate:

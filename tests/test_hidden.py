@@ -21,7 +21,7 @@ from lookaround_ddp.exchange import average_
 from lookaround_ddp.hidden import Behind, InThread
 from tests.ranks import run, same_bits
 from tests.test_averaging import train
-from tests.trainings import CASES, build, loss_of
+from tests.trainings import CASES
 
 pytestmark = pytest.mark.timeout(300)
 PATIENCE = 20  # seconds, after which what should have come has not
@@ -223,9 +223,3 @@ def test_what_fails_in_the_thread_is_raised_where_it_is_waited_for() -> None:
     Behind(InThread(broken, 2), [model], [list(model.parameters())])
     with pytest.raises(RuntimeError, match="Connection closed by peer"):
         model(torch.ones(2))
-
-
-def test_the_training_loss_is_the_twins() -> None:
-    """`loss_of` on one process is what the cases above train with; a wrong import would compare nothing."""
-    case = CASES["AdamW"]
-    assert loss_of(build(case, 0), 0, 1).item() != loss_of(build(case, 0), 1, 1).item()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from lookaround_ddp.analysis.scoring import State
@@ -13,6 +13,7 @@ from lookaround_ddp.config import Config, UserError
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.data.loader import load
 from lookaround_ddp.distributed import World
+from lookaround_ddp.replica import shown
 from lookaround_ddp.saved import parts
 from lookaround_ddp.schedule import learning_rate
 from lookaround_ddp.train import check_resumable
@@ -85,13 +86,9 @@ class Continuation:
             yield iteration + 1
         self.around.check_finite(first + count)
 
-    @contextmanager
-    def shown(self) -> Iterator[None]:
+    def shown(self) -> AbstractContextManager[None]:
         """Inside, the replicas have the weights to look at: with Lookahead the slow ones."""
-        with ExitStack() as stack:
-            for replica in self.replicas:
-                stack.enter_context(replica.shown())
-            yield
+        return shown(self.replicas)
 
     def states(self) -> list[State]:
         """Each replica's weights, on every rank's CPU."""

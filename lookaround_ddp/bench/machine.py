@@ -81,6 +81,16 @@ def spread(values: Sequence[float]) -> Figures:
     }
 
 
+def ratio(own: Sequence[float], reference: Sequence[float]) -> Figures:
+    """Of the medians, and the smallest and largest of a round, in which both were measured."""
+    rounds = [one / other for one, other in zip(own, reference, strict=True)]
+    return {
+        "of_medians": statistics.median(own) / statistics.median(reference),
+        "min": min(rounds),
+        "max": max(rounds),
+    }
+
+
 def spread_cells(figures: Mapping[str, Any], decimals: int) -> list[str]:
     return [f"{figures[key]:.{decimals}f}" for key in ("min", "median", "max")]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -150,10 +149,7 @@ def _row(name: str, speeds: dict[str, list[float]], workers: int) -> Figures:
     row: Figures = {"images_per_second": machine.spread(speeds[name]), "ratio": None, "ratio_to": None}
     if name in (CPU, GPU):
         row["ratio_to"] = ONE_CORE if name == CPU else _workers(workers)
-        reference = speeds[row["ratio_to"]]
-        rounds = [own / other for own, other in zip(speeds[name], reference, strict=True)]
-        medians = statistics.median(speeds[name]) / statistics.median(reference)
-        row["ratio"] = {"of_medians": medians, "min": min(rounds), "max": max(rounds)}
+        row["ratio"] = machine.ratio(speeds[name], speeds[row["ratio_to"]])
     return row
 
 

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -224,10 +223,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _row(name: str, speeds: dict[str, list[float]]) -> Figures:
     row: Figures = {"images_per_second": machine.spread(speeds[name]), "ratio": None, "ratio_to": REFERENCES.get(name)}
     if name in REFERENCES:
-        reference = speeds[REFERENCES[name]]
-        rounds = [own / other for own, other in zip(speeds[name], reference, strict=True)]
-        medians = statistics.median(speeds[name]) / statistics.median(reference)
-        row["ratio"] = {"of_medians": medians, "min": min(rounds), "max": max(rounds)}
+        row["ratio"] = machine.ratio(speeds[name], speeds[REFERENCES[name]])
     return row
 
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from lookaround_ddp.data import loader, workers  # noqa: F401
+from lookaround_ddp.data import loader, workers  # noqa: F401  # to have them imported
 
 workers.ignore_signals()
