@@ -16,9 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lookaround_ddp.exchange import NOTHING, Layout, average_, broadcast_, layout_of
+from lookaround_ddp.exchange import NOTHING, average_, broadcast_
+from lookaround_ddp.flat import FlatStorage
 from lookaround_ddp.hidden import Behind, Exchange, aside, begin, can_hide
 from lookaround_ddp.late import Corrections
+from lookaround_ddp.layout import Layout, layout_of
 from lookaround_ddp.members import Members
 from lookaround_ddp.refusals import check_arguments, check_finite, check_models, check_ranks, same_states
 from lookaround_ddp.structure import (
@@ -116,7 +118,8 @@ class Lookaround:
         self._layouts: list[Layout] = self.members.gather_objects(layouts)[0]
         self._aside = aside(self.members, beside) if hide or delay else self.members
         self._behind: Behind | None = None
-        self.corrections = Corrections()
+        self._storage = FlatStorage(self.members)
+        self.corrections = Corrections(self.members)
         self.restart()
 
     @property
@@ -184,7 +187,7 @@ class Lookaround:
         kept = [tensor.detach().clone() for tensor in tensors]
         try:
             with torch.no_grad():
-                average_(rows, self._layouts, self.members, exact=self.exact, write="first")
+                average_(rows, self._layouts, self.members, self._storage, exact=self.exact, write="first")
                 broadcast_(local_tensors(model, self.extra_buffers), self.members.group)
             yield model
         finally:
@@ -245,8 +248,10 @@ class Lookaround:
         return [averaged_tensors(model, self.extra_buffers) for model in self.models]
 
     def _checked_rows(self) -> list[list[Tensor]]:
-        """The tensors of each hosted model, all of which are finite; collective."""
+        """The tensors of each hosted model, all of which are finite and in flat storage; collective."""
         check_finite(rows := self._rows(), self.members, self.steps)
+        if self.exact:
+            self._storage.hold(rows, self._layouts)
         return rows
 
     def _rows(self) -> list[list[Tensor]]:
@@ -263,16 +268,16 @@ class Lookaround:
         beside = not now and can_hide(self.models, self.members, device)
         if self.delay and not now:
             average_([row[:buffers] for row in rows], self._layouts[:buffers], self.members, exact=self.exact)
-            values = [[tensor.clone() for tensor in row[buffers:]] for row in rows]
-            exchange = self._exchange(values, buffers, write="difference")
+            values = self.corrections.copies_of([row[buffers:] for row in rows], self._layouts[buffers:])
+            exchange = self._exchange(values, self.corrections.storage, buffers, write="difference")
             self.corrections.begin(values, begin(exchange, len(values[0]), device, beside), self.steps + self.delay)
         elif self.hide and beside:
-            under_way = begin(self._exchange(rows), len(rows[0]), device, beside)
+            under_way = begin(self._exchange(rows, self._storage), len(rows[0]), device, beside)
             self._behind = Behind(under_way, self.models, rows)
             if self.shards is not None:  # DDP hands buffers around before the model's own forward begins
                 under_way.wait_for(range(buffers))
         else:
-            self._measured(self._exchange(rows)(lambda tensor: None))
+            self._measured(self._exchange(rows, self._storage)(lambda tensor: None))
         if states is not None:
             layouts = [tuple(range(value.dim())) for value in states[0]]  # on every rank, however it is laid out there
             average_(states, layouts, self.members, exact=self.exact)
@@ -281,13 +286,17 @@ class Lookaround:
                 forget(optimizer)
 
     def _exchange(
-        self, rows: list[list[Tensor]], first: int = 0, write: Literal["mean", "difference"] = "mean"
+        self,
+        rows: list[list[Tensor]],
+        storage: FlatStorage,
+        first: int = 0,
+        write: Literal["mean", "difference"] = "mean",
     ) -> Exchange:
         """Averages the rows, which are the averaged tensors from `first` on; measures distances of parameters."""
         parameters = len(self._averaged_tensors()[0][1])
         measured = range(len(rows[0]) - parameters, len(rows[0])) if self.measure else NOTHING
-        layouts, members, exact = self._layouts[first:], self._aside, self.exact
-        return lambda done: average_(rows, layouts, members, exact=exact, write=write, measured=measured, done=done)
+        where = rows, self._layouts[first:], self._aside, storage
+        return lambda done: average_(*where, exact=self.exact, write=write, measured=measured, done=done)
 
     @torch.no_grad()
     def _correct(self) -> None:

@@ -13,19 +13,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
-from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lookaround_ddp.members import Members, Slot
-
-BLOCK_ELEMENTS = 2**17  # on a CPU the fp64 sum stays in the cache
+from lookaround_ddp import mean
+from lookaround_ddp.flat import FlatStorage
+from lookaround_ddp.in_place import Write, average_in_place_
+from lookaround_ddp.layout import Layout, by_dtype, flat_of, write_back
+from lookaround_ddp.mean import blocks, mean_of, squared_distance
+from lookaround_ddp.members import Members
+from lookaround_ddp.messages import Messages, MessageSlot
 
 NOTHING = range(0)
-
-Layout = tuple[int, ...]  # a tensor's dimensions from the largest stride to the smallest
 
 
 def broadcast_(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
@@ -33,23 +34,19 @@ def broadcast_(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> No
     if group is None or dist.get_world_size(group) == 1:
         return
     for tensor in tensors:
-        flat = _flat(tensor, tuple(range(tensor.dim())))
+        flat = flat_of(tensor, tuple(range(tensor.dim())))
         dist.broadcast(flat.view(torch.uint8), group=group, group_src=0)
-        _write_back(tensor, tuple(range(tensor.dim())), flat)
-
-
-def layout_of(tensor: Tensor) -> Layout:
-    """The order of dimensions in which the tensor's memory is one piece, if it has no gaps."""
-    return tuple(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
+        write_back(tensor, tuple(range(tensor.dim())), flat)
 
 
 def average_(
     rows: Sequence[Sequence[Tensor]],
     layouts: Sequence[Layout],
     members: Members,
+    storage: FlatStorage | None = None,
     *,
     exact: bool = True,
-    write: Literal["mean", "first", "difference"] = "mean",
+    write: Write = "mean",
     measured: range = NOTHING,
     done: Callable[[int], None] = lambda column: None,
 ) -> Tensor | None:
@@ -61,6 +58,7 @@ def average_(
         layouts: the order in which to traverse each tensor, the same on every rank. A tensor that is laid
             out in another way is averaged just as well, through a copy.
         members: where the replicas live.
+        storage: that holds these tensors, if one does.
         exact: sum in fp64 in replica order; otherwise leave the sum to the backend's all-reduce.
         write: the mean into every row, or into the first alone and leave the others; or into every row what leads
             from its old values to the mean.
@@ -71,28 +69,56 @@ def average_(
         Squared L2 distances of the replicas to their mean, shape (replicas,), fp64, the same on every
         rank; None if nothing is measured. Half-precision means are rounded from fp64 through fp32.
     """
-    flats = [[_flat(t, layout) for t, layout in zip(row, layouts, strict=True)] for row in rows]
-    device = flats[0][0].device if flats[0] else torch.device("cpu")
+    if not rows[0]:
+        return members.gather(torch.zeros(members.hosted, dtype=torch.float64)) if measured else None
+    shared = storage.rows if exact and storage is not None else None
+    if shared is not None:
+        first = members.rank * members.hosted
+        flats = shared[first : first + members.hosted]
+    else:
+        flats = [[flat_of(t, layout) for t, layout in zip(row, layouts, strict=True)] for row in rows]
+
+    def ended(column: int) -> None:
+        for row, row_flats in zip(rows, flats, strict=True):
+            write_back(row[column], layouts[column], row_flats[column])
+        done(column)
+
+    if shared is None and exact and members.ranks == 1 and rows[0][0].device.type == "cpu":
+        shared = flats  # on a GPU larger pieces than a tensor keep it busy
+    if shared is not None:
+        return average_in_place_(shared, members, write=write, measured=measured, done=ended)
+    return _average_by_messages_(flats, members, exact, write, measured, ended)
+
+
+def _average_by_messages_(
+    flats: list[list[Tensor]],
+    members: Members,
+    exact: bool,
+    write: Write,
+    measured: range,
+    done: Callable[[int], None],
+) -> Tensor | None:
+    """The same of the hosted replicas' elements, bucket by bucket."""
+    device = flats[0][0].device
     squares = torch.zeros(members.hosted, dtype=torch.float64, device=device)
 
-    def finish(bucket: Bucket, slot: Slot, staged: Tensor) -> None:
-        mean = _exact_mean(slot) if exact else _all_reduce_mean(staged, members)
-        means = mean.to(bucket.device).split([piece.numel() for piece in bucket.pieces[0]])
+    def finish(bucket: Bucket, slot: MessageSlot, staged: Tensor) -> None:
+        whole = _exact_mean(slot) if exact else _all_reduce_mean(staged, members)
+        means = whole.to(bucket.device).split([piece.numel() for piece in bucket.pieces[0]])
         for number, pieces in enumerate(bucket.pieces):
             for column, piece, part in zip(bucket.columns, pieces, means, strict=True):
                 if column in measured:
-                    _add_squares(squares[number], piece, part)
+                    for value, center in zip(blocks(piece), blocks(part), strict=True):
+                        squares[number] += squared_distance(value, center)
                 if write == "difference":
                     torch.sub(part, piece, out=piece)
                 elif write == "mean" or number == 0:
                     piece.copy_(part)
         for column in bucket.ended:
-            for row, row_flats in zip(rows, flats, strict=True):
-                _write_back(row[column], layouts[column], row_flats[column])
             done(column)
 
-    for columns in _kinds(flats[0]):
-        channel = members.channel(flats[0][columns[0]].device)
+    for columns in by_dtype(flats[0]):
+        channel = Messages(members, flats[0][columns[0]].device)
         under_way: deque[Callable[[], None]] = deque()
         for bucket, slot in zip(_buckets(flats, columns, channel.bucket_bytes), cycle(channel.slots), strict=False):
             staged = slot.stage(bucket.size, bucket.dtype)
@@ -106,21 +132,6 @@ def average_(
         while under_way:
             under_way.popleft()()
     return members.gather(squares) if measured else None
-
-
-def _flat(tensor: Tensor, layout: Layout) -> Tensor:
-    """The elements in one dimension, in the layout's order: a view, or a copy where no view exists."""
-    flat = tensor.detach()
-    if flat.dim() != 1 or not flat.is_contiguous():
-        flat = flat.permute(layout).reshape(-1).contiguous()
-    return torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
-
-
-def _write_back(tensor: Tensor, layout: Layout, flat: Tensor) -> None:
-    """Copies `flat` into the tensor it was made from, if it is a copy of it and not a view."""
-    if flat.data_ptr() != tensor.data_ptr():
-        target = tensor.detach().permute(layout)
-        target.copy_(flat.view(tensor.dtype).view(target.shape))
 
 
 @dataclass
@@ -159,8 +170,8 @@ def _buckets(flats: list[list[Tensor]], columns: Sequence[int], most: int) -> It
         start, size = 0, flats[0][column].numel()
         while start < size:
             stop = min(size, start + capacity - bucket.size)
-            if stop < size and capacity >= BLOCK_ELEMENTS:
-                stop -= stop % BLOCK_ELEMENTS
+            if stop < size and capacity >= mean.BLOCK_ELEMENTS:
+                stop -= stop % mean.BLOCK_ELEMENTS
             if stop > start:
                 for pieces, row in zip(bucket.pieces, flats, strict=True):
                     pieces.append(row[column] if stop - start == size else row[column][start:stop])
@@ -183,38 +194,13 @@ def _pack(pieces: list[Tensor], row: Tensor) -> None:
         row.copy_(torch.cat(pieces))
 
 
-def _add_squares(total: Tensor, piece: Tensor, mean: Tensor) -> None:
-    """Adds the squared distance, block by block."""
-    for value, center in zip(_blocks(piece), _blocks(mean), strict=True):
-        delta = (value - center).float()
-        total += torch.dot(delta, delta)
-
-
-def _exact_mean(slot: Slot) -> Tensor:
+def _exact_mean(slot: MessageSlot) -> Tensor:
     """The mean of the bucket that was sent."""
     replicas, mine = slot.collect(), slot.shard()
     total = mine.new_empty(0, dtype=torch.float64)
-    for block, *values in zip(_blocks(mine), *map(_blocks, replicas), strict=True):
-        total.resize_(block.shape)
-        block.copy_(_mean(values, total))
+    for block, *values in zip(blocks(mine), *map(blocks, replicas), strict=True):
+        block.copy_(mean_of(values, total))
     return slot.distribute()
-
-
-def _blocks(flat: Tensor) -> tuple[Tensor, ...]:
-    return flat.split(BLOCK_ELEMENTS) if flat.device.type == "cpu" else (flat,)
-
-
-def _mean(values: list[Tensor], total: Tensor) -> Tensor:
-    """In fp64, in the memory of `total`."""
-    if values[0].dtype == torch.float64:  # no wider type to sum in: from an offset, equal replicas still change nothing
-        total.zero_()
-        for value in values[1:]:
-            total += value - values[0]
-        return torch.where(total == 0, values[0], values[0] + total / len(values))  # -0.0 stays -0.0
-    total.copy_(values[0])
-    for value in values[1:]:
-        total += value
-    return total.div_(len(values))
 
 
 def _all_reduce_mean(staged: Tensor, members: Members) -> Tensor:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from lookaround_ddp.flat import FlatStorage
 from lookaround_ddp.hidden import UnderWay
+from lookaround_ddp.layout import Layout, kinds_of
+from lookaround_ddp.members import Members
 
 
 class Corrections:
@@ -16,12 +20,25 @@ class Corrections:
 
     Attributes:
         due: the step after which they are added; None if there are none.
+        storage: of what they are made in.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, members: Members) -> None:
         self.due: int | None = None
+        self.storage = FlatStorage(members)
+        self._copies: list[list[Tensor]] = []
         self._values: list[list[Tensor]] = []
         self._under_way: UnderWay | None = None
+
+    def copies_of(self, parameters: Sequence[Sequence[Tensor]], layouts: Sequence[Layout]) -> list[list[Tensor]]:
+        """Of the hosted replicas' parameters as they are now, in memory that is used each time; collective."""
+        if not self._copies or kinds_of(self._copies[0]) != kinds_of(parameters[0]):
+            self._copies = [[parameter.detach().clone() for parameter in row] for row in parameters]
+        else:
+            for row, copies in zip(parameters, self._copies, strict=True):
+                torch._foreach_copy_(copies, [parameter.detach() for parameter in row])
+        self.storage.hold(self._copies, layouts)
+        return self._copies
 
     def begin(self, values: list[list[Tensor]], under_way: UnderWay, due: int) -> None:
         """

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
+from lookaround_ddp.layout import kinds_of
 from lookaround_ddp.members import Members
 from lookaround_ddp.structure import all_finite, digest, optimizer_states
 
@@ -76,9 +78,21 @@ def check_ranks(members: Members, settings: Mapping[str, object], refusal: Value
 
 
 def check_finite(rows: Sequence[Sequence[Tensor]], members: Members, step: int) -> None:
-    """Raises FloatingPointError on all ranks, naming the replicas, if a tensor of one has inf or NaN. Collective."""
-    flags = torch.stack([all_finite(row) for row in rows])
-    bad = (~members.gather(flags).bool()).nonzero().flatten().tolist()
+    """Raises on all ranks, if one of them cannot be averaged with the others. Collective.
+
+    Raises:
+        ValueError: tensors that were replaced by others of another dtype or size, on some ranks only.
+        FloatingPointError: inf or NaN in a tensor; names the replicas.
+    """
+    flags = torch.stack([all_finite(row) for row in rows]).long()
+    kinds = torch.full_like(flags, crc32(repr(kinds_of(rows[0])).encode()))
+    finite, digests = members.gather(torch.stack([flags, kinds], 1)).unbind(1)
+    others = (digests != digests[0]).nonzero().flatten().tolist()
+    if others:
+        raise ValueError(
+            f"replica {others[0]} has weights of other dtypes or sizes than replica 0 has: convert all of them alike"
+        )
+    bad = (finite == 0).nonzero().flatten().tolist()
     if bad:
         which = "replica " + str(bad[0]) if len(bad) == 1 else "replicas " + ", ".join(map(str, bad))
         raise FloatingPointError(

@@ -12,9 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lookaround_ddp import exchange
+from lookaround_ddp import mean, shared_memory
 from lookaround_ddp import members as places
-from lookaround_ddp.exchange import average_, broadcast_, layout_of
+from lookaround_ddp.exchange import average_, broadcast_
+from lookaround_ddp.flat import FlatStorage
+from lookaround_ddp.layout import layout_of
 from lookaround_ddp.members import Members
 from tests.ranks import run
 
@@ -28,11 +30,11 @@ PLACEMENTS = {
     (3, 2): [0, 3, 5],
     (6, 1): [0, 1, 2, 3, 4, 5],
 }
-# BUCKET_BYTES, BLOCK_ELEMENTS, through memory that the ranks share or by messages
+# BUCKET_BYTES, BLOCK_ELEMENTS, in memory that the ranks share or by messages
 SIZES = {
-    "as shipped: one bucket": (places.BUCKET_BYTES, exchange.BLOCK_ELEMENTS, True),
-    "as shipped: messages": (places.BUCKET_BYTES, exchange.BLOCK_ELEMENTS, False),
-    "tiny": (256, 8, True),
+    "as shipped: shared": (places.BUCKET_BYTES, mean.BLOCK_ELEMENTS, True),
+    "as shipped: messages": (places.BUCKET_BYTES, mean.BLOCK_ELEMENTS, False),
+    "tiny: shared": (256, 8, True),
     "tiny: messages": (1008, 7, False),
 }
 EQUAL = [0.1, -0.1, 1 / 3, 1e-40, 1e-45, 3e38, -3e38, 0.0, 7.0]
@@ -66,14 +68,22 @@ def tensors_of(replica: int) -> list[Tensor]:
     ]
 
 
-def average_of(hosted: range, members: Members, **options: Any) -> list[list[Tensor]]:
+def average_of(hosted: range, members: Members, share: bool = False, **options: Any) -> list[list[Tensor]]:
     """The rows after average_, as it leaves them; it must work in place and keep memory layouts."""
-    layouts = [layout_of(tensor) for tensor in tensors_of(0)]
     rows = [tensors_of(replica) for replica in hosted]
-    before = [(t.data_ptr(), t.stride()) for row in rows for t in row]
-    average_(rows, layouts, members, **options)
-    assert [(t.data_ptr(), t.stride()) for row in rows for t in row] == before
+    averaged(rows, tensors_of(0), members, share, **options)
     return rows
+
+
+def averaged(
+    rows: list[list[Tensor]], like: list[Tensor], members: Members, share: bool, **options: Any
+) -> Tensor | None:
+    layouts = [layout_of(tensor) for tensor in like]
+    storage = FlatStorage(members).hold(rows, layouts) if share else None
+    before = [(t.data_ptr(), t.stride()) for row in rows for t in row]
+    squares = average_(rows, layouts, members, storage, **options)
+    assert [(t.data_ptr(), t.stride()) for row in rows for t in row] == before
+    return squares
 
 
 def equal_rows(hosted: range) -> list[list[Tensor]]:
@@ -89,25 +99,25 @@ def worker(rank: int, ranks: int) -> dict[str, Any]:
             continue
         name = "{}x{}".format(*placement)
         for sizes, (bucket, block, share) in SIZES.items():
-            places.BUCKET_BYTES, exchange.BLOCK_ELEMENTS = bucket, block
-            members = Members(group, hosted=placement[1], share=share)
+            places.BUCKET_BYTES, mean.BLOCK_ELEMENTS = bucket, block
+            members = Members(group, hosted=placement[1])
             hosted = range(members.rank * members.hosted, (members.rank + 1) * members.hosted)
-            results[f"{name} {sizes}"] = average_of(hosted, members)
-            results[f"{name} {sizes} first only"] = average_of(hosted, members, write="first")
-            results[f"{name} {sizes} difference"] = average_of(hosted, members, write="difference")
+            results[f"{name} {sizes}"] = average_of(hosted, members, share)
+            results[f"{name} {sizes} first only"] = average_of(hosted, members, share, write="first")
+            results[f"{name} {sizes} difference"] = average_of(hosted, members, share, write="difference")
             done: list[int] = []
-            average_of(hosted, members, done=done.append)
+            average_of(hosted, members, share, done=done.append)
             results[f"{name} {sizes} done"] = done
-            results[f"{name} {sizes} inexact"] = average_of(hosted, members, exact=False)
+            results[f"{name} {sizes} inexact"] = average_of(hosted, members, share, exact=False)
             same = equal_rows(hosted)
-            average_(same, [(0,)] * len(same[0]), members)
+            averaged(same, same[0], members, share)
             results[f"{name} {sizes} equal"] = same
             for exact in (True, False):
-                results[f"{name} {sizes} squares {exact}"] = squares_of(hosted, members, exact)
-            results[f"{name} {sizes} channel"] = type(members.channel(torch.device("cpu"))).__name__
-            first, last = rank == PLACEMENTS[placement][0], rank == PLACEMENTS[placement][-1]
-            results[f"{name} {sizes} elsewhere"] = channel_without(group, "another machine" if last else None)
-            results[f"{name} {sizes} refused"] = channel_without(group, "no memory" if first else None)
+                results[f"{name} {sizes} squares {exact}"] = squares_of(hosted, members, exact, share)
+        first, last = rank == PLACEMENTS[placement][0], rank == PLACEMENTS[placement][-1]
+        results[f"{name} shares"] = shares(group)
+        results[f"{name} shares elsewhere"] = shares(group, "another machine" if last else None)
+        results[f"{name} shares refused"] = shares(group, "no memory" if first else None)
     results["sent"] = broadcast_all(rank, groups[2, 3] if rank in PLACEMENTS[2, 3] else None)
     return results
 
@@ -116,24 +126,24 @@ def reals_of(replica: int) -> list[Tensor]:
     return [tensor for tensor in tensors_of(replica)[:-2] if not tensor.is_complex()]
 
 
-def squares_of(hosted: range, members: Members, exact: bool) -> Tensor:
+def squares_of(hosted: range, members: Members, exact: bool, share: bool = False) -> Tensor:
     rows = [reals_of(replica) for replica in hosted]
-    squares = average_(rows, [layout_of(t) for t in reals_of(0)], members, exact=exact, measured=range(len(rows[0])))
+    squares = averaged(rows, reals_of(0), members, share, exact=exact, measured=range(len(rows[0])))
     assert squares is not None
     return squares
 
 
-def channel_without(group: dist.ProcessGroup, what: str | None) -> str:
-    """The channel of ranks one of which says that it runs elsewhere, or is granted no memory to share."""
-    machine, truncate = places._machine, os.truncate
+def shares(group: dist.ProcessGroup, what: str | None = None) -> bool:
+    """Whether ranks share storage, one of which says that it runs elsewhere, or is granted no memory to share."""
+    machine, truncate = shared_memory._machine, os.truncate
     try:
         if what == "another machine":
-            places._machine = lambda: ("another", 1)
+            shared_memory._machine = lambda: ("another", 1)
         if what == "no memory":
             os.truncate = refuse
-        return type(Members(group).channel(torch.device("cpu"))).__name__
+        return FlatStorage(Members(group)).hold([[torch.zeros(3)]], [(0,)]).rows is not None
     finally:
-        places._machine, os.truncate = machine, truncate
+        shared_memory._machine, os.truncate = machine, truncate
 
 
 def refuse(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Between the ranks: which channel they take, what a broadcast overwrites, how far the replicas are apart."""
+"""Between the ranks: whether they share memory, what a broadcast overwrites, how far the replicas are apart."""
 
 from __future__ import annotations
 
@@ -31,16 +31,12 @@ def test_broadcast_overwrites_every_dtype_and_layout(on_ranks: list[dict[str, An
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda p: "{}x{}".format(*p))
-def test_ranks_of_one_machine_share_memory_and_others_send_messages(
-    on_ranks: list[dict[str, Any]], placement: tuple[int, int]
-) -> None:
+def test_ranks_of_one_machine_share_memory(on_ranks: list[dict[str, Any]], placement: tuple[int, int]) -> None:
     name, alone = "{}x{}".format(*placement), placement[0] == 1
     for rank in PLACEMENTS[placement]:
-        for sizes, (*_, share) in SIZES.items():
-            expected = "SharedMemory" if share and not alone else "Messages"
-            assert on_ranks[rank][f"{name} {sizes} channel"] == expected
-            assert on_ranks[rank][f"{name} {sizes} elsewhere"] == "Messages"
-            assert on_ranks[rank][f"{name} {sizes} refused"] == "Messages"
+        assert on_ranks[rank][f"{name} shares"] == (not alone)
+        assert not on_ranks[rank][f"{name} shares elsewhere"]
+        assert not on_ranks[rank][f"{name} shares refused"]
 
 
 @pytest.mark.parametrize("sizes", SIZES)

@@ -151,8 +151,8 @@ def _competitors(model: nn.Module, device: torch.device) -> dict[str, Callable[[
     flat = torch.zeros(sum(parameter.numel() for parameter in model.parameters()), device=device)
     return {
         EXACT: Lookaround(model).average,
-        DISTANCES: Lookaround(model, measure=True).average,
-        INEXACT: Lookaround(model, exact=False).average,
+        DISTANCES: Lookaround(copy.deepcopy(model), measure=True).average,  # each moves its model into its storage
+        INEXACT: Lookaround(copy.deepcopy(model), exact=False).average,
         REFERENCE: lambda: averager.average_parameters(theirs.parameters()),
         BOUND: functools.partial(dist.all_reduce, flat),
     }
