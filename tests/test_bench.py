@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from lookaround_ddp.bench.rounds import added
 from tests.runs import Job
 
 pytestmark = pytest.mark.timeout(240)
@@ -80,6 +81,11 @@ def test_rounds(tmp_path: Path) -> None:
         assert rows[name]["average"] == pytest.approx(cost)
         assert rows[name]["hidden"] == pytest.approx(1 - cost / waited)
     assert "Rounds of 3 steps of resnet8, 16 images of 32 px a step; n = 2" in said
+
+
+def test_a_slow_spell_counts_once() -> None:
+    """3, 5 and 80 ms more; the medians differ by 10."""
+    assert added([10, 20, 90], [7, 15, 10]) == 5
 
 
 def test_the_trainer(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from rich import box
@@ -25,8 +27,9 @@ CLASSES = 100
 NEVER, WAITED, HIDDEN = "never averaged", "waited for", "hidden"
 NOTES = """\
 A round is an average step and the k training steps, on random images, behind which it may go on. Time of the slowest
-rank; the competitors take turns. Average: what a round takes beyond the same steps without an average. Hidden: 1 -
-average / that of "waited for". A delay is another algorithm: the mean comes so many steps later, as a correction."""
+rank; the competitors take turns. Average: what a round takes beyond the same steps without an average, median of the
+differences within each repeat. Hidden: 1 - average / that of "waited for". A delay is another algorithm: the mean comes
+so many steps later, as a correction."""
 
 
 def report(options: argparse.Namespace) -> Figures:
@@ -47,21 +50,24 @@ def report(options: argparse.Namespace) -> Figures:
         Console(stderr=True, highlight=False).print(told, markup=False)
     workload = (options.round_model, options.size, options.round_batch_size, options.k, options.repeats)
     times = slowest(on_ranks(_measured, ranks, *workload))
-    never = statistics.median(times[NEVER])
-    waited = statistics.median(times[WAITED]) - never
+    costs = {name: added(values, times[NEVER]) for name, values in times.items()}
     rows = {}
     for name, values in times.items():
-        cost = statistics.median(values) - never
         rows[name] = {
             "milliseconds": machine.spread(values),
-            "average": None if name == NEVER else cost,
-            "hidden": None if name == NEVER else 1 - cost / waited,
+            "average": None if name == NEVER else costs[name],
+            "hidden": None if name == NEVER else 1 - costs[name] / costs[WAITED],
         }
     names = ("model", "size", "batch_size", "k", "repeats")
     figures = {"machine": setting, **dict(zip(names, workload, strict=True)), "rows": rows}
     if speaks():
         _print(figures, Console())
     return figures
+
+
+def added(values: Sequence[float], to: Sequence[float]) -> float:
+    """What each repeat took longer; their median, on which a slow spell of the machine has little effect."""
+    return statistics.median(value - reference for value, reference in zip(values, to, strict=True))
 
 
 def _measured(
@@ -72,12 +78,17 @@ def _measured(
     model = create_model(ModelConfig(name=name), CLASSES).to(device)
     images = torch.randn(batch_size, 3, size, size, device=device)
     labels = torch.randint(CLASSES, (batch_size,), device=device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    make = functools.partial(Lookaround, model)
-    kinds = {NEVER: make(None), WAITED: make(k), HIDDEN: make(k, hide=True)}
-    kinds |= {f"delay {delay}": make(k, delay=delay) for delay in sorted({1, k - 1}) if 0 < delay < k}
-    step = functools.partial(_step, model, optimizer, images, labels)
-    competitors = {kind: functools.partial(_round, around, step, k) for kind, around in kinds.items()}
+
+    def competitor(period: int | None, **options: Any) -> Callable[[], None]:
+        own = copy.deepcopy(model)  # each moves its model into its storage
+        optimizer = torch.optim.SGD(own.parameters(), lr=1e-3, momentum=0.9)
+        step = functools.partial(_step, own, optimizer, images, labels)
+        return functools.partial(_round, Lookaround(own, period, **options), step, k)
+
+    competitors = {NEVER: competitor(None), WAITED: competitor(k), HIDDEN: competitor(k, hide=True)}
+    for delay in sorted({1, k - 1}):
+        if 0 < delay < k:
+            competitors[f"delay {delay}"] = competitor(k, delay=delay)
     for call in competitors.values():  # connections, and the optimizer's state
         call()
     return in_turn(competitors, repeats, device)
