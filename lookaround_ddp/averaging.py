@@ -22,14 +22,8 @@ from lookaround_ddp.hidden import Behind, Exchange, aside, begin, can_hide
 from lookaround_ddp.late import Corrections
 from lookaround_ddp.layout import Layout, layout_of
 from lookaround_ddp.members import Members
-from lookaround_ddp.refusals import check_arguments, check_finite, check_models, check_ranks, same_states
-from lookaround_ddp.structure import (
-    as_list,
-    averaged_tensors,
-    digest,
-    forget,
-    local_tensors,
-)
+from lookaround_ddp.refusals import check, check_finite, same_states
+from lookaround_ddp.structure import as_list, averaged_tensors, forget, local_tensors
 
 
 class Lookaround:
@@ -113,7 +107,21 @@ class Lookaround:
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
         self.members = Members(group, hosted=len(self.models))
-        self._check()
+        check(
+            self.models,
+            self.members,
+            len(self.optimizers),
+            {
+                "k": k,
+                "start": start,
+                "delay": delay,
+                "optimizer_state": optimizer_state,
+                "buffers": sorted(self.extra_buffers),
+                "exact": exact,
+                "measure": measure,
+                "hide": hide,
+            },
+        )
         layouts = [layout_of(tensor) for tensor in chain(*self._averaged_tensors()[0])]
         self._layouts: list[Layout] = self.members.gather_objects(layouts)[0]
         self._aside = aside(self.members, beside) if hide or delay else self.members
@@ -306,29 +314,3 @@ class Lookaround:
     def _measured(self, squares: Tensor | None) -> None:
         if squares is not None:
             self.distances = squares.sqrt()
-
-    # Refusals
-
-    def _check(self) -> None:
-        """Raises ValueError on all ranks if there is something wrong with one of them."""
-        try:
-            check_arguments(
-                self.k, self.start, self.delay, self.optimizer_state, len(self.models), len(self.optimizers)
-            )
-            check_models(self.models, self.extra_buffers)
-            refusal = None
-        except ValueError as error:
-            refusal = error  # the other ranks must hear of it, not wait for this one
-        settings = {
-            "number of models": len(self.models),
-            "k": self.k,
-            "start": self.start,
-            "buffers": sorted(self.extra_buffers),
-            "exact": self.exact,
-            "optimizer_state": self.optimizer_state,
-            "measure": self.measure,
-            "hide": self.hide,
-            "delay": self.delay,
-            "structure of the model (digest)": None if refusal else digest(self.models[0]),
-        }
-        check_ranks(self.members, settings, refusal)

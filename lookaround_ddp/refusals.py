@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 from zlib import crc32
 
 import torch
@@ -13,6 +14,28 @@ from lookaround_ddp.members import Members
 from lookaround_ddp.structure import all_finite, digest, optimizer_states
 
 WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
+
+
+def check(models: Sequence[nn.Module], members: Members, optimizers: int, arguments: Mapping[str, Any]) -> None:
+    """Raises ValueError on all ranks if there is something wrong with one of them. Collective.
+
+    Args:
+        optimizers: how many were given.
+        arguments: the others of `Lookaround`, which all ranks must give alike.
+    """
+    refusal = None
+    try:
+        k, start, delay = (arguments[name] for name in ("k", "start", "delay"))
+        check_arguments(k, start, delay, arguments["optimizer_state"], len(models), optimizers)
+        check_models(models, arguments["buffers"])
+    except ValueError as error:
+        refusal = error  # the other ranks must hear of it, not wait for this one
+    structure = None if refusal else digest(models[0])
+    check_ranks(
+        members,
+        {"number of models": len(models), **arguments, "structure of the model (digest)": structure},
+        refusal,
+    )
 
 
 def check_arguments(k: int | None, start: int, delay: int, optimizer_state: str, models: int, optimizers: int) -> None:

@@ -21,7 +21,6 @@ from lookaround_ddp.bench import cost, machine, memory
 from lookaround_ddp.bench.machine import Figures
 from lookaround_ddp.bench.ranks import describe, in_turn, job_size, on_ranks, slowest, speaks
 from lookaround_ddp.config import ModelConfig
-from lookaround_ddp.members import BUCKET_BYTES
 from lookaround_ddp.models import create_model
 
 CLASSES = 1000
@@ -29,16 +28,14 @@ WARM_UP = 3  # the first call opens connections, and moves PeriodicModelAverager
 MEMORY_REPEATS = 3
 EXACT, DISTANCES, INEXACT = "Lookaround", "Lookaround(measure=True)", "Lookaround(exact=False)"
 REFERENCE, BOUND = "PeriodicModelAverager", "bare all_reduce"
-SHARED = BUCKET_BYTES / 1e6
 NOTES = f"""\
 Time of the slowest rank, each repeat started by a barrier; the competitors take turns in every repeat, after
 {WARM_UP} calls of each. {EXACT}: average() with its finite check, over parameters and running statistics;
 measure=True adds the replicas' distances to their mean, as the trainer does. {REFERENCE} (PMA):
 PyTorch's, over parameters; its first call moves them into a flat buffer that stays resident and is not counted.
 {BOUND}: of one flat fp32 buffer of as many elements, a bound that packs nothing. Extra: the most that any
-rank needed beyond what was resident before the call. Ranks of one machine that average on its CPU also keep
-{SHARED:.0f} MB for each replica and for the mean in memory that they share. x PMA: ratio of the medians, and of the
-extra memory."""
+rank needed beyond what was resident before the call. Ranks of one machine that average on its CPU have their weights
+in memory that they share, in place of their own. x PMA: ratio of the medians, and of the extra memory."""
 
 
 def report(options: argparse.Namespace) -> Figures:
