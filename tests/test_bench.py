@@ -14,7 +14,7 @@ import torch
 
 from tests.runs import Job
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(330)
 
 COMPETITORS = [
     "Lookaround",
@@ -23,14 +23,14 @@ COMPETITORS = [
     "PeriodicModelAverager",
     "bare all_reduce",
 ]
-RUNS = ["trainer, d = 1", "bare loop", "trainer, d = 2, 1 rank", "trainer, d = 2, 2 ranks"]
+RUNS = ["trainer, d = 1", "bare loop", "original, d = 2", "trainer, d = 2, 1 rank", "trainer, d = 2, 2 ranks"]
 
 
 def figures(folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
     """What `bench` writes and what it prints."""
     command = [sys.executable, "-m", "lookaround_ddp", "bench", *arguments, f"--json={folder}/figures.json"]
     environment = {**os.environ, "COLUMNS": "80"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((folder / "figures.json").read_text()), done.stdout
 
@@ -88,12 +88,24 @@ def test_the_trainer(tmp_path: Path) -> None:
     )
     train = found["train"]
     assert train["iterations"] == 20  # one epoch of the 1,000 digits
-    speeds = {name: train["rows"][name]["images_per_second"] for name in RUNS}
+    assert list(train["rows"]) == RUNS
+    speeds = {name: row["images_per_second"] for name, row in train["rows"].items()}
     for name, reference in (("trainer, d = 1", "bare loop"), ("trainer, d = 2, 2 ranks", "trainer, d = 2, 1 rank")):
         expected = speeds[name]["median"] / speeds[reference]["median"]
         assert train["rows"][name]["ratio"]["of_medians"] == pytest.approx(expected)
         assert f"{expected:.2f}" in said
     assert min(speed["min"] for speed in speeds.values()) > 1
+    for name in RUNS[2:]:  # 10 iterations of 2 replicas on 50 images
+        assert train["rows"][name]["seconds"]["median"] * speeds[name]["median"] == pytest.approx(1000)
+    for name in RUNS[3:]:
+        expected = speeds[name]["median"] / speeds["original, d = 2"]["median"]
+        assert train["rows"][name]["times_as_fast"]["of_medians"] == pytest.approx(expected)
+    if not torch.cuda.is_available():
+        peak = train["peak"]["flops_per_second"]["median"]
+        for name, cores in zip(RUNS, (1, 1, 1, 1, 2), strict=True):
+            share = train["flops_per_image"] * speeds[name]["median"] / (cores * peak)
+            assert train["rows"][name]["mfu"] == pytest.approx(share)
+            assert f" {100 * share:.1f} % \n" in said
 
 
 def test_the_augmentations(tmp_path: Path) -> None:
