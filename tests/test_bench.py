@@ -109,7 +109,7 @@ def test_the_trainer(tmp_path: Path) -> None:
 
 
 def test_the_augmentations(tmp_path: Path) -> None:
-    found, said = figures(tmp_path, "data", "--workers=2", "--batch-size=32", "--rounds=1")
+    found, said = figures(tmp_path, "data", "--workers=2", "--batch-size=32", "--rounds=1", "--consumer=resnet8")
     data = found["data"]
     assert len(data["rows"]) == 5
     for name, rows in data["rows"].items():
@@ -117,6 +117,14 @@ def test_the_augmentations(tmp_path: Path) -> None:
         assert [*rows][:3] == ["workers: none, 1 core", "workers: 2 processes", "device: CPU, 1 core"]
         one_core, _, device, *_ = (row["images_per_second"]["median"] for row in rows.values())
         assert rows["device: CPU, 1 core"]["ratio"]["of_medians"] == pytest.approx(device / one_core)
+    rows = data["jpeg"]["rows"]
+    *ways, training = rows
+    assert ways[:3] == ["PIL, 1 core", "PIL, workers: 2 processes", "torchvision, 1 core"]
+    assert training == "training: resnet8"
+    for way in ways:
+        speed, consumed = (rows[name]["images_per_second"]["median"] for name in (way, training))
+        assert rows[way]["ratio"]["of_medians"] == pytest.approx(speed / consumed)
+        assert f"\n {way}  " in said
 
 
 @pytest.mark.parametrize(
@@ -125,6 +133,7 @@ def test_the_augmentations(tmp_path: Path) -> None:
         (["average", "--ranks=0"], "error: --ranks is 0: give 1 or more"),
         (["average", "--model=resnet19"], "error: unknown model 'resnet19': did you mean resnet"),
         (["data", "--batch-size=0"], "error: --batch-size is 0: give 1 or more"),
+        (["data", "--consumer=resnet19"], "error: unknown model 'resnet19': did you mean resnet"),
         (["round", "--k=0"], "error: --k is 0: give 1 or more"),
         (["round", "--round-model=resnet19"], "error: unknown model 'resnet19': did you mean resnet"),
         (["train", "--rounds=0"], "error: --rounds is 0: give 1 or more"),
