@@ -253,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--channels-last", action="store_true")
     group.add_argument("--iterations", type=int, default=56, help="of each replica in each run, in whole epochs")
     group.add_argument("--rounds", type=int, default=3, help="runs of each competitor")
+    group.add_argument("--consumer", default="timm:resnet18", metavar="MODEL", help="trained at 224 px, for JPEG files")
     command.set_defaults(command=bench)
     return parser
 

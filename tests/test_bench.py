@@ -15,7 +15,7 @@ import torch
 from lookaround_ddp.bench.rounds import added
 from tests.runs import Job
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(330)
 
 COMPETITORS = [
     "Lookaround",
@@ -24,14 +24,14 @@ COMPETITORS = [
     "PeriodicModelAverager",
     "bare all_reduce",
 ]
-RUNS = ["trainer, d = 1", "bare loop", "trainer, d = 2, 1 rank", "trainer, d = 2, 2 ranks"]
+RUNS = ["trainer, d = 1", "bare loop", "original, d = 2", "trainer, d = 2, 1 rank", "trainer, d = 2, 2 ranks"]
 
 
 def figures(folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
     """What `bench` writes and what it prints."""
     command = [sys.executable, "-m", "lookaround_ddp", "bench", *arguments, f"--json={folder}/figures.json"]
     environment = {**os.environ, "COLUMNS": "80"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((folder / "figures.json").read_text()), done.stdout
 
@@ -94,16 +94,28 @@ def test_the_trainer(tmp_path: Path) -> None:
     )
     train = found["train"]
     assert train["iterations"] == 20  # one epoch of the 1,000 digits
-    speeds = {name: train["rows"][name]["images_per_second"] for name in RUNS}
+    assert list(train["rows"]) == RUNS
+    speeds = {name: row["images_per_second"] for name, row in train["rows"].items()}
     for name, reference in (("trainer, d = 1", "bare loop"), ("trainer, d = 2, 2 ranks", "trainer, d = 2, 1 rank")):
         expected = speeds[name]["median"] / speeds[reference]["median"]
         assert train["rows"][name]["ratio"]["of_medians"] == pytest.approx(expected)
         assert f"{expected:.2f}" in said
     assert min(speed["min"] for speed in speeds.values()) > 1
+    for name in RUNS[2:]:  # 10 iterations of 2 replicas on 50 images
+        assert train["rows"][name]["seconds"]["median"] * speeds[name]["median"] == pytest.approx(1000)
+    for name in RUNS[3:]:
+        expected = speeds[name]["median"] / speeds["original, d = 2"]["median"]
+        assert train["rows"][name]["times_as_fast"]["of_medians"] == pytest.approx(expected)
+    if not torch.cuda.is_available():
+        peak = train["peak"]["flops_per_second"]["median"]
+        for name, cores in zip(RUNS, (1, 1, 1, 1, 2), strict=True):
+            share = train["flops_per_image"] * speeds[name]["median"] / (cores * peak)
+            assert train["rows"][name]["mfu"] == pytest.approx(share)
+            assert f" {100 * share:.1f} % \n" in said
 
 
 def test_the_augmentations(tmp_path: Path) -> None:
-    found, said = figures(tmp_path, "data", "--workers=2", "--batch-size=32", "--rounds=1")
+    found, said = figures(tmp_path, "data", "--workers=2", "--batch-size=32", "--rounds=1", "--consumer=resnet8")
     data = found["data"]
     assert len(data["rows"]) == 5
     for name, rows in data["rows"].items():
@@ -111,6 +123,14 @@ def test_the_augmentations(tmp_path: Path) -> None:
         assert [*rows][:3] == ["workers: none, 1 core", "workers: 2 processes", "device: CPU, 1 core"]
         one_core, _, device, *_ = (row["images_per_second"]["median"] for row in rows.values())
         assert rows["device: CPU, 1 core"]["ratio"]["of_medians"] == pytest.approx(device / one_core)
+    rows = data["jpeg"]["rows"]
+    *ways, training = rows
+    assert ways[:3] == ["PIL, 1 core", "PIL, workers: 2 processes", "torchvision, 1 core"]
+    assert training == "training: resnet8"
+    for way in ways:
+        speed, consumed = (rows[name]["images_per_second"]["median"] for name in (way, training))
+        assert rows[way]["ratio"]["of_medians"] == pytest.approx(speed / consumed)
+        assert f"\n {way}  " in said
 
 
 @pytest.mark.parametrize(
@@ -119,6 +139,7 @@ def test_the_augmentations(tmp_path: Path) -> None:
         (["average", "--ranks=0"], "error: --ranks is 0: give 1 or more"),
         (["average", "--model=resnet19"], "error: unknown model 'resnet19': did you mean resnet"),
         (["data", "--batch-size=0"], "error: --batch-size is 0: give 1 or more"),
+        (["data", "--consumer=resnet19"], "error: unknown model 'resnet19': did you mean resnet"),
         (["round", "--k=0"], "error: --k is 0: give 1 or more"),
         (["round", "--round-model=resnet19"], "error: unknown model 'resnet19': did you mean resnet"),
         (["train", "--rounds=0"], "error: --rounds is 0: give 1 or more"),

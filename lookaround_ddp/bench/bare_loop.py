@@ -8,19 +8,19 @@ It shares with the trainer the network and the stored images, and nothing else.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
+from lookaround_ddp.bench.machine import now
 from lookaround_ddp.config import DataConfig, ModelConfig
-from lookaround_ddp.data.datasets import open_dataset
+from lookaround_ddp.data import datasets
 from lookaround_ddp.data.images import Images
 from lookaround_ddp.models import create_model
 
@@ -37,14 +37,31 @@ class Augmented(Dataset[tuple[torch.Tensor, int]]):
 
 
 def main() -> None:
-    """Trains, and prints the images per second after the warm-up as JSON."""
-    options = _parser().parse_args()
+    """Trains, and prints the seconds after the warm-up as JSON."""
+    options = make_parser(__doc__).parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    data = open_dataset(DataConfig(name=options.data, root=options.root, train_images=options.train_images), seed=0)
+    data = open_data(options)
+    batches = endless(make_loader(data, options, device))
+    model = make_network(data, options).to(device).to(memory_format=layout)
+    optimizer = make_optimizer(model)
+    total, start = torch.zeros((), device=device), now(device)
+    for iteration in range(1, options.iterations + 1):
+        total += update(model, optimizer, next(batches), layout)
+        if iteration == options.warm_up:
+            start = now(device)
+    print(json.dumps({"seconds": now(device) - start, "loss": total.item() / options.iterations}))
+
+
+def open_data(options: argparse.Namespace) -> datasets.Dataset:
+    config = DataConfig(name=options.data, root=options.root, train_images=options.train_images)
+    return datasets.open_dataset(config, seed=0)
+
+
+def make_loader(data: datasets.Dataset, options: argparse.Namespace, device: torch.device) -> DataLoader[Any]:
     resize = [T.Resize(data.size), T.CenterCrop(data.size)] if data.native is None else []
     crop = [*resize, T.RandomCrop(data.size, padding=data.size // 8), T.RandomHorizontalFlip()]
-    loader = DataLoader(
+    return DataLoader(
         Augmented(data.train, T.Compose([*crop, T.ToTensor(), T.Normalize(data.mean, data.std)])),
         batch_size=options.batch_size,
         shuffle=True,
@@ -53,36 +70,35 @@ def main() -> None:
         persistent_workers=options.workers > 0,
         pin_memory=device.type == "cuda",
     )
-    model = create_model(ModelConfig(name=options.model), data.classes, data.channels)
-    model = model.to(device).to(memory_format=layout).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    total, start = torch.zeros((), device=device), _now(device)
-    for iteration, (images, labels) in enumerate(itertools.islice(_endless(loader), options.iterations), start=1):
-        images = images.to(device, non_blocking=True, memory_format=layout)
-        loss = cross_entropy(model(images), labels.to(device, non_blocking=True))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += loss.detach()
-        if iteration == options.warm_up:
-            start = _now(device)
-    speed = (options.iterations - options.warm_up) * options.batch_size / (_now(device) - start)
-    print(json.dumps({"images_per_second": speed, "loss": total.item() / options.iterations}))
 
 
-def _endless(loader: Iterable[Any]) -> Iterator[Any]:
+def make_network(data: datasets.Dataset, options: argparse.Namespace) -> nn.Module:
+    return create_model(ModelConfig(name=options.model), data.classes, data.channels).train()
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+
+
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, layout: torch.memory_format) -> torch.Tensor:
+    """One step of one network; its loss."""
+    images, labels = batch
+    device = next(model.parameters()).device
+    images = images.to(device, non_blocking=True, memory_format=layout)
+    loss = cross_entropy(model(images), labels.to(device, non_blocking=True))
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def endless(loader: Iterable[Any]) -> Iterator[Any]:
     while True:
         yield from loader
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet8")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--root", default="data")

@@ -8,6 +8,7 @@ import os
 import platform
 import signal
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,13 @@ def rank_environment(threads: int) -> dict[str, str]:
     """The environment of a measured process: as many threads as the table says, whatever the caller's is."""
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     return dict(os.environ) | dict.fromkeys(variables, str(threads))
+
+
+def now(device: torch.device) -> float:
+    """The clock, once all that the device was given is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def spread(values: Sequence[float]) -> Figures:

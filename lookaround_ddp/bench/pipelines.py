@@ -1,13 +1,10 @@
-"""`bench data`: how fast the loader workers and the device augment images that are in memory."""
+"""`bench data`: how fast the loader workers and the device augment images that are in memory, or in JPEG files."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from itertools import count, islice
+from collections.abc import Callable
 
 import numpy as np
 import PIL
@@ -19,14 +16,15 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.transforms import AutoAugmentPolicy
 
-from lookaround_ddp.bench import machine
+from lookaround_ddp.bench import jpegs, machine
+from lookaround_ddp.bench.arrivals import Competitors, images_per_second, in_turn, processes
 from lookaround_ddp.bench.machine import Figures
 from lookaround_ddp.config import AugmentConfig
 from lookaround_ddp.data.augment import train_pipelines
 from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.device import DeviceIterations, batched, pixels
 from lookaround_ddp.data.images import Arrays
-from lookaround_ddp.data.loader import Iterations, Plan, load
+from lookaround_ddp.data.loader import Iterations, Plan
 
 IMAGES, SIDE = 8192, 32
 LISTS = (
@@ -36,8 +34,6 @@ LISTS = (
     ("perspective",),
     ("random_resized_crop",),
 )
-WARM_UP = 2  # batches, beside those that workers have made ahead
-SECONDS = 0.3  # that a figure is measured, at least
 NOTES = f"""\
 {IMAGES} made-up images of {SIDE} x {SIDE} pixels, RGB, as CIFAR's; images/s that arrive in the training process when it
 does nothing else. Workers: PIL and torchvision, image by image, in the training process or in as many loader
@@ -46,19 +42,20 @@ thread of the CPU or by the GPU. The competitors take turns. Ratio: the CPU to t
 a GPU to the loader processes; of the medians, and the smallest and largest of a round."""
 
 ONE_CORE, CPU, GPU = "workers: none, 1 core", "device: CPU, 1 core", "device: GPU"
-Competitors = dict[str, Callable[[], float]]  # name -> images/s, measured once
 
 
 def report(options: argparse.Namespace) -> Figures:
     """Measures both pipelines, prints the table and returns its figures.
 
     Args:
-        options: `batch_size`, `workers` (0: as many as there are cores) and `rounds`, as the command line has them.
+        options: `batch_size`, `workers` (0: as many as there are cores), `rounds` and `consumer`, as the command line
+            has them.
 
     Raises:
-        UserError: a number that is too small.
+        UserError: a number that is too small, an unknown model.
     """
     machine.at_least({"--rounds": options.rounds, "--batch-size": options.batch_size}, 1)
+    jpegs.check(options.consumer)
     batch_size = min(options.batch_size, IMAGES)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = options.workers or cores
@@ -78,9 +75,12 @@ def report(options: argparse.Namespace) -> Figures:
     for augmentations in LISTS:
         name = " + ".join(augmentations)
         progress.print(f"data: {name}", markup=False)
-        speeds = _measure(_competitors(augmentations, data, stored, batch_size, workers), options.rounds)
+        speeds = in_turn(_competitors(augmentations, data, stored, batch_size, workers), options.rounds)
         figures["rows"][name] = {one: _row(one, speeds, workers) for one in speeds}
+    progress.print("data: JPEG files", markup=False)
+    figures["jpeg"] = jpegs.measured(options.consumer, options.batch_size, workers, options.rounds)
     _print(figures, Console())
+    jpegs.print_table(figures["jpeg"], Console())
     return figures
 
 
@@ -101,54 +101,20 @@ def _competitors(
     plan = Plan(IMAGES, batch_size, 0, shared=True, drop_last=True)
     by_image = Iterations(data.train, plan, {0: [pipeline]})
 
-    def competitor(batches: Iterations, processes: int = 0) -> Callable[[], float]:
-        return lambda: _speed(batches, batch_size, processes)
+    def competitor(batches: Iterations, loaders: int = 0) -> Callable[[], float]:
+        return lambda: images_per_second(batches, batch_size, loaders)
 
-    result = {ONE_CORE: competitor(by_image), _workers(workers): competitor(by_image, workers)}
+    result = {ONE_CORE: competitor(by_image), processes(workers): competitor(by_image, workers)}
     for device, images in stored.items():
         on_device = DeviceIterations(images, data.train, plan, {0: [batched(pipeline)]})
         result[CPU if device == "cpu" else GPU] = competitor(on_device)
     return result
 
 
-def _workers(processes: int) -> str:
-    return f"workers: {processes} process{'es' * (processes > 1)}"
-
-
-def _measure(competitors: Competitors, rounds: int) -> dict[str, list[float]]:
-    speeds: dict[str, list[float]] = {name: [] for name in competitors}
-    for number in range(rounds):
-        for name in list(competitors) if number % 2 == 0 else list(reversed(competitors)):
-            speeds[name].append(competitors[name]())
-    return speeds
-
-
-def _speed(batches: Iterations, batch_size: int, workers: int) -> float:
-    """Images per second, over batches that were not begun before the clock was."""
-    ahead = 2 * workers + WARM_UP  # a loader asks each of its workers for two
-    arriving: Iterator[object] = load(batches, range(10**6), workers, False)
-    with closing(arriving):  # type: ignore[type-var]  # load is a generator: closing it ends the workers
-        for _ in islice(arriving, ahead):
-            pass
-        _finish()
-        start = time.perf_counter()
-        for number in count(1):
-            next(arriving)
-            if time.perf_counter() - start >= SECONDS and number >= ahead:
-                break
-        _finish()
-        return number * batch_size / (time.perf_counter() - start)
-
-
-def _finish() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def _row(name: str, speeds: dict[str, list[float]], workers: int) -> Figures:
     row: Figures = {"images_per_second": machine.spread(speeds[name]), "ratio": None, "ratio_to": None}
     if name in (CPU, GPU):
-        row["ratio_to"] = ONE_CORE if name == CPU else _workers(workers)
+        row["ratio_to"] = ONE_CORE if name == CPU else processes(workers)
         row["ratio"] = machine.ratio(speeds[name], speeds[row["ratio_to"]])
     return row
 

@@ -1,18 +1,15 @@
-"""`bench train`: the trainer's images per second, beside a loop written by hand, and on 2 ranks beside 1."""
+"""`bench train`: the trainer's images per second, beside loops written by hand, and on 2 ranks beside 1."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import subprocess
-import sys
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,77 +17,36 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lookaround_ddp.bench import machine
+from lookaround_ddp.bench import flops, machine
 from lookaround_ddp.bench.machine import Figures
+from lookaround_ddp.bench.processes import run_module
 from lookaround_ddp.bench.ranks import refuse_job
-from lookaround_ddp.config import UserError
-from lookaround_ddp.config_file import load_config
-from lookaround_ddp.data.datasets import open_dataset
-from lookaround_ddp.models import create_model
+from lookaround_ddp.bench.workload import WARM_UP, K, Workload, planned
 
-WARM_UP = 10  # iterations that are not counted: loader processes start, memory is allocated
-NEVER = "1000000.0"  # epochs between evaluations and checkpoints; the trainer does both once, at the end
-MISTAKE = 2  # the exit status of a user's mistake
-GRACE = 15  # seconds that torchrun has to end its ranks
 TRAINER, BARE = "trainer, d = 1", "bare loop"
-ONE_RANK, TWO_RANKS = "trainer, d = 2, 1 rank", "trainer, d = 2, 2 ranks"
+ORIGINAL, ONE_RANK, TWO_RANKS = "original, d = 2", "trainer, d = 2, 1 rank", "trainer, d = 2, 2 ranks"
 REFERENCES = {TRAINER: BARE, TWO_RANKS: ONE_RANK}
 NOTES = f"""\
 Images/s of all d replicas together after {WARM_UP} iterations of warm-up, without evaluation and checkpoints; n fresh
 processes each, which take turns. Bare loop: lookaround_ddp/bench/bare_loop.py, a loop as one writes it by hand,
-with the same network, images, augmentation, optimizer, batch size and threads. Ratio: d = 1 to the bare loop,
-2 ranks to 1 rank; of the medians, and the smallest and largest of a round."""
+with the same network, images, augmentation, optimizer, batch size and threads. Original: original_loop.py beside it,
+which does in one process what the published code does: d networks in turn, for each a loader with as many workers,
+PIL, fp32, state dicts averaged every {K} iterations. Ratio: d = 1 to the bare loop, 2 ranks to 1 rank; times as fast:
+as the original; of the medians, and the smallest and largest of a round. MFU: the operations of forward and backward
+(PyTorch's FlopCounterMode: matrix products and convolutions) over those that the processes' cores or GPUs do in fp32
+matrix products (on a GPU as its convolutions are, TF32), measured in this run, in turn with the others."""
 
 
 @dataclass(frozen=True)
-class Workload:
-    model: str
-    data: str
-    root: str
-    batch_size: int
-    workers: int
-    channels_last: bool
-    train_images: int | None = None
-    epochs: int = 1
-    iterations: int = 1
+class Contest:
+    """
+    Args:
+        run: trains, given a folder of its own, and says how many seconds it took after the warm-up.
+    """
 
-    def overrides(self, folder: Path, replicas: int) -> list[str]:
-        """The trainer's arguments. JSON is YAML, so any name and path is quoted right."""
-        own = ["crop+hflip"]  # for every replica: of unequal work, the slower rank's would be measured
-        values = {
-            "out": str(folder),
-            "epochs": self.epochs,
-            "channels_last": self.channels_last,
-            "model.name": self.model,
-            "data.name": self.data,
-            "data.root": self.root,
-            "data.train_images": self.train_images,
-            "data.batch_size": self.batch_size,
-            "data.workers": self.workers,
-            "data.drop_last": True,
-            "replicas": [own] * replicas,
-            "optimizer.lr": 0.05,
-            "schedule.name": "constant",
-            "record.every": WARM_UP,
-        }
-        never = [f"evaluate.every={NEVER}", f"checkpoint.every={NEVER}"]
-        return [f"{key}={json.dumps(value)}" for key, value in values.items()] + never
-
-    def loop_arguments(self) -> list[str]:
-        """The hand-written loop's."""
-        values = {
-            "--model": self.model,
-            "--data": self.data,
-            "--root": self.root,
-            "--batch-size": self.batch_size,
-            "--workers": self.workers,
-            "--iterations": self.iterations,
-            "--warm-up": WARM_UP,
-        }
-        if self.train_images is not None:
-            values["--train-images"] = self.train_images
-        flags = ["--channels-last"] if self.channels_last else []
-        return [f"{name}={value}" for name, value in values.items()] + flags
+    replicas: int
+    ranks: int
+    run: Callable[[Path], float]
 
 
 def report(options: argparse.Namespace) -> Figures:
@@ -106,11 +62,13 @@ def report(options: argparse.Namespace) -> Figures:
     refuse_job("train")
     machine.at_least({"--rounds": options.rounds}, 1)
     machine.at_least({"--iterations": options.iterations}, WARM_UP + 1)
-    workload = _workload(options)
+    workload, model, shape = planned(options)
+    operations = flops.per_image(model, shape)
+    del model
     gpus = min(2, torch.cuda.device_count())
     setting = machine.describe_machine("nccl" if gpus == 2 else "gloo", "1 and 2", 1, gpus)
     with machine.ended_tidily(), tempfile.TemporaryDirectory(prefix="lookaround_bench_") as folder:
-        speeds = _measure(workload, options.rounds, Path(folder), Console(stderr=True, highlight=False))
+        seconds, peaks = _measure(workload, options.rounds, Path(folder), Console(stderr=True, highlight=False))
     figures = {
         "machine": setting,
         "model": workload.model,
@@ -121,110 +79,88 @@ def report(options: argparse.Namespace) -> Figures:
         "iterations": workload.iterations,
         "warm_up": WARM_UP,
         "rounds": options.rounds,
-        "rows": {name: _row(name, speeds) for name in speeds},
+        "flops_per_image": operations,
+        "peak": {"precision": "fp32", "flops_per_second": machine.spread(peaks) if peaks else None},
+        "rows": _rows(workload, seconds, operations, peaks, gpus),
     }
     _print(figures, Console())
     return figures
 
 
-def _workload(options: argparse.Namespace) -> Workload:
-    """Checks what the subprocesses will be told, before the first of them starts."""
-    names = ("data", "root", "batch_size", "workers", "channels_last")
-    workload = Workload(model=options.train_model, **{name: getattr(options, name) for name in names})
-    config = load_config(None, workload.overrides(Path("unused"), 1))
-    try:
-        dataset = open_dataset(config.data, config.seed)
-    except UserError as error:
-        raise UserError(f"{error} (here, --root DIR sets data.root)") from None
-    create_model(config.model, dataset.classes, dataset.channels)
-    per_epoch = len(dataset.train) // workload.batch_size
-    if per_epoch == 0:
-        raise UserError(f"--batch-size is {workload.batch_size}, more than the {len(dataset.train)} training images")
-    # The trainer trains whole epochs; of a large dataset, as many images as the iterations need are one.
-    limit = options.iterations * workload.batch_size if options.iterations < per_epoch else None
-    per_epoch = min(per_epoch, options.iterations)
-    epochs = -(-options.iterations // per_epoch)
-    sizes = {"train_images": limit, "epochs": epochs, "iterations": epochs * per_epoch}
-    return Workload(**(vars(workload) | sizes))
-
-
-def _measure(workload: Workload, rounds: int, folder: Path, progress: Console) -> dict[str, list[float]]:
-    contests: dict[str, Callable[[Path], float]] = {
-        TRAINER: lambda out: _trainer(workload, out, replicas=1, ranks=1),
-        BARE: lambda out: _loop(workload),
-        ONE_RANK: lambda out: _trainer(workload, out, replicas=2, ranks=1),
-        TWO_RANKS: lambda out: _trainer(workload, out, replicas=2, ranks=2),
+def _contests(workload: Workload) -> dict[str, Contest]:
+    loops = "lookaround_ddp.bench."
+    original = [f"{loops}original_loop", *workload.loop_arguments(), "--replicas=2", f"--k={K}"]
+    return {
+        TRAINER: Contest(1, 1, partial(_trainer, workload, 1, 1)),
+        BARE: Contest(1, 1, partial(_loop, [f"{loops}bare_loop", *workload.loop_arguments()])),
+        ORIGINAL: Contest(2, 1, partial(_loop, original)),
+        ONE_RANK: Contest(2, 1, partial(_trainer, workload, 2, 1)),
+        TWO_RANKS: Contest(2, 2, partial(_trainer, workload, 2, 2)),
     }
-    speeds: dict[str, list[float]] = {name: [] for name in contests}
+
+
+def _measure(
+    workload: Workload, rounds: int, folder: Path, progress: Console
+) -> tuple[dict[str, list[float]], list[float]]:
+    """Seconds of each contest, and operations a second of matrix products; none if they cannot be measured."""
+    contests = _contests(workload)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    seconds: dict[str, list[float]] = {name: [] for name in contests}
+    peaks = []
     for number in range(rounds):
+        peaks.append(flops.product_speed(device))
         order = list(contests) if number % 2 == 0 else list(reversed(contests))  # so that drift favours none
         for name in order:
             start = time.perf_counter()
-            speeds[name].append(contests[name](folder / f"{number}-{list(contests).index(name)}"))
-            text = f"train: round {number + 1} of {rounds}: {name}: {speeds[name][-1]:.0f} images/s"
+            seconds[name].append(contests[name].run(folder / f"{number}-{list(contests).index(name)}"))
+            speed = _images(workload, contests[name]) / seconds[name][-1]
+            text = f"train: round {number + 1} of {rounds}: {name}: {speed:.0f} images/s"
             progress.print(f"{text} ({time.perf_counter() - start:.0f} s)", markup=False, soft_wrap=True)
-    return speeds
+    return seconds, [peak for peak in peaks if peak is not None]
 
 
-def _trainer(workload: Workload, out: Path, replicas: int, ranks: int) -> float:
-    """Images per second of a real run, from its metrics.jsonl."""
+def _images(workload: Workload, contest: Contest) -> int:
+    """That all replicas together train on after the warm-up."""
+    return contest.replicas * workload.batch_size * (workload.iterations - WARM_UP)
+
+
+def _trainer(workload: Workload, replicas: int, ranks: int, out: Path) -> float:
+    """Seconds of a real run, from its metrics.jsonl."""
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
-    _run([*torchrun, "lookaround_ddp", "train", *workload.overrides(out, replicas)])
+    run_module([*torchrun, "lookaround_ddp", "train", *workload.overrides(out, replicas)])
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    first, *_, last = [line for line in lines if "images_per_second" in line]  # first: the end of the warm-up
-    iterations = last["iteration"] - first["iteration"]
-    return replicas * workload.batch_size * iterations / (last["seconds"] - first["seconds"])
+    first, *_, last = [line for line in lines if "images_per_second" in line]
+    assert (first["iteration"], last["iteration"]) == (WARM_UP, workload.iterations)
+    return float(last["seconds"] - first["seconds"])
 
 
-def _loop(workload: Workload) -> float:
-    output = _run(["lookaround_ddp.bench.bare_loop", *workload.loop_arguments()])
-    return float(json.loads(output.splitlines()[-1])["images_per_second"])
+def _loop(arguments: Sequence[str], out: Path) -> float:
+    return float(json.loads(run_module(arguments).splitlines()[-1])["seconds"])
 
 
-def _run(arguments: Sequence[str]) -> str:
-    """Standard output of `python -m ARGUMENTS`, with one thread per process.
-
-    Raises:
-        UserError: the trainer called something a mistake.
-        RuntimeError: it failed otherwise.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=machine.rank_environment(threads=1),
-        start_new_session=True,  # Ctrl-C is this process's to handle, and the group can be ended as one
-    )
-    try:
-        output, errors = process.communicate()
-    finally:
-        _end(process)
-    if process.returncode == 0:
-        return output
-    mistakes = [line for line in errors.splitlines() if line.startswith("error: ")]
-    if process.returncode == MISTAKE and mistakes:
-        raise UserError(mistakes[0].removeprefix("error: "))
-    raise RuntimeError(f"python -m {' '.join(arguments)} failed with {process.returncode}:\n{errors[-4000:]}")
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Ends a process that still runs, and its children: torchrun's ranks are in sessions of their own."""
-    if process.poll() is not None:
-        return
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _row(name: str, speeds: dict[str, list[float]]) -> Figures:
-    row: Figures = {"images_per_second": machine.spread(speeds[name]), "ratio": None, "ratio_to": REFERENCES.get(name)}
-    if name in REFERENCES:
-        row["ratio"] = machine.ratio(speeds[name], speeds[REFERENCES[name]])
-    return row
+def _rows(
+    workload: Workload,
+    seconds: Mapping[str, list[float]],
+    operations: int | None,
+    peaks: Sequence[float],
+    gpus: int,
+) -> Figures:
+    contests = _contests(workload)
+    speeds = {name: [_images(workload, contests[name]) / each for each in times] for name, times in seconds.items()}
+    peak = statistics.median(peaks) if peaks else None
+    rows = {}
+    for name, contest in contests.items():
+        reference, several = REFERENCES.get(name), contest.replicas > 1
+        units = min(contest.ranks, gpus) or contest.ranks
+        rows[name] = {
+            "images_per_second": machine.spread(speeds[name]),
+            "ratio": machine.ratio(speeds[name], speeds[reference]) if reference else None,
+            "ratio_to": reference,
+            "mfu": flops.utilization(operations, statistics.median(speeds[name]), peak, units),
+            "seconds": machine.spread(seconds[name]) if several else None,
+            "times_as_fast": machine.ratio(speeds[name], speeds[ORIGINAL]) if several and name != ORIGINAL else None,
+        }
+    return rows
 
 
 def _print(figures: Figures, console: Console) -> None:
@@ -232,14 +168,37 @@ def _print(figures: Figures, console: Console) -> None:
     parts = [f"{figures['model']} on {figures['data']}", f"batches of {figures['batch_size']}"]
     parts += [f"{figures['workers']} workers", *(["channels_last"] if figures["channels_last"] else [])]
     parts += [f"{figures['iterations']} iterations; n = {figures['rounds']}"]
-    console.print(f"Training: {', '.join(parts)}", markup=False, highlight=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
-    table.add_column("images/s", no_wrap=True)
-    for heading in ("min", "median", "max", "ratio", "of rounds"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    lines = [f"Training: {', '.join(parts)}", _operations(figures)]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    table = _table("images/s", "ratio", "of rounds", "MFU")
     for name, row in figures["rows"].items():
-        ratio = row["ratio"]
-        cells = [f"{ratio['of_medians']:.2f}", f"{ratio['min']:.2f} to {ratio['max']:.2f}"] if ratio else []
-        table.add_row(name, *machine.spread_cells(row["images_per_second"], 0), *cells)
+        mfu = "-" if row["mfu"] is None else f"{100 * row['mfu']:.1f} %"
+        table.add_row(name, *machine.spread_cells(row["images_per_second"], 0), *_ratio_cells(row["ratio"]), mfu)
+    console.print(table)
+    table = _table(f"s for {figures['iterations'] - figures['warm_up']} iterations", "times as fast", "of rounds")
+    for name, row in figures["rows"].items():
+        if row["seconds"] is not None:
+            table.add_row(name, *machine.spread_cells(row["seconds"], 2), *_ratio_cells(row["times_as_fast"]))
     console.print(table)
     console.print(NOTES, markup=False, highlight=False, soft_wrap=True)
+
+
+def _operations(figures: Figures) -> str:
+    operations, peak = figures["flops_per_image"], figures["peak"]["flops_per_second"]
+    counted = "-" if operations is None else f"{operations / 1e6:.1f}"
+    one = "GPU" if figures["machine"]["gpus"] else "core"
+    speed = "-" if peak is None else f"{peak['median'] / 1e9:.1f}"
+    return f"Forward and backward of an image: {counted} MFLOP | fp32 matrix product, one {one}: {speed} GFLOP/s"
+
+
+def _table(first: str, *last: str) -> Table:
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
+    table.add_column(first, no_wrap=True)
+    for heading in ("min", "median", "max", *last):
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _ratio_cells(ratio: Figures | None) -> list[str]:
+    return ["", ""] if ratio is None else [f"{ratio['of_medians']:.2f}", f"{ratio['min']:.2f} to {ratio['max']:.2f}"]

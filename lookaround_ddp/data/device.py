@@ -94,7 +94,7 @@ class DeviceIterations(Iterations):
 
     def _batch(self, indices: Tensor, pipeline: Pipeline, key: tuple[int, int, int], share: float) -> Batch:
         assert pipeline.batched is not None
-        with _one_thread() if self.stored.device.type == "cpu" else nullcontext():
+        with one_thread() if self.stored.device.type == "cpu" else nullcontext():
             images = self.stored.index_select(0, indices.to(self.stored.device, non_blocking=True))
             draws = Draws((self.plan.seed, seeds.AUGMENT, *key), indices)
             images = pipeline.batched(images, draws)
@@ -102,7 +102,7 @@ class DeviceIterations(Iterations):
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Of many small operations, two threads made at most 1.4 times as many images; a tenth, on cores that are busy."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,0 +1,71 @@
+"""Floating-point operations of training, and the share that it reaches of a matrix product's: MFU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lookaround_ddp.bench.machine import now
+from lookaround_ddp.data.device import one_thread
+
+SECONDS = 0.2  # that a product's speed is measured, at least
+SIDES = {"cpu": 1024, "cuda": 8192}  # of the square matrices; larger ones are no faster
+
+
+def per_image(model: nn.Module, shape: tuple[int, ...]) -> int | None:
+    """Operations of the forward and the backward pass of one image; None if they cannot be counted.
+
+    A multiplication and an addition count as two. Matrix products and convolutions are counted; norms, activations and
+    the optimizer's update are not. Of two images, since batch-norm cannot train on one; it changes the model.
+    """
+    images = torch.zeros(2, *shape)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model(images).sum().backward()
+    except RuntimeError:  # an operation that the counter cannot follow
+        return None
+    return counter.get_total_flops() // len(images) or None
+
+
+def product_speed(device: torch.device) -> float | None:
+    """Operations a second of fp32 matrix products on a GPU or one thread of the CPU; None if it cannot be measured."""
+    side = SIDES[device.type]
+    try:
+        with _like_convolutions() if device.type == "cuda" else one_thread():
+            left, right = torch.randn(2, side, side, device=device)
+            return 2 * side**3 / _seconds(left, right)
+    except RuntimeError:  # out of memory
+        return None
+
+
+def utilization(operations: int | None, images_per_second: float, peak: float | None, units: int) -> float | None:
+    """MFU: operations that training needs in a second over those that `units` devices or cores have in them."""
+    if operations is None or peak is None:
+        return None
+    return operations * images_per_second / (units * peak)
+
+
+@contextmanager
+def _like_convolutions() -> Iterator[None]:
+    """On a GPU, fp32 convolutions are TF32 unless PyTorch is told otherwise, and products are not: these as those."""
+    products = torch.backends.cuda.matmul
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # is made when torch is imported
+    before, products.fp32_precision = products.fp32_precision, convolutions.fp32_precision
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
+
+
+def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
+    """Of one product."""
+    result = left @ right  # the first one allocates and plans
+    start, count, passed = now(left.device), 0, 0.0
+    while passed < SECONDS:
+        torch.mm(left, right, out=result)
+        passed, count = now(left.device) - start, count + 1
+    return passed / count

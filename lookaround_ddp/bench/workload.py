@@ -1,0 +1,96 @@
+"""What `bench train` trains, as arguments of the trainer and of the loops beside it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from lookaround_ddp.config import UserError
+from lookaround_ddp.config_file import load_config
+from lookaround_ddp.data.datasets import open_dataset
+from lookaround_ddp.models import create_model
+
+WARM_UP = 10  # iterations that are not counted: loader processes start, memory is allocated
+K = 5  # iterations between averages, the paper's
+NEVER = "1000000.0"  # epochs between evaluations and checkpoints; the trainer does both once, at the end
+
+
+@dataclass(frozen=True)
+class Workload:
+    model: str
+    data: str
+    root: str
+    batch_size: int
+    workers: int
+    channels_last: bool
+    train_images: int | None = None
+    epochs: int = 1
+    iterations: int = 1
+
+    def overrides(self, folder: Path, replicas: int) -> list[str]:
+        """The trainer's arguments. JSON is YAML, so any name and path is quoted right."""
+        own = ["crop+hflip"]  # for every replica: of unequal work, the slower rank's would be measured
+        values = {
+            "out": str(folder),
+            "epochs": self.epochs,
+            "channels_last": self.channels_last,
+            "model.name": self.model,
+            "data.name": self.data,
+            "data.root": self.root,
+            "data.train_images": self.train_images,
+            "data.batch_size": self.batch_size,
+            "data.workers": self.workers,
+            "data.drop_last": True,
+            "replicas": [own] * replicas,
+            "optimizer.lr": 0.05,
+            "schedule.name": "constant",
+            "average.k": K,
+            "record.every": WARM_UP,
+        }
+        never = [f"evaluate.every={NEVER}", f"checkpoint.every={NEVER}"]
+        return [f"{key}={json.dumps(value)}" for key, value in values.items()] + never
+
+    def loop_arguments(self) -> list[str]:
+        """The hand-written loops'."""
+        values = {
+            "--model": self.model,
+            "--data": self.data,
+            "--root": self.root,
+            "--batch-size": self.batch_size,
+            "--workers": self.workers,
+            "--iterations": self.iterations,
+            "--warm-up": WARM_UP,
+        }
+        if self.train_images is not None:
+            values["--train-images"] = self.train_images
+        flags = ["--channels-last"] if self.channels_last else []
+        return [f"{name}={value}" for name, value in values.items()] + flags
+
+
+def planned(options: argparse.Namespace) -> tuple[Workload, nn.Module, tuple[int, int, int]]:
+    """What the subprocesses will be told, checked before the first of them starts; its network, an image's shape.
+
+    Raises:
+        UserError: an unknown model or dataset, missing images, batches larger than the dataset.
+    """
+    names = ("data", "root", "batch_size", "workers", "channels_last")
+    workload = Workload(model=options.train_model, **{name: getattr(options, name) for name in names})
+    config = load_config(None, workload.overrides(Path("unused"), 1))
+    try:
+        dataset = open_dataset(config.data, config.seed)
+    except UserError as error:
+        raise UserError(f"{error} (here, --root DIR sets data.root)") from None
+    model = create_model(config.model, dataset.classes, dataset.channels)
+    per_epoch = len(dataset.train) // workload.batch_size
+    if per_epoch == 0:
+        raise UserError(f"--batch-size is {workload.batch_size}, more than the {len(dataset.train)} training images")
+    # The trainer trains whole epochs; of a large dataset, as many images as the iterations need are one.
+    limit = options.iterations * workload.batch_size if options.iterations < per_epoch else None
+    per_epoch = min(per_epoch, options.iterations)
+    epochs = -(-options.iterations // per_epoch)
+    sizes = {"train_images": limit, "epochs": epochs, "iterations": epochs * per_epoch}
+    return Workload(**(vars(workload) | sizes)), model, (dataset.channels, dataset.size, dataset.size)
