@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from torch import nn
 
 from lookaround_ddp.analysis.geometry import axis, plane_through
 from lookaround_ddp.analysis.plane_figure import loss_levels
+from lookaround_ddp.analysis.scoring import Pace
 from lookaround_ddp.config import UserError
+from lookaround_ddp.distributed import World
 from tests.analyses import LOOKAROUND, SINGLE, Bowl, Point, analysis, analyze, lines, point
 from tests.runs import Job, train
 
@@ -73,6 +76,22 @@ def test_axes_and_levels() -> None:
         assert (np.diff(levels) > 0).all()
 
 
+def test_the_cost_leaves_out_what_only_the_first_point_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A first point of 40 s, which loads the images, then 12 s each: 48 s after 2 of 6, not 4 x 26."""
+    clock = iter([100.0, 140.0, 152.0, 164.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    pace = Pace(6, "points", World(0, 1, 1, torch.device("cpu"), "none"))
+    for done in (1, 2, 3):
+        pace.tick(done)
+    assert capsys.readouterr().out.splitlines() == [
+        "6 points on 1 rank: about 3 min",
+        "2 of 6 points are done, about 48 s are left",
+        "3 of 6 points are done, about 36 s are left",
+    ]
+
+
 def test_the_plane_of_a_run_s_replicas(analysed: Path, tmp_path: Path) -> None:
     """As they were before the last average step, with the scores that the run recorded; their mean is in the middle."""
     run = analysed / "lookaround"
@@ -115,10 +134,12 @@ def test_an_interrupted_grid_is_gone_on_with_on_other_ranks(analysed: Path, tmp_
     assert job.wait() == [130]
     assert job.said().splitlines()[-1] == "interrupted: the same command goes on with the points that are done"
     assert not (tmp_path / "p.json").exists()
-    other = analyze(*arguments, "--split=train", f"--out={tmp_path}/p")  # other scores: none of those is used
-    assert "were kept" not in other
-    (tmp_path / "p.json").unlink()
-    assert Job("analyze", *arguments, f"--out={tmp_path}/p", prepare=interrupt).wait() == [130]
+    for different in ("--split=train", "seed=7"):  # other images, or others for batch-norm: none of those is used
+        other = analyze(*arguments, different, f"--out={tmp_path}/p")
+        assert "13 points, a pass over 80 images and 48 training images each" in other  # 3 replicas, 16 in a batch
+        assert "were kept" not in other
+        (tmp_path / "p.json").unlink()
+        assert Job("analyze", *arguments, f"--out={tmp_path}/p", prepare=interrupt).wait() == [130]
     said = analyze(*arguments, f"--out={tmp_path}/p", ranks=3)
     assert "7 of 13 points were kept of a run that was interrupted" in said
     assert analysis(tmp_path / "p") == analysis(tmp_path / "whole")

@@ -61,6 +61,9 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     left = [number for number in range(count) if number not in kept.scores]
     if world.main and len(left) < count:
         print(f"{count - len(left)} of {count} points were kept of a run that was interrupted", flush=True)
+    if world.main:
+        less = ", evaluate.recalibrate_iterations=N" if options.recalibrate else ""
+        print(f"{len(left)} points, a pass over {scorer.cost()} each; for fewer: --points, --images{less}", flush=True)
     try:
         divided(len(left), lambda place: score(left[place]), world, "points", lambda i, new: kept.add(left[i], new))
     except BaseException:
@@ -174,6 +177,6 @@ def _digest(scorer: Scorer, states: Sequence[State], options: argparse.Namespace
             digest.update(value.detach().cpu().contiguous().flatten().numpy().tobytes())
     values = [options.split, options.images, options.recalibrate, options.points, options.margin]
     config = scorer.config
-    values += [config.data.model_dump(mode="json"), config.evaluate.model_dump(mode="json"), config.precision]
+    values += [config.identity(), config.evaluate.model_dump(mode="json")]  # batch-norm sees augmented images
     digest.update(json.dumps(values).encode())
     return digest.hexdigest()
