@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from lookaround_ddp.config import UserError
 from lookaround_ddp.files import write_atomically
 
 Numbers = dict[str, Any]  # JSON-able
+LETTERS = 12.5  # of a title in an inch, of wide ones
 
 
 class Output:
@@ -42,7 +44,10 @@ class Output:
         text = json.dumps(_finite(numbers), indent=1, allow_nan=False)
         write_atomically(self.json, f"{text}\n".encode())
 
-    def draw(self, figure: Figure) -> None:
+    def draw(self, figure: Figure, title: str) -> None:
+        """With a title that is broken into lines where the figure ends."""
+        width = int(LETTERS * figure.get_figwidth())
+        figure.suptitle("\n".join(plain(line) for line in textwrap.wrap(title, width)), fontsize=10)
         figure.savefig(self.png, dpi=110)
 
     def say(self) -> None:
@@ -55,6 +60,12 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names of run folders as legends show them: their last parts, where these tell them apart."""
+    last = [Path(name).name or name for name in names]
+    return last if len(set(last)) == len(last) else list(names)
 
 
 def plain(text: object) -> str:
