@@ -110,7 +110,7 @@ def test_the_plane_of_a_run_s_replicas(analysed: Path, tmp_path: Path) -> None:
     assert np.shape(found["nll"]) == np.shape(found["top1"]) == (3, 3)
     assert "the replicas' mean phi: top-1" in said
     with Image.open(tmp_path / "p.png") as image:
-        assert (image.format, image.size) == ("PNG", (1320, 572))
+        assert (image.format, image.height) == ("PNG", 572)
 
 
 def interrupt(rank: int) -> None:

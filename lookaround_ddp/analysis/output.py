@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 from lookaround_ddp.config import UserError
 from lookaround_ddp.files import write_atomically
 
 Numbers = dict[str, Any]  # JSON-able
-LETTERS = 12.5  # of a title in an inch, of wide ones
+LETTERS, SMALL_LETTERS = 12.5, 15.5  # in an inch of a title, and of a legend
 
 
 class Output:
@@ -47,7 +48,9 @@ class Output:
     def draw(self, figure: Figure, title: str) -> None:
         """With a title that is broken into lines where the figure ends."""
         width = int(LETTERS * figure.get_figwidth())
-        figure.suptitle("\n".join(plain(line) for line in textwrap.wrap(title, width)), fontsize=10)
+        figure.suptitle(
+            "\n".join(plain(line) for line in textwrap.wrap(title, width, break_on_hyphens=False)), fontsize=10
+        )
         figure.savefig(self.png, dpi=110)
 
     def say(self) -> None:
@@ -66,6 +69,14 @@ def short_names(names: Sequence[str]) -> list[str]:
     """Names of run folders as legends show them: their last parts, where these tell them apart."""
     last = [Path(name).name or name for name in names]
     return last if len(set(last)) == len(last) else list(names)
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """One for all panels, of what is in this one, in as many columns as fit."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = int(SMALL_LETTERS * figure.get_figwidth() / (max(map(len, labels)) + 6))  # 6: of a line or marker
+    columns = min(max(columns, 1), len(labels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def plain(text: object) -> str:

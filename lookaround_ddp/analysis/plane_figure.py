@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-from lookaround_ddp.analysis.output import Numbers, Output, plain, short_names
+from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain, short_names
 
 LEVELS = 18
 HIGHEST = 20.0  # times the least loss: what lies above is one colour, or the valley would be one
@@ -22,7 +22,9 @@ MARKERS = "o^sDvPX*"
 def draw_plane(numbers: Numbers, output: Output) -> None:
     from matplotlib.figure import Figure  # takes seconds to import
 
-    figure = Figure(figsize=(12, 5.2), layout="constrained")
+    wide, high = (max(numbers[side]) - min(numbers[side]) for side in "xy")
+    panel = min(max(4 * wide / high + 2, 4.4), 6.0)  # scales are equal: a narrow map needs no wide panel
+    figure = Figure(figsize=(2 * panel, 5.2), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     nll = np.array(numbers["nll"], dtype=float)
     levels = loss_levels(nll)
@@ -33,8 +35,7 @@ def draw_plane(numbers: Numbers, output: Output) -> None:
     _map(figure, accuracy, numbers, top1, steps, "viridis", "top-1 (%)")
     loss.set_title("loss" if np.isfinite(nll).all() else "loss (grey: not finite)")
     accuracy.set_title("accuracy")
-    handles, labels = loss.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8)
+    legend_below(figure, loss)
     runs = ", ".join(short_names(numbers["runs"]))
     output.draw(figure, f"{runs}: {numbers['images']}, batch-norm: {numbers['batch_norm']}")
 
@@ -73,6 +74,6 @@ def _map(
         looks |= {"marker": marker, "color": f"C{1 + place % 9}"}
         axes.plot([each["x"]], [each["y"]], label=plain(f"{name}{away}"), **looks)
     axes.set(
-        xlabel="distance from the first network towards the second (L2 norm)", ylabel="at a right angle to it (L2 norm)"
+        xlabel="from the first network towards the second (L2 norm)", ylabel="at a right angle to it (L2 norm)"
     )
     axes.set_aspect("equal", adjustable="box")

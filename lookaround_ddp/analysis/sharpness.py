@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 from lookaround_ddp import seeds
 from lookaround_ddp.analysis.hessian import hessian_vector_product, top_eigenvalue
-from lookaround_ddp.analysis.output import Numbers, Output, plain, short_names
+from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain, short_names
 from lookaround_ddp.analysis.scoring import (
     Scorer,
     State,
@@ -202,7 +202,7 @@ def _draw(numbers: Numbers, output: Output) -> None:
     for panel in axes[:2]:
         panel.set_xlabel("radius (1: each filter moved by its own norm)")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
+    legend_below(figure, axes[0])
     title = f"random filter-normalized perturbation: mean and range of {numbers['directions']} directions; "
     output.draw(figure, f"{title}{numbers['images']}, batch-norm: {numbers['batch_norm']}")
 
@@ -218,11 +218,11 @@ def _plot(axes: Axes, row: Numbers, key: str, color: str, label: str) -> None:
 
 
 def _draw_eigenvalues(axes: Axes, rows: Numbers) -> None:
-    names = short_names(list(rows))
+    """A bar for each run, in the colour that it has in the legend."""
     values = [row["hessian"]["top_eigenvalue"] for row in rows.values()]
-    bars = axes.bar(range(len(names)), values, color=[f"C{place % 10}" for place in range(len(names))])
+    bars = axes.bar(range(len(values)), values, color=[f"C{place % 10}" for place in range(len(values))])
     axes.bar_label(bars, [f"{value:.3g}" for value in values])
-    axes.set_xticks(range(len(names)), [plain(name) for name in names], rotation=20, ha="right")
+    axes.set_xticks([])
     images = next(iter(rows.values()))["hessian"]["training_images"]
-    axes.set(title="largest eigenvalue of the Hessian", ylabel=f"curvature of the NLL on {images:,} training images")
+    axes.set(title="largest eigenvalue of the Hessian", ylabel=f"of the NLL on {images:,} training images")
     axes.margins(y=0.1)

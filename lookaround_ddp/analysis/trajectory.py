@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 from lookaround_ddp.analysis.continuation import Continuation, named
-from lookaround_ddp.analysis.output import Numbers, Output, plain
+from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain
 from lookaround_ddp.analysis.scoring import (
     Pace,
     Scorer,
@@ -142,8 +142,7 @@ def _draw(numbers: Numbers, output: Output) -> None:
         panels[1][column].set_xlabel("iterations since the common point")
     panels[0][0].set_ylabel("top-1 (%)")
     panels[1][0].set_ylabel("NLL (nats per image)")
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8)
+    legend_below(figure, panels[0][0])
     output.draw(figure, _titled(numbers))
 
 
