@@ -127,12 +127,25 @@ def interrupt(rank: int) -> None:
     Scorer.score = interrupted  # type: ignore[method-assign]
 
 
+def interrupt_at_once(rank: int) -> None:
+    """Ctrl-C of a terminal, which every rank gets, before the first point."""
+    from lookaround_ddp.analysis.scoring import Scorer
+
+    def interrupted(self: Scorer, state: dict[str, torch.Tensor]) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    Scorer.score = interrupted  # type: ignore[method-assign]
+
+
 def test_an_interrupted_grid_is_gone_on_with_on_other_ranks(analysed: Path, tmp_path: Path) -> None:
     arguments = ("plane", f"{analysed}/lookaround", *GRID)
     analyze(*arguments, f"--out={tmp_path}/whole")
     job = Job("analyze", *arguments, f"--out={tmp_path}/p", prepare=interrupt)
     assert job.wait() == [130]
     assert job.said().splitlines()[-1] == "interrupted: the same command goes on with the points that are done"
+    all_ranks = Job("analyze", *arguments, f"--out={tmp_path}/q", ranks=3, prepare=interrupt_at_once)
+    assert all_ranks.wait() == [130] * 3
+    assert all_ranks.said().count("interrupted") == 1
     assert not (tmp_path / "p.json").exists()
     for different in ("--split=train", "seed=7"):  # other images, or others for batch-norm: none of those is used
         other = analyze(*arguments, different, f"--out={tmp_path}/p")
@@ -180,12 +193,13 @@ def test_two_replicas_and_where_they_came_from(tmp_path: Path) -> None:
         (["lookaround", "single"], "a plane goes through three networks"),
         (["lookaround", "single", "lookaround"], "is named twice"),
         (["lookaround", "--at=6"], "has no checkpoint 6 of its rounds: it has 5, 10, 15"),
+        (["lookaround", "model.width=8"], "its checkpoint is of another network than the config describes"),
         (["lookaround", "--points=1"], "--points is 1: give 2 or more"),
         (["lookaround", "--margin=-1"], "--margin is -1: give 0 or more"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(analysed: Path, arguments: list[str], message: str) -> None:
-    named = [each if each.startswith("-") else f"{analysed}/{each}" for each in arguments]
-    (line,) = analyze("plane", *named, expect=2).splitlines()
+    named = [each if each.startswith("-") or "=" in each else f"{analysed}/{each}" for each in arguments]
+    *_, line = analyze("plane", *named, expect=2).splitlines()  # a value that differs from the run's is a warning
     assert line.startswith("error: ")
     assert message in line

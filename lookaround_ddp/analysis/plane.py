@@ -22,6 +22,7 @@ from lookaround_ddp.analysis.scoring import (
     described,
     divided,
     parameters_of,
+    shapes,
     shipped_states,
     warn_of_unreadable,
 )
@@ -46,6 +47,10 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         networks = _networks(options, runs, configs, dataset, world)
         scorer = Scorer(config, dataset, world, options.split, options.images, options.recalibrate)
         names, states = list(networks), list(networks.values())
+        if shapes(states[0]) != shapes(scorer.model.state_dict()):  # the checkpoints were not asked yet
+            raise UserError(
+                f"{runs[0]}: its checkpoint is of another network than the config describes: leave model be"
+            )
         plane = plane_through(scorer.model, states[:3])
         places = [plane.place(parameters_of(scorer.model, state)) for state in states]
         xs, ys = (axis([place[side] for place in places], options.margin, options.points) for side in (0, 1))

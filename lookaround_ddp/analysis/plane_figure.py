@@ -73,7 +73,5 @@ def _map(
         marker = MARKERS[place % len(MARKERS)]
         looks |= {"marker": marker, "color": f"C{1 + place % 9}"}
         axes.plot([each["x"]], [each["y"]], label=plain(f"{name}{away}"), **looks)
-    axes.set(
-        xlabel="from the first network towards the second (L2 norm)", ylabel="at a right angle to it (L2 norm)"
-    )
+    axes.set(xlabel="from the first network towards the second (L2 norm)", ylabel="at a right angle to it (L2 norm)")
     axes.set_aspect("equal", adjustable="box")

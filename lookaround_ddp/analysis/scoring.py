@@ -225,13 +225,14 @@ def shipped_states(runs: Sequence[Path], configs: Sequence[Config], dataset: Dat
         model, metadata = shipped_model(run, config)
         check_classes(run, metadata["classes"], dataset)
         state = {name: value.clone() for name, value in model.state_dict().items()}
-        if states and _shapes(state) != _shapes(states[0]):
+        if states and shapes(state) != shapes(states[0]):
             raise UserError(f"{run} and {runs[0]} have different networks: their weights cannot be compared")
         states.append(state)
     return states
 
 
-def _shapes(state: State) -> list[tuple[str, torch.Size]]:
+def shapes(state: State) -> list[tuple[str, torch.Size]]:
+    """Equal for two networks of one structure."""
     return [(name, value.shape) for name, value in state.items()]
 
 
