@@ -153,7 +153,8 @@ def analyze(options: argparse.Namespace) -> None:
             NUMBERS[options.analysis](options)
     except KeyboardInterrupt:
         kept = ": the same command goes on with the points that are done" if options.analysis == "plane" else ""
-        _say_once(f"interrupted{kept}")
+        if os.environ.get("RANK", "0") == "0":  # a terminal's Ctrl-C reaches every rank
+            print(f"interrupted{kept}", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
 
 

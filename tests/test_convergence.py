@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,14 @@ def test_the_methods_converge_as_fast_as_computed(method: str, kappa: float, spe
         sizes.append(max(math.hypot(*state) for state in states))
     middle, end = max(sizes[count - 20 : count]), max(sizes[-20:])  # an oscillation's top
     assert -math.log(end / middle) / (count * rounds.k) == pytest.approx(-math.log(rate), rel=0.1)
+
+
+def test_a_long_round_overflows_silently() -> None:
+    """M^2000 is beyond fp64 for what diverges. Momentum's best rate does not depend on k."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert gain("classical momentum", 10, Rounds(k=2000)) == pytest.approx(1 - math.sqrt(0.99))
+        assert 0 < gain("Lookahead", 10, Rounds(k=2000)) < 1
 
 
 def test_the_search_finds_what_a_much_finer_grid_finds() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,33 @@ def test_of_every_checkpoint_and_beyond_the_run_s_end(analysed: Path) -> None:
     assert sorted(path.name for path in run.rglob("*")) == sorted([*before, "diversity.json", "diversity.png"])
     (run / "diversity.json").unlink()
     (run / "diversity.png").unlink()
+
+
+def test_a_round_that_diverges_leaves_the_others(
+    analysed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rounds from checkpoint 10 diverge; those from 5 and 15 are what they are without it. If all do, it stops."""
+    from lookaround_ddp.analysis.continuation import Continuation
+    from lookaround_ddp.cli import main
+
+    train = Continuation.train
+
+    def some(self: Continuation, first: int, count: int, rate: float | None) -> Iterator[int]:
+        if first == 10:
+            raise FloatingPointError("replica 1 not finite after iteration 12")
+        return train(self, first, count, rate)
+
+    command = ["analyze", "diversity", f"{analysed}/lookaround", "--images=20", f"--out={tmp_path}/d"]
+    main(command)
+    without = analysis(tmp_path / "d")["rounds"]
+    monkeypatch.setattr(Continuation, "train", some)
+    main(command)
+    found = analysis(tmp_path / "d")
+    assert found["rounds"] == [row for row in without if row["from"] != 10]
+    assert found["diverged"] == ["from checkpoint 10: replica 1 not finite after iteration 12"]
+    with pytest.raises(SystemExit, match="1"):
+        main([*command, "--at=10"])
+    assert capsys.readouterr().err == "stopped: from checkpoint 10: replica 1 not finite after iteration 12\n"
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,15 @@ def test_an_eigenvalue_that_does_not_converge_is_a_line(monkeypatch: pytest.Monk
         top_eigenvalue(lambda v: torch.linspace(0.999, 1, 1000).double() * v, 1000, 1e-12, seed=0)
 
 
+def test_a_flat_loss_and_one_that_is_no_number() -> None:
+    """H = 0 has the eigenvalue 0, which ARPACK refuses to find; NaN is a line."""
+    value, vector, _ = top_eigenvalue(lambda v: 0 * v, 40, 1e-3, seed=0)
+    assert value == 0
+    assert float(vector.norm()) == pytest.approx(1)
+    with pytest.raises(UserError, match="the Hessian has inf or NaN in it"):
+        top_eigenvalue(lambda v: v / 0, 40, 1e-3, seed=0)
+
+
 def test_a_direction_has_each_filter_s_own_length() -> None:
     """And moves neither biases nor norms; another network of this structure gets the same draws, by its own lengths."""
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 4))
@@ -94,6 +103,9 @@ def test_the_eigenvalue_of_a_softmax_is_a_closed_form(analysed: Path) -> None:
     assert found["top_eigenvalue"] == pytest.approx(np.linalg.eigvalsh(x.T @ x / 70)[-1] / 10, rel=1e-4)
     assert found["residual"] < 1e-3
     assert found["training_images"] == 70
+    scorer.model[1].bias.requires_grad = False  # then x has no 1
+    found = eigenvalue(scorer, state, argparse.Namespace(tolerance=1e-5, seed=0))
+    assert found["top_eigenvalue"] == pytest.approx(np.linalg.eigvalsh(x[:, :-1].T @ x[:, :-1] / 70)[-1] / 10, rel=1e-4)
 
 
 def test_two_runs_on_one_rank_and_on_three(analysed: Path, tmp_path: Path) -> None:

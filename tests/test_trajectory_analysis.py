@@ -45,6 +45,23 @@ def test_until_the_next_average_step_it_is_the_run(constant: Path, tmp_path: Pat
         assert (image.format, image.size) == ("PNG", (924, 726))
 
 
+def test_a_rate_that_diverges_does_not_cost_the_others_theirs(constant: Path, tmp_path: Path) -> None:
+    """At 1e30 weights are inf after a step or two. The other's curve is what it is alone, momentum and all."""
+    arguments = ("trajectory", constant, "--at=5", "--iterations=3", "--images=40")
+    said = analyze(*arguments, "--lr=1e30,0.01", f"--out={tmp_path}/both", ranks=3)
+    analyze(*arguments, "--lr=0.01", f"--out={tmp_path}/alone")
+    broken, whole = analysis(tmp_path / "both")["curves"]
+    (alone,) = analysis(tmp_path / "alone")["curves"]
+    assert whole == alone
+    assert whole["diverged"] is None
+    done = len(broken["mean"]) - 1  # iterations that left numbers
+    assert 0 <= done < 3
+    assert len(broken["replicas"]) == done + 1
+    assert broken["mean"][0] == alone["mean"][0]
+    assert f"learning rate 1e+30: replicas 0, 1, 2 not finite after iteration {5 + done + 1}" in broken["diverged"]
+    assert broken["diverged"] in said
+
+
 def test_beyond_the_run_with_the_usual_rates(analysed: Path, tmp_path: Path) -> None:
     """Of the newest checkpoint; the default rates are shares of the run's first."""
     run = analysed / "lookaround"

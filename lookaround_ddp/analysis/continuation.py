@@ -73,6 +73,9 @@ class Continuation:
 
         Args:
             rate: by default the schedule's, and behind the run's end its last.
+
+        Raises:
+            FloatingPointError: on all ranks, a weight is inf or NaN after an iteration, which is not yielded.
         """
         last = self.config.epochs * self.per_epoch - 1
         upcoming = range(first, first + count)
@@ -83,8 +86,8 @@ class Continuation:
             for replica, own in zip(self.replicas, hosted, strict=True):
                 pipelines = [pipeline for _, pipeline in self.batches.pipelines_at(iteration, replica.number)]
                 replica.step(own, pipelines, iteration, scheduled if rate is None else rate)
+            self.around.check_finite(iteration + 1)
             yield iteration + 1
-        self.around.check_finite(first + count)
 
     def shown(self) -> AbstractContextManager[None]:
         """Inside, the replicas have the weights to look at: with Lookahead the slow ones."""

@@ -93,9 +93,8 @@ def _draw(numbers: Numbers, output: Output) -> None:
         axes.loglog(kappas, [row["gain"] for row in rows], color=color, label=label)
         simulated = [row["simulated_gain"] for row in rows]
         axes.loglog(kappas, simulated, "x", color=color, label="simulated" if color == "C3" else None)
-    title = _titled(numbers["settings"]).replace("; ", "\n")
     axes.set(xlabel="condition number kappa", ylabel="1 - rate of a step, at the best learning rate")
-    axes.set_title(f"{title} (more is faster)", fontsize=10)
+    axes.set_title("more is faster", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    output.draw(figure)
+    output.draw(figure, _titled(numbers["settings"]))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 from lookaround_ddp.analysis.continuation import Continuation, named
-from lookaround_ddp.analysis.output import Numbers, Output, plain
+from lookaround_ddp.analysis.output import Numbers, Output
 from lookaround_ddp.analysis.scoring import (
     Scorer,
     State,
@@ -53,20 +53,28 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     with world.together():
         starts = named(options.at, going.checkpoints(), run)
         scorer = Scorer(config, going.dataset, world, options.split, options.images, options.recalibrate)
-    rows = []
+    rows: list[Numbers] = []
+    diverged: list[str] = []
     for start in starts:
         going.restore(start)
-        for number in range(options.rounds):
-            phi, first = going.states()[0], start + number * going.k
-            for iteration in going.train(first, going.k, options.lr):
-                world.does(f"continuing after iteration {iteration}")
-            row = {"from": start, "round": number + 1, "iteration": first + going.k}
-            row |= measured(scorer, going.states(), phi, world)
+        try:
+            for number in range(options.rounds):
+                phi, first = going.states()[0], start + number * going.k
+                for iteration in going.train(first, going.k, options.lr):
+                    world.does(f"continuing after iteration {iteration}")
+                row = {"from": start, "round": number + 1, "iteration": first + going.k}
+                row |= measured(scorer, going.states(), phi, world)
+                if world.main:
+                    print(f"checkpoint {start}, round {number + 1}: {_text(row)}", flush=True)
+                rows.append(row)
+                going.average()
+        except FloatingPointError as error:  # the other rounds are no worse for it
+            diverged.append(f"from checkpoint {start}: {error}")
             if world.main:
-                print(f"checkpoint {start}, round {number + 1}: {_text(row)}", flush=True)
-            rows.append(row)
-            going.average()
+                print(diverged[-1], flush=True)
     warn_of_unreadable(scorer, world)
+    if not rows:
+        raise FloatingPointError(diverged[-1])
     if world.main:
         numbers = {
             "run": str(run),
@@ -75,6 +83,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
             "replicas": world.replicas,
             "lr": options.lr if options.lr is not None else "the run's schedule",
             "batch_norm": "measured anew" if options.recalibrate else "averaged with the weights",
+            "diverged": diverged,
             "rounds": rows,
         }
         _print(numbers, Console())
@@ -155,7 +164,10 @@ def _print(numbers: Numbers, console: Console) -> None:
 
 def _titled(numbers: Numbers) -> str:
     rate = numbers["lr"] if isinstance(numbers["lr"], str) else f"learning rate {numbers['lr']:g}"
-    return f"{numbers['run']}: {numbers['replicas']} replicas, k = {numbers['k']}, {rate}; {numbers['images']}"
+    return (
+        f"{numbers['run']}: {numbers['replicas']} replicas, k = {numbers['k']}, {rate}; {numbers['images']}, "
+        f"batch-norm: {numbers['batch_norm']}"
+    )
 
 
 def _distances(run: Path) -> list[tuple[int, list[float]]]:
@@ -196,8 +208,7 @@ def _draw(numbers: Numbers, recorded: Sequence[tuple[int, list[float]]], output:
         axes.grid(alpha=0.3)
         if len(axes.lines) < 16:
             axes.legend(fontsize=8)
-    figure.suptitle(plain(_titled(numbers)), fontsize=10)
-    output.draw(figure)
+    output.draw(figure, _titled(numbers))
 
 
 def _plot(axes: Axes, rows: Sequence[Numbers], values: Sequence[Sequence[float]], names: Sequence[str]) -> None:

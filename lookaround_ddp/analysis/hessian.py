@@ -48,7 +48,7 @@ def top_eigenvalue(
     """The largest eigenvalue of a symmetric operator, its eigenvector, and how many products that took.
 
     Raises:
-        UserError: it did not converge.
+        UserError: it did not converge, or a product is no number.
     """
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
@@ -57,10 +57,15 @@ def top_eigenvalue(
     def multiply(vector: NDArray[np.float64]) -> NDArray[np.float64]:
         nonlocal products
         products += 1
-        return product(torch.from_numpy(np.ascontiguousarray(vector).reshape(-1))).numpy()
+        found = product(torch.from_numpy(np.ascontiguousarray(vector).reshape(-1))).numpy()
+        if not np.isfinite(found).all():
+            raise UserError("the Hessian has inf or NaN in it: the network's loss is no number, or too large a one")
+        return found
 
     operator = LinearOperator((size, size), matvec=multiply, dtype=np.float64)
     start = np.random.default_rng(seed).standard_normal(size)  # ARPACK's own would differ from call to call
+    if not multiply(start).any():  # all eigenvalues are 0, which ARPACK takes for an error
+        return 0.0, torch.from_numpy(start / np.linalg.norm(start)), products
     try:
         values, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance, maxiter=MOST_ITERATIONS)
     except ArpackNoConvergence:

@@ -61,7 +61,8 @@ class Rounds:
     def rate(self, method: str, gammas: Array, eigenvalues: Array) -> Array:
         """What a step leaves of the distance to the optimum, for each learning rate."""
         steps = gammas[:, None] * eigenvalues
-        radius = _radius(self._matrix(method, steps))
+        with np.errstate(over="ignore", invalid="ignore"):  # rates that diverge, in a long round: they are no valleys
+            radius = _radius(self._matrix(method, steps))
         return radius.max(axis=1) ** (1 / self.k)
 
     def _matrix(self, method: str, steps: Array) -> Entries:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 from lookaround_ddp.config import UserError
 from lookaround_ddp.files import write_atomically
 
 Numbers = dict[str, Any]  # JSON-able
+LETTERS, SMALL_LETTERS = 12.5, 15.5  # in an inch of a title, and of a legend
 
 
 class Output:
@@ -42,7 +45,12 @@ class Output:
         text = json.dumps(_finite(numbers), indent=1, allow_nan=False)
         write_atomically(self.json, f"{text}\n".encode())
 
-    def draw(self, figure: Figure) -> None:
+    def draw(self, figure: Figure, title: str) -> None:
+        """With a title that is broken into lines where the figure ends."""
+        width = int(LETTERS * figure.get_figwidth())
+        figure.suptitle(
+            "\n".join(plain(line) for line in textwrap.wrap(title, width, break_on_hyphens=False)), fontsize=10
+        )
         figure.savefig(self.png, dpi=110)
 
     def say(self) -> None:
@@ -55,6 +63,20 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names of run folders as legends show them: their last parts, where these tell them apart."""
+    last = [Path(name).name or name for name in names]
+    return last if len(set(last)) == len(last) else list(names)
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """One for all panels, of what is in this one, in as many columns as fit."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = int(SMALL_LETTERS * figure.get_figwidth() / (max(map(len, labels)) + 6))  # 6: of a line or marker
+    columns = min(max(columns, 1), len(labels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def plain(text: object) -> str:

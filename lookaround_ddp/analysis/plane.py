@@ -22,6 +22,7 @@ from lookaround_ddp.analysis.scoring import (
     described,
     divided,
     parameters_of,
+    shapes,
     shipped_states,
     warn_of_unreadable,
 )
@@ -46,6 +47,10 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         networks = _networks(options, runs, configs, dataset, world)
         scorer = Scorer(config, dataset, world, options.split, options.images, options.recalibrate)
         names, states = list(networks), list(networks.values())
+        if shapes(states[0]) != shapes(scorer.model.state_dict()):  # the checkpoints were not asked yet
+            raise UserError(
+                f"{runs[0]}: its checkpoint is of another network than the config describes: leave model be"
+            )
         plane = plane_through(scorer.model, states[:3])
         places = [plane.place(parameters_of(scorer.model, state)) for state in states]
         xs, ys = (axis([place[side] for place in places], options.margin, options.points) for side in (0, 1))
@@ -61,6 +66,9 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     left = [number for number in range(count) if number not in kept.scores]
     if world.main and len(left) < count:
         print(f"{count - len(left)} of {count} points were kept of a run that was interrupted", flush=True)
+    if world.main:
+        less = ", evaluate.recalibrate_iterations=N" if options.recalibrate else ""
+        print(f"{len(left)} points, a pass over {scorer.cost()} each; for fewer: --points, --images{less}", flush=True)
     try:
         divided(len(left), lambda place: score(left[place]), world, "points", lambda i, new: kept.add(left[i], new))
     except BaseException:
@@ -174,6 +182,6 @@ def _digest(scorer: Scorer, states: Sequence[State], options: argparse.Namespace
             digest.update(value.detach().cpu().contiguous().flatten().numpy().tobytes())
     values = [options.split, options.images, options.recalibrate, options.points, options.margin]
     config = scorer.config
-    values += [config.data.model_dump(mode="json"), config.evaluate.model_dump(mode="json"), config.precision]
+    values += [config.identity(), config.evaluate.model_dump(mode="json")]  # batch-norm sees augmented images
     digest.update(json.dumps(values).encode())
     return digest.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-from lookaround_ddp.analysis.output import Numbers, Output, plain
+from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain, short_names
 
 LEVELS = 18
 HIGHEST = 20.0  # times the least loss: what lies above is one colour, or the valley would be one
@@ -23,7 +22,9 @@ MARKERS = "o^sDvPX*"
 def draw_plane(numbers: Numbers, output: Output) -> None:
     from matplotlib.figure import Figure  # takes seconds to import
 
-    figure = Figure(figsize=(12, 5.2), layout="constrained")
+    wide, high = (max(numbers[side]) - min(numbers[side]) for side in "xy")
+    panel = min(max(4 * wide / high + 2, 4.4), 6.0)  # scales are equal: a narrow map needs no wide panel
+    figure = Figure(figsize=(2 * panel, 5.2), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     nll = np.array(numbers["nll"], dtype=float)
     levels = loss_levels(nll)
@@ -32,13 +33,11 @@ def draw_plane(numbers: Numbers, output: Output) -> None:
     low, high = float(np.nanmin(top1)), float(np.nanmax(top1))
     steps = np.linspace(low, high if high > low else low + 1, LEVELS)
     _map(figure, accuracy, numbers, top1, steps, "viridis", "top-1 (%)")
-    loss.set_title("loss")
+    loss.set_title("loss" if np.isfinite(nll).all() else "loss (grey: not finite)")
     accuracy.set_title("accuracy")
-    runs = ", ".join(plain(Path(run).name) for run in numbers["runs"])
-    figure.suptitle(f"{runs}: {numbers['images']}, batch-norm's statistics {numbers['batch_norm']}", fontsize=10)
-    handles, labels = loss.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8)
-    output.draw(figure)
+    legend_below(figure, loss)
+    runs = ", ".join(short_names(numbers["runs"]))
+    output.draw(figure, f"{runs}: {numbers['images']}, batch-norm: {numbers['batch_norm']}")
 
 
 def loss_levels(nll: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -60,16 +59,19 @@ def _map(
     label: str,
 ) -> None:
     shown = np.ma.masked_invalid(values)
-    drawn = axes.contourf(numbers["x"], numbers["y"], shown, levels=levels, cmap=colours, extend="both")
+    extend: Any = "max" if shown.max() > levels[-1] else "neither"
+    drawn = axes.contourf(numbers["x"], numbers["y"], shown, levels=levels, cmap=colours, extend=extend)
+    axes.set_facecolor("0.85")  # shows where the loss is not finite
     axes.contour(numbers["x"], numbers["y"], shown, levels=levels[::2], colors="white", linewidths=0.4, alpha=0.6)
     bar = figure.colorbar(drawn, ax=axes, label=label)
     bar.set_ticks(list(levels[::3]), labels=[f"{level:.3g}" for level in levels[::3]])
-    for place, each in enumerate(numbers["networks"]):
+    names = short_names([each["name"] for each in numbers["networks"]])
+    for place, (name, each) in enumerate(zip(names, numbers["networks"], strict=True)):
         off = each["distance_from_plane"]
         away = f", {off:.2g} off the plane" if off > 1e-3 * max(abs(each["x"]), abs(each["y"]), 1e-12) else ""
         looks: dict[str, Any] = {"markeredgecolor": "white", "markersize": 9, "linestyle": "none"}
         marker = MARKERS[place % len(MARKERS)]
         looks |= {"marker": marker, "color": f"C{1 + place % 9}"}
-        axes.plot([each["x"]], [each["y"]], label=plain(f"{each['name']}{away}"), **looks)
-    axes.set(xlabel="distance from the first network towards the second (L2)", ylabel="at a right angle to it (L2)")
+        axes.plot([each["x"]], [each["y"]], label=plain(f"{name}{away}"), **looks)
+    axes.set(xlabel="from the first network towards the second (L2 norm)", ylabel="at a right angle to it (L2 norm)")
     axes.set_aspect("equal", adjustable="box")

@@ -18,6 +18,7 @@ from lookaround_ddp.analysis.noise import Array, Model, MonteCarlo, least_replic
 from lookaround_ddp.analysis.output import Numbers, Output
 from lookaround_ddp.config import UserError
 
+CURVE = 400  # places of a curve at most
 LENGTHS = (1, 2, 5, 10, 20, 40)  # of rounds, at which the figure has simulated points
 
 
@@ -104,13 +105,12 @@ def _draw(model: Model, options: argparse.Namespace, numbers: Numbers, output: O
     left, right = figure.subplots(1, 2)
     _draw_variances(left, model, options)
     _draw_ratio(right, options)
-    figure.suptitle(_titled(numbers["settings"]), fontsize=10)
-    output.draw(figure)
+    output.draw(figure, _titled(numbers["settings"]))
 
 
 def _draw_variances(axes: Axes, model: Model, options: argparse.Namespace) -> None:
     alpha, d, rho = options.alpha, options.d, options.rho
-    ks = np.arange(1, max(LENGTHS[-1], 2 * options.k) + 1)
+    ks = np.unique(np.linspace(1, max(LENGTHS[-1], 2 * options.k), CURVE).round().astype(int))
 
     def curve(value: Any) -> Array:
         return np.array([value(int(k)).sum() for k in ks])
@@ -124,17 +124,26 @@ def _draw_variances(axes: Axes, model: Model, options: argparse.Namespace) -> No
         few = max(2, options.chains // 10)  # one point in the figure needs less than the table
         chains = MonteCarlo(model, few, options.seed + 1)
         points = [k for k in LENGTHS if k <= ks[-1]]
-        axes.plot(points, [chains.sgd()[0].sum() for _ in points], "x", color="C7")
-        axes.plot(points, [chains.lookahead(k, alpha)[0].sum() for k in points], "x", color="C0")
-        label = f"simulated, {few:,} chains each"
-        axes.plot(points, [chains.lookaround(k, d, rho)[0].sum() for k in points], "x", color="black", label=label)
+        label = f"simulated, {few:,} chains each, ± 2 s.e."
+        _simulated(axes, points, [chains.sgd() for _ in points], "C7")
+        _simulated(axes, points, [chains.lookahead(k, alpha) for k in points], "C0")
+        _simulated(axes, points, [chains.lookaround(k, d, rho) for k in points], "black", label)
     axes.axvline(options.k, color="C7", lw=0.8, ls=":")
     what = "steady-state variance" if len(options.a) == 1 else "steady-state variance, summed over coordinates"
-    axes.set(
-        xlabel="k, steps in a round", ylabel=what, ylim=(0, None), title=f"variance of phi (dotted: k = {options.k})"
-    )
+    top = 1.45 * float(np.maximum(model.sgd(), model.lookaround(d, rho)).sum())  # with room for the legend above all
+    axes.set(xlabel="k, steps in a round", ylabel=what, title=f"variance of phi (dotted: k = {options.k})")
+    axes.set_ylim(0, top or None)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper center", ncols=2)
+
+
+def _simulated(
+    axes: Axes, ks: list[int], found: list[tuple[Array, Array]], color: str, label: str | None = None
+) -> None:
+    """Sums over coordinates, which are independent, as points with two standard errors."""
+    sums = [variance.sum() for variance, _ in found]
+    errors = [2 * float(np.linalg.norm(error)) for _, error in found]
+    axes.errorbar(ks, sums, errors, fmt="x", color=color, capsize=3, lw=1, label=label)
 
 
 def _draw_ratio(axes: Axes, options: argparse.Namespace) -> None:

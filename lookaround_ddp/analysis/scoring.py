@@ -77,12 +77,24 @@ class Scorer:
             recalibrate(models, self._batches(), self.normalize, self.config.precision, self.alone)
         return self.model
 
+    def cost(self) -> str:
+        """What a score is computed from."""
+        text = f"{len(self.images):,} images"
+        if self.update_bn:
+            updates = sum(map(len, self.config.replicas))
+            text += f" and {self._iterations() * updates * self.config.data.batch_size:,} training images"
+        return text
+
+    def _iterations(self) -> int:
+        """Over whose batches batch-norm's statistics are measured."""
+        per_epoch = self.training.plan.iterations
+        return min(per_epoch, self.config.evaluate.recalibrate_iterations or per_epoch)
+
     def _batches(self) -> Iterable[list[list[Batch]]]:
         """Training batches of each replica's augmentations, drawn once where they fit into memory."""
         if self.kept is not None:
             return self.kept
-        first, per_epoch = self.training.single.until, self.training.plan.iterations
-        count = min(per_epoch, self.config.evaluate.recalibrate_iterations or per_epoch)
+        first, count = self.training.single.until, self._iterations()
         pinned = self.alone.device.type == "cuda"
         batches = load(self.training, range(first, first + count), self.config.data.workers, pinned)
         if not self.small:
@@ -161,11 +173,14 @@ class Pace:
     def __init__(self, total: int, what: str, world: World) -> None:
         self.total, self.what, self.world = total, f"{total} {what}", world
         self.start, self.said = time.monotonic(), 0.0
+        self.first: tuple[float, int] | None = None
 
     def tick(self, done: int) -> None:
         """So many parts are done."""
         now = time.monotonic()
-        left = (now - self.start) / done * (self.total - done)
+        self.first = self.first or (now, done)
+        since, before = (self.start, 0) if done == self.first[1] else self.first  # the first ones also load the images
+        left = (now - since) / (done - before) * (self.total - done)
         self.world.does(f"computing {self.what}: {done} are done")
         if not self.world.main or now - self.said < SECONDS or done == self.total:
             return
@@ -210,13 +225,14 @@ def shipped_states(runs: Sequence[Path], configs: Sequence[Config], dataset: Dat
         model, metadata = shipped_model(run, config)
         check_classes(run, metadata["classes"], dataset)
         state = {name: value.clone() for name, value in model.state_dict().items()}
-        if states and _shapes(state) != _shapes(states[0]):
+        if states and shapes(state) != shapes(states[0]):
             raise UserError(f"{run} and {runs[0]} have different networks: their weights cannot be compared")
         states.append(state)
     return states
 
 
-def _shapes(state: State) -> list[tuple[str, torch.Size]]:
+def shapes(state: State) -> list[tuple[str, torch.Size]]:
+    """Equal for two networks of one structure."""
     return [(name, value.shape) for name, value in state.items()]
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 from lookaround_ddp import seeds
 from lookaround_ddp.analysis.hessian import hessian_vector_product, top_eigenvalue
-from lookaround_ddp.analysis.output import Numbers, Output, plain
+from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain, short_names
 from lookaround_ddp.analysis.scoring import (
     Scorer,
     State,
@@ -65,7 +65,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     rows = {str(run): _row(number, places, scores) for number, run in enumerate(runs)}
     if options.hessian_images:
         with world.together():
-            hessian = Scorer(config, dataset, world, "train", options.hessian_images)
+            hessian = Scorer(config, dataset, world, "train", options.hessian_images, options.recalibrate)
         found = divided(len(runs), lambda run: eigenvalue(hessian, states[run], options), world, "eigenvalues")
         for row, each in zip(rows.values(), found, strict=True):
             row["hessian"] = each
@@ -117,7 +117,7 @@ def eigenvalue(scorer: Scorer, state: State, options: argparse.Namespace) -> Num
     residual: |H v - lambda v| / |lambda| for a unit vector v.
     """
     model = scorer.load(state)
-    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     batches = scorer.evaluator.batches
 
     def losses() -> list[Callable[[], Tensor]]:
@@ -131,7 +131,7 @@ def eigenvalue(scorer: Scorer, state: State, options: argparse.Namespace) -> Num
 
     size = sum(parameter.numel() for parameter in parameters)
     value, vector, products = top_eigenvalue(product, size, options.tolerance, options.seed)
-    residual = float((product(vector) - value * vector).norm()) / abs(value)
+    residual = float((product(vector) - value * vector).norm()) / abs(value) if value else 0.0
     return {"top_eigenvalue": value, "residual": residual, "products": products, "training_images": len(batches.split)}
 
 
@@ -191,7 +191,8 @@ def _draw(numbers: Numbers, output: Output) -> None:
     hessian = all("hessian" in row for row in numbers["runs"].values())
     figure = Figure(figsize=(13 if hessian else 9, 4.2), layout="constrained")
     axes = figure.subplots(1, 3 if hessian else 2)
-    for place, (name, row) in enumerate(numbers["runs"].items()):
+    names = short_names(list(numbers["runs"]))
+    for place, (name, row) in enumerate(zip(names, numbers["runs"].values(), strict=True)):
         for key, panel in (("nll", axes[0]), ("top1", axes[1])):
             _plot(panel, row, key, f"C{place % 10}", plain(name))
     if hessian:
@@ -201,10 +202,9 @@ def _draw(numbers: Numbers, output: Output) -> None:
     for panel in axes[:2]:
         panel.set_xlabel("radius (1: each filter moved by its own norm)")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
+    legend_below(figure, axes[0])
     title = f"random filter-normalized perturbation: mean and range of {numbers['directions']} directions; "
-    figure.suptitle(title + numbers["images"], fontsize=10)
-    output.draw(figure)
+    output.draw(figure, f"{title}{numbers['images']}, batch-norm: {numbers['batch_norm']}")
 
 
 def _plot(axes: Axes, row: Numbers, key: str, color: str, label: str) -> None:
@@ -218,11 +218,11 @@ def _plot(axes: Axes, row: Numbers, key: str, color: str, label: str) -> None:
 
 
 def _draw_eigenvalues(axes: Axes, rows: Numbers) -> None:
-    names = list(rows)
-    values = [rows[name]["hessian"]["top_eigenvalue"] for name in names]
-    bars = axes.bar(range(len(names)), values, color=[f"C{place % 10}" for place in range(len(names))])
+    """A bar for each run, in the colour that it has in the legend."""
+    values = [row["hessian"]["top_eigenvalue"] for row in rows.values()]
+    bars = axes.bar(range(len(values)), values, color=[f"C{place % 10}" for place in range(len(values))])
     axes.bar_label(bars, [f"{value:.3g}" for value in values])
-    axes.set_xticks(range(len(names)), [plain(Path(name).name) for name in names], rotation=20, ha="right")
+    axes.set_xticks([])
     images = next(iter(rows.values()))["hessian"]["training_images"]
-    axes.set(title="largest eigenvalue of the Hessian", ylabel=f"of the loss on {images:,} training images")
+    axes.set(title="largest eigenvalue of the Hessian", ylabel=f"of the NLL on {images:,} training images")
     axes.margins(y=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 from lookaround_ddp.analysis.continuation import Continuation, named
-from lookaround_ddp.analysis.output import Numbers, Output, plain
+from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain
 from lookaround_ddp.analysis.scoring import (
     Pace,
     Scorer,
@@ -53,12 +54,18 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     curves: list[Numbers] = []
     for rate in rates:
         going.restore(start)
-        rows = [scored(scorer, going.states(), world)]
+        rows, diverged = [scored(scorer, going.states(), world)], None
         pace.tick(len(curves) * (options.iterations + 1) + len(rows))
-        for _ in going.train(start, options.iterations, rate):
-            rows.append(scored(scorer, going.states(), world))
-            pace.tick(len(curves) * (options.iterations + 1) + len(rows))
-        curves.append({"lr": rate, "mean": [row[0] for row in rows], "replicas": [row[1:] for row in rows]})
+        try:
+            for _ in going.train(start, options.iterations, rate):
+                rows.append(scored(scorer, going.states(), world))
+                pace.tick(len(curves) * (options.iterations + 1) + len(rows))
+        except FloatingPointError as error:  # what was measured before it, and the other rates, are no worse for it
+            diverged = f"learning rate {rate:g}: {error}"
+            if world.main:
+                print(diverged, flush=True)
+        curve = {"lr": rate, "mean": [row[0] for row in rows], "replicas": [row[1:] for row in rows]}
+        curves.append({**curve, "diverged": diverged})
     warn_of_unreadable(scorer, world)
     if world.main:
         numbers = {
@@ -74,6 +81,8 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         _draw(numbers, output)
         output.write(numbers)
         output.say()
+    if all(curve["diverged"] for curve in curves):
+        raise FloatingPointError(curves[-1]["diverged"])
 
 
 def scored(scorer: Scorer, states: Sequence[State], world: World) -> list[Score]:
@@ -97,14 +106,17 @@ def _print(numbers: Numbers, console: Console) -> None:
         names = ["mean phi", *(f"replica {place}: {own}" for place, own in enumerate(numbers["replicas"]))]
         for place, name in enumerate(names):
             scores = curve["mean"] if place == 0 else [row[place - 1] for row in curve["replicas"]]
-            top1, nll = [score["top1"] for score in scores[1:]], [score["nll"] for score in scores[1:]]
-            cells = [f"{top1[-1]:.2f}", f"{max(top1):.2f}", f"{nll[-1]:.4f}", f"{min(nll):.4f}"]
+            later = scores[1:] or scores  # only where the first iteration diverged there is nothing but the start
+            top1, nll = [score["top1"] for score in later], [score["nll"] for score in later]
+            lowest = min(filter(math.isfinite, nll), default=math.nan)
+            cells = [f"{top1[-1]:.2f}", f"{max(top1):.2f}", f"{nll[-1]:.4g}", f"{lowest:.4g}"]
             table.add_row(f"{curve['lr']:g}" if place == 0 else "", name, *cells)
     begin = numbers["curves"][0]["mean"][0]
     console.print(_titled(numbers), markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     note = (
-        f"At the end, and at the best iteration. The common point: top-1 {begin['top1']:.2f}, NLL {begin['nll']:.4f}."
+        "At the end (or the last iteration before a rate diverged), and at the best iteration. The common point: "
+        f"top-1 {begin['top1']:.2f}, NLL {begin['nll']:.4f}."
     )
     console.print(note, markup=False, highlight=False, soft_wrap=True)
 
@@ -112,7 +124,7 @@ def _print(numbers: Numbers, console: Console) -> None:
 def _titled(numbers: Numbers) -> str:
     return (
         f"{numbers['run']}: from the mean after iteration {numbers['checkpoint']}, no average step for "
-        f"{numbers['iterations']} iterations; {numbers['images']}"
+        f"{numbers['iterations']} iterations; {numbers['images']}, batch-norm: {numbers['batch_norm']}"
     )
 
 
@@ -125,14 +137,13 @@ def _draw(numbers: Numbers, output: Output) -> None:
     for column, curve in enumerate(curves):
         for row, key in enumerate(("top1", "nll")):
             _plot(panels[row][column], curve, key, numbers["replicas"])
-        panels[0][column].set_title(f"learning rate {curve['lr']:g}")
+        after = f", diverged after {len(curve['mean']) - 1}" if curve["diverged"] else ""
+        panels[0][column].set_title(f"learning rate {curve['lr']:g}{after}")
         panels[1][column].set_xlabel("iterations since the common point")
     panels[0][0].set_ylabel("top-1 (%)")
     panels[1][0].set_ylabel("NLL (nats per image)")
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8)
-    figure.suptitle(plain(_titled(numbers)), fontsize=10)
-    output.draw(figure)
+    legend_below(figure, panels[0][0])
+    output.draw(figure, _titled(numbers))
 
 
 def _plot(axes: Axes, curve: Numbers, key: str, names: Sequence[str]) -> None:
