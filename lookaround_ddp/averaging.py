@@ -122,7 +122,9 @@ class Lookaround:
                 "hide": hide,
             },
         )
-        layouts = [layout_of(tensor) for tensor in chain(*self._averaged_tensors()[0])]
+        found = self._averaged_tensors()[0]
+        self._buffers = len(found[0])  # averaged ones
+        layouts = [layout_of(tensor) for tensor in chain(*found)]
         self._layouts: list[Layout] = self.members.gather_objects(layouts)[0]
         self._aside = aside(self.members, beside) if hide or delay else self.members
         self._behind: Behind | None = None
@@ -271,7 +273,7 @@ class Lookaround:
         self.synchronize_shards()
         rows = self._checked_rows()
         states = same_states(self.optimizers, self.members) if self.optimizer_state == "average" else None
-        buffers = len(self._averaged_tensors()[0][0])
+        buffers = self._buffers
         device = rows[0][0].device if rows[0] else torch.device("cpu")
         beside = not now and can_hide(self.models, self.members, device)
         if self.delay and not now:
@@ -285,7 +287,7 @@ class Lookaround:
             if self.shards is not None:  # DDP hands buffers around before the model's own forward begins
                 under_way.wait_for(range(buffers))
         else:
-            self._measured(self._exchange(rows, self._storage)(lambda tensor: None))
+            self._measured(self._exchange(rows, self._storage)(None))
         if states is not None:
             layouts = [tuple(range(value.dim())) for value in states[0]]  # on every rank, however it is laid out there
             average_(states, layouts, self.members, exact=self.exact)
@@ -301,8 +303,7 @@ class Lookaround:
         write: Literal["mean", "difference"] = "mean",
     ) -> Exchange:
         """Averages the rows, which are the averaged tensors from `first` on; measures distances of parameters."""
-        parameters = len(self._averaged_tensors()[0][1])
-        measured = range(len(rows[0]) - parameters, len(rows[0])) if self.measure else NOTHING
+        measured = range(self._buffers - first, len(rows[0])) if self.measure else NOTHING
         where = rows, self._layouts[first:], self._aside, storage
         return lambda done: average_(*where, exact=self.exact, write=write, measured=measured, done=done)
 

@@ -22,7 +22,7 @@ from lookaround_ddp import mean
 from lookaround_ddp.flat import FlatStorage
 from lookaround_ddp.in_place import Write, average_in_place_
 from lookaround_ddp.layout import Layout, by_dtype, flat_of, write_back
-from lookaround_ddp.mean import blocks, mean_of, squared_distance
+from lookaround_ddp.mean import Scratch, blocks
 from lookaround_ddp.members import Members
 from lookaround_ddp.messages import Messages, MessageSlot
 
@@ -48,7 +48,7 @@ def average_(
     exact: bool = True,
     write: Write = "mean",
     measured: range = NOTHING,
-    done: Callable[[int], None] = lambda column: None,
+    done: Callable[[int], None] | None = None,
 ) -> Tensor | None:
     """Replaces replicas by their mean, in place, one tensor after the other.
 
@@ -63,7 +63,7 @@ def average_(
         write: the mean into every row, or into the first alone and leave the others; or into every row what leads
             from its old values to the mean.
         measured: measure the replicas' distances to the mean, over these of the tensors.
-        done: called with the number of each tensor when all rows have their new values of it.
+        done: called with the number of each tensor when all rows have their new values of it, if somebody waits.
 
     Returns:
         Squared L2 distances of the replicas to their mean, shape (replicas,), fp64, the same on every
@@ -81,12 +81,14 @@ def average_(
     def ended(column: int) -> None:
         for row, row_flats in zip(rows, flats, strict=True):
             write_back(row[column], layouts[column], row_flats[column])
-        done(column)
+        if done is not None:
+            done(column)
 
     if shared is None and exact and members.ranks == 1 and rows[0][0].device.type == "cpu":
         shared = flats  # on a GPU larger pieces than a tensor keep it busy
     if shared is not None:
-        return average_in_place_(shared, members, write=write, measured=measured, done=ended)
+        hurried = done is not None
+        return average_in_place_(shared, members, write=write, measured=measured, done=ended, hurried=hurried)
     return _average_by_messages_(flats, members, exact, write, measured, ended)
 
 
@@ -104,12 +106,13 @@ def _average_by_messages_(
 
     def finish(bucket: Bucket, slot: MessageSlot, staged: Tensor) -> None:
         whole = _exact_mean(slot) if exact else _all_reduce_mean(staged, members)
+        scratch = Scratch(bucket.dtype, bucket.device)
         means = whole.to(bucket.device).split([piece.numel() for piece in bucket.pieces[0]])
         for number, pieces in enumerate(bucket.pieces):
             for column, piece, part in zip(bucket.columns, pieces, means, strict=True):
                 if column in measured:
                     for value, center in zip(blocks(piece), blocks(part), strict=True):
-                        squares[number] += squared_distance(value, center)
+                        squares[number] += scratch.squared_distance(value, center)
                 if write == "difference":
                     torch.sub(part, piece, out=piece)
                 elif write == "mean" or number == 0:
@@ -197,9 +200,9 @@ def _pack(pieces: list[Tensor], row: Tensor) -> None:
 def _exact_mean(slot: MessageSlot) -> Tensor:
     """The mean of the bucket that was sent."""
     replicas, mine = slot.collect(), slot.shard()
-    total = mine.new_empty(0, dtype=torch.float64)
+    scratch = Scratch(mine.dtype, mine.device)
     for block, *values in zip(blocks(mine), *map(blocks, replicas), strict=True):
-        block.copy_(mean_of(values, total))
+        block.copy_(scratch.mean_of(values))
     return slot.distribute()
 
 

@@ -18,7 +18,8 @@ from lookaround_ddp.members import Members
 # Of one replica, exchanged at a time: the first must be there before the forward pass can begin
 BUCKET_BYTES = 8 * 2**20
 
-Exchange = Callable[[Callable[[int], None]], "Tensor | None"]  # calls back with the number of each tensor that is done
+Done = Callable[[int], None]  # is called with the number of each tensor that is done
+Exchange = Callable[["Done | None"], "Tensor | None"]
 PROPERTIES = frozenset({"dtype", "device", "ndim", "shape", "requires_grad", "is_leaf", "layout", "grad", "names"})
 
 
@@ -104,7 +105,7 @@ class Over:
     """Where nothing can go on aside: it is done at once."""
 
     def __init__(self, exchange: Exchange) -> None:
-        self._result = exchange(lambda tensor: None)
+        self._result = exchange(None)
 
     def wait_for(self, tensors: Iterable[int]) -> None:
         """They are there."""
