@@ -17,6 +17,7 @@ from itertools import cycle
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from lookaround_ddp import mean
 from lookaround_ddp.flat import FlatStorage
@@ -81,6 +82,7 @@ def average_(
     def ended(column: int) -> None:
         for row, row_flats in zip(rows, flats, strict=True):
             write_back(row[column], layouts[column], row_flats[column])
+            increment_version(row[column])  # autograd does not see what other ranks write
         if done is not None:
             done(column)
 

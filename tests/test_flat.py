@@ -85,6 +85,13 @@ def worker(rank: int, ranks: int) -> dict[str, Any]:
     around.average()
     results["stayed"] = homes == addresses(model)
 
+    loss = model[2].weight.square().sum()
+    around.average()
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        results["stale"] = str(error)
+
     for change in CHANGES:
         fill(model, 1.0 + rank)
         change(model)
@@ -130,6 +137,12 @@ def test_what_is_saved_or_copied_drags_nothing_along(on_ranks: list[dict[str, An
     for results in on_ranks:
         assert results["saved"] < 4 * VALUES / 100
         assert results["after a deepcopy"] == 1.5
+
+
+def test_autograd_knows_that_weights_were_replaced(on_ranks: list[dict[str, Any]]) -> None:
+    """A backward pass from before would multiply by the new ones."""
+    for results in on_ranks:
+        assert "modified by an inplace operation" in results["stale"]
 
 
 @pytest.mark.parametrize("change", [change.__name__ for change in CHANGES])
