@@ -123,7 +123,7 @@ class Lookaround:
             },
         )
         found = self._averaged_tensors()[0]
-        self._buffers = len(found[0])  # averaged ones
+        self._buffers = len(found[0])  # how many are averaged
         layouts = [layout_of(tensor) for tensor in chain(*found)]
         self._layouts: list[Layout] = self.members.gather_objects(layouts)[0]
         self._aside = aside(self.members, beside) if hide or delay else self.members

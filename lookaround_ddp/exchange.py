@@ -82,7 +82,7 @@ def average_(
     def ended(column: int) -> None:
         for row, row_flats in zip(rows, flats, strict=True):
             write_back(row[column], layouts[column], row_flats[column])
-            increment_version(row[column])  # autograd does not see what other ranks write
+            increment_version(row[column])  # autograd cannot see what other ranks write, and must refuse what is stale
         if done is not None:
             done(column)
 

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Of one replica. An average step's extra memory is one to two buckets for each replica of a rank; with a third of it
-# a step takes 1.3 times as long, since the ranks wait for each other more often (ResNet-50, 3 ranks on 2 cores).
+# Of one replica, in two buckets of messages that are under way: the extra memory of an average step between hosts. With
+# one bucket, or smaller ones, the link idles while ranks sum.
 BUCKET_BYTES = 34 * 2**20
 
 
