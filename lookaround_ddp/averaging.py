@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lookaround_ddp.exchange import NOTHING, average_, broadcast_
 from lookaround_ddp.flat import FlatStorage
-from lookaround_ddp.hidden import Behind, Exchange, aside, begin, can_hide
+from lookaround_ddp.hidden import Behind, Done, aside, begin, can_hide
 from lookaround_ddp.late import Corrections
 from lookaround_ddp.layout import Layout, layout_of
 from lookaround_ddp.members import Members
@@ -129,7 +129,7 @@ class Lookaround:
         self._aside = aside(self.members, beside) if hide or delay else self.members
         self._behind: Behind | None = None
         self._storage = FlatStorage(self.members)
-        self.corrections = Corrections(self.members)
+        self.corrections = Corrections(self._aside)
         self.restart()
 
     @property
@@ -271,23 +271,26 @@ class Lookaround:
     def _average(self, now: bool) -> None:
         """The average step: now, or behind the next forward pass, or as a correction to come."""
         self.synchronize_shards()
+        device = next((parameter.device for parameter in self.models[0].parameters()), torch.device("cpu"))
+        beside = not now and (self.hide or self.delay > 0) and can_hide(self.models, self.members, device)
+        if self.delay and not now:
+            self._average_late(beside)
+            return
         rows = self._checked_rows()
         states = same_states(self.optimizers, self.members) if self.optimizer_state == "average" else None
-        buffers = self._buffers
-        device = rows[0][0].device if rows[0] else torch.device("cpu")
-        beside = not now and can_hide(self.models, self.members, device)
-        if self.delay and not now:
-            average_([row[:buffers] for row in rows], self._layouts[:buffers], self.members, exact=self.exact)
-            values = self.corrections.copies_of([row[buffers:] for row in rows], self._layouts[buffers:])
-            exchange = self._exchange(values, self.corrections.storage, buffers, write="difference")
-            self.corrections.begin(values, begin(exchange, len(values[0]), device, beside), self.steps + self.delay)
-        elif self.hide and beside:
-            under_way = begin(self._exchange(rows, self._storage), len(rows[0]), device, beside)
+        measured = range(self._buffers, len(rows[0])) if self.measure else NOTHING
+        where = rows, self._layouts, self._aside if beside else self.members, self._storage
+
+        def exchange(done: Done | None) -> Tensor | None:
+            return average_(*where, exact=self.exact, measured=measured, done=done)
+
+        if beside:
+            under_way = begin(exchange, len(rows[0]), device, beside)
             self._behind = Behind(under_way, self.models, rows)
             if self.shards is not None:  # DDP hands buffers around before the model's own forward begins
-                under_way.wait_for(range(buffers))
+                under_way.wait_for(range(self._buffers))
         else:
-            self._measured(self._exchange(rows, self._storage)(None))
+            self._measured(exchange(None))
         if states is not None:
             layouts = [tuple(range(value.dim())) for value in states[0]]  # on every rank, however it is laid out there
             average_(states, layouts, self.members, exact=self.exact)
@@ -295,17 +298,22 @@ class Lookaround:
             for optimizer in self.optimizers:
                 forget(optimizer)
 
-    def _exchange(
-        self,
-        rows: list[list[Tensor]],
-        storage: FlatStorage,
-        first: int = 0,
-        write: Literal["mean", "difference"] = "mean",
-    ) -> Exchange:
-        """Averages the rows, which are the averaged tensors from `first` on; measures distances of parameters."""
-        measured = range(self._buffers - first, len(rows[0])) if self.measure else NOTHING
-        where = rows, self._layouts[first:], self._aside, storage
-        return lambda done: average_(*where, exact=self.exact, write=write, measured=measured, done=done)
+    def _average_late(self, aside: bool) -> None:
+        """The running statistics' average step, and what leads to that of the parameters."""
+        tensors, layouts, first = self._averaged_tensors(), self._layouts, self._buffers
+        if first:
+            buffers = [buffers for buffers, _ in tensors]
+            check_finite(buffers, self.members, self.steps)
+            average_(buffers, layouts[:first], self.members, exact=self.exact)
+        self.corrections.begin(
+            [parameters for _, parameters in tensors],
+            layouts[first:],
+            self.steps,
+            self.steps + self.delay,
+            exact=self.exact,
+            measure=self.measure,
+            aside=aside,
+        )
 
     @torch.no_grad()
     def _correct(self) -> None:

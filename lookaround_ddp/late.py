@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
+from lookaround_ddp.exchange import NOTHING, average_
 from lookaround_ddp.flat import FlatStorage
-from lookaround_ddp.hidden import UnderWay
+from lookaround_ddp.hidden import Done, UnderWay, begin
 from lookaround_ddp.layout import Layout, kinds_of
 from lookaround_ddp.members import Members
+from lookaround_ddp.refusals import check_finite
 
 
 class Corrections:
@@ -18,41 +21,74 @@ class Corrections:
 
     Their sum over all replicas is zero but for rounding, so the mean of the replicas is the same with and without them.
 
+    Args:
+        members: the ranks, and the group over which they exchange beside all else.
+
     Attributes:
         due: the step after which they are added; None if there are none.
-        storage: of what they are made in.
     """
 
     def __init__(self, members: Members) -> None:
         self.due: int | None = None
-        self.storage = FlatStorage(members)
+        self._members = members
+        self._storage = FlatStorage(members)
         self._copies: list[list[Tensor]] = []
         self._values: list[list[Tensor]] = []
         self._under_way: UnderWay | None = None
 
-    def copies_of(self, parameters: Sequence[Sequence[Tensor]], layouts: Sequence[Layout]) -> list[list[Tensor]]:
-        """Of the hosted replicas' parameters as they are now, in memory that is used each time; collective."""
+    def begin(
+        self,
+        parameters: Sequence[Sequence[Tensor]],
+        layouts: Sequence[Layout],
+        step: int,
+        due: int,
+        *,
+        exact: bool,
+        measure: bool,
+        aside: bool,
+    ) -> None:
+        """Begins the exchange that leads to them; all but the copying of the parameters goes on aside, if it can.
+
+        Args:
+            parameters: of each hosted replica.
+            layouts: the order of the elements of each.
+            step: the number t of this one.
+            due: of the one after which they are to be added.
+            exact, measure: see `Lookaround`.
+            aside: see `hidden.begin`.
+        """
+        copies = self._copies_of(parameters)
+
+        def exchange(done: Done | None) -> Tensor | None:
+            check_finite(copies, self._members, step)
+            if exact:
+                self._storage.hold(copies, layouts)
+            measured = range(len(copies[0])) if measure else NOTHING
+            where = copies, layouts, self._members, self._storage
+            return average_(*where, exact=exact, write="difference", measured=measured, done=done)
+
+        device = copies[0][0].device if copies[0] else torch.device("cpu")
+        self._under_way = begin(exchange, len(copies[0]), device, aside)
+        self._values, self.due = copies, due
+
+    def _copies_of(self, parameters: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+        """As they are now, in memory that is used each time."""
         if not self._copies or kinds_of(self._copies[0]) != kinds_of(parameters[0]):
             self._copies = [[parameter.detach().clone() for parameter in row] for row in parameters]
         else:
             for row, copies in zip(parameters, self._copies, strict=True):
                 torch._foreach_copy_(copies, [parameter.detach() for parameter in row])
-        self.storage.hold(self._copies, layouts)
         return self._copies
 
-    def begin(self, values: list[list[Tensor]], under_way: UnderWay, due: int) -> None:
-        """
-        Args:
-            values: of each hosted replica, what will be its corrections when the exchange has ended.
-        """
-        self._values, self._under_way, self.due = values, under_way, due
-
     def add_to(self, parameters: Sequence[Sequence[Tensor]]) -> Tensor | None:
-        """Corrects the replicas' parameters; returns what the exchange did."""
+        """Corrects the replicas' parameters; returns what the exchange did.
+
+        Raises:
+            FloatingPointError, ValueError: see `check_finite`; nothing is corrected then.
+        """
         result = self._arrived()
         for row, values in zip(parameters, self._values, strict=True):
-            for parameter, value in zip(row, values, strict=True):
-                parameter.add_(value)
+            torch._foreach_add_(list(row), values)
         self._forget()
         return result
 
@@ -64,12 +100,13 @@ class Corrections:
     def restore(self, hosted: int, values: list[Tensor] | None) -> None:
         """What `of` returned; for the hosted replicas in turn. `due` is part of `Lookaround.state_dict`."""
         if hosted == 0:
-            self._forget()
+            self.drop()
         if values is not None:
             self._values.append(values)
 
     def drop(self) -> None:
-        self._arrived()
+        with suppress(FloatingPointError, ValueError):  # of a mean that nobody wants
+            self._arrived()
         self._forget()
 
     def _arrived(self) -> Tensor | None:

@@ -76,10 +76,36 @@ def doubles(model: nn.Module) -> list[Tensor]:
     return [parameter.detach().double() for parameter in model.parameters()]
 
 
+def spoiled(rank: int, how: str) -> list[Any]:
+    """Step 2 begins a mean of weights of which rank 1's are bad: what steps 3 and 4 raise, and the weights after it."""
+    torch.manual_seed(1)
+    model = nn.Linear(2, 2)
+    around = Lookaround(model, k=3, delay=2)
+    with torch.no_grad():
+        model.weight.fill_(rank)
+    around.steps = 2
+    if rank == 1:
+        if how == "inf":
+            model.bias.data[1] = torch.inf
+        else:
+            model.double()
+    errors: list[str] = []
+    for _ in range(3):
+        try:
+            around.step()
+        except (FloatingPointError, ValueError) as error:
+            errors.append(f"{around.steps}: {error}")
+    weight = model.weight.detach().clone()
+    model.float().bias.data.zero_()
+    around.restart()
+    return [errors, weight, around.corrections.due, model.weight.detach().clone()]
+
+
 def worker(rank: int, ranks: int) -> dict[str, Any]:
     pair, beside = dist.new_group([0, 1]), dist.new_group([0, 1])
     one = range(rank, rank + 1)
-    results: dict[str, Any] = {f"3 of 3, {delay}": late(one, delay) for delay in (1, 3)}
+    bad = {how: spoiled(rank, how) for how in ("inf", "double")}
+    results: dict[str, Any] = {f"3 of 3, {delay}": late(one, delay) for delay in (1, 3)} | bad
     if rank < 2:
         results["2 of 2, 2"] = late(one, 2, group=pair, beside=beside)
         results["4 of 2, 2"] = late(range(2 * rank, 2 * rank + 2), 2, group=pair, beside=beside)
@@ -104,6 +130,26 @@ def test_the_weights_are_those_of_a_plain_loop(on_ranks: list[dict[str, Any]], n
         assert len(states) == d
         for state, own in zip(states, expected, strict=True):
             assert all(same_bits(value, own[key]) for key, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("inf", "5: replica 1 not finite after iteration 3: "),
+        ("double", "5: replica 1 has weights of other dtypes or sizes than replica 0 has: convert all of them alike"),
+    ],
+)
+def test_a_mean_of_bad_weights_is_refused_on_all_ranks_when_it_is_due(
+    on_ranks: list[dict[str, Any]], how: str, message: str
+) -> None:
+    """No weight has been touched by then, and all can begin anew."""
+    for rank, results in enumerate(on_ranks):
+        errors, weight, due, anew = results[how]
+        assert len(errors) == 1
+        assert errors[0].startswith(message)
+        assert (weight == rank).all()
+        assert due is None
+        assert (anew == 0).all()
 
 
 def test_a_late_mean_is_another_algorithm() -> None:
