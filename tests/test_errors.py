@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lookaround_ddp.cli import main
 from tests.runs import TINY, Job, train
 
 MISTAKES = {
@@ -60,6 +61,27 @@ def test_a_mistake_is_one_line_and_exit_2(tmp_path: Path, name: str) -> None:
     said = train(tmp_path / "run", *TINY, *overrides, expect=2)
     assert message in said
     assert len(said.splitlines()) == 1, said
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ([], "the following arguments are required: COMMAND: see python -m lookaround_ddp --help"),
+        (["trian"], "argument COMMAND: invalid choice: 'trian' (choose from "),
+        (["train", "--faster"], "unrecognized arguments: --faster: see python -m lookaround_ddp --help"),
+        (["bench", "--k", "x"], "argument --k: invalid int value: 'x': see python -m lookaround_ddp bench --help"),
+        (["analyze", "plane"], "arguments are required: RUN ... [key.path=value ...]: see "),
+    ],
+)
+def test_words_that_the_command_line_does_not_know(
+    said: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(said)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
 
 
 @pytest.mark.parametrize(
