@@ -1,0 +1,105 @@
+"""Inside a round the host never waits for the device: it only queues work, so that a GPU is never idle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lookaround_ddp.build import lookaround
+from lookaround_ddp.config import Config
+from lookaround_ddp.config_file import make_config
+from lookaround_ddp.data.augment import train_pipelines
+from lookaround_ddp.data.datasets import open_dataset
+from lookaround_ddp.data.loader import Iterations, Plan
+from lookaround_ddp.distributed import World
+from lookaround_ddp.losses import Losses
+from lookaround_ddp.replica import Replica
+
+WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2")  # a number, or a size
+K = 3
+KINDS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"precision": "bf16"},
+    "fp16, clipped": {"precision": "fp16", "optimizer": {"clip_norm": 1.0}},
+    "AdamW": {"optimizer": {"name": "adamw", "lr": 1e-3}},
+    "SAM": {"optimizer": {"sam": {"rho": 0.05}}},
+    "ASAM in fp16": {"precision": "fp16", "optimizer": {"sam": {"rho": 0.05, "adaptive": True}}},
+    "Lookahead": {"optimizer": {"lookahead": {"k": K}}},
+    "mixed, smoothed": {"replicas": [["mixup"], ["cutmix"]], "label_smoothing": 0.1},
+}
+
+
+class Noticed(TorchDispatchMode):
+    """The functions, called inside, for which the host would wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if name in WAITS:
+            self.waits.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def refused_on_a_gpu() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+class Rounds:
+    """Two replicas that this process hosts, and their first iterations."""
+
+    def __init__(self, device: str, values: dict[str, Any]) -> None:
+        config = make_config({"replicas": [["none"], ["hflip"]], "average": {"k": K}, **values})
+        world = World(rank=0, size=1, replicas=2, device=torch.device(device), backend="none")
+        digits = open_dataset(Config().data, seed=0)
+        self.pipelines = {
+            number: train_pipelines(config.augment, own, digits, config.label_smoothing)
+            for number, own in enumerate(config.replicas)
+        }
+        batches = Iterations(digits.train, Plan(100, 20, 0, True), self.pipelines)
+        self.batches = [batches[iteration] for iteration in range(2 * K)]
+        self.replicas = [Replica(config, number, digits, world) for number in range(2)]
+        self.losses = Losses(config, batches, world, 0)
+        self.around = lookaround(config, self.replicas, batches.plan.iterations, world)
+
+    def run(self, iterations: range) -> None:
+        for iteration in iterations:
+            losses = []
+            for replica, own in zip(self.replicas, self.batches[iteration], strict=True):
+                losses.append(replica.step(own, self.pipelines[replica.number], iteration, 0.1))
+            self.losses.count(losses)
+            self.around.step()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_inside_a_round_asks_for_a_number(kind: str) -> None:
+    rounds = Rounds("cpu", KINDS[kind])
+    rounds.run(range(K))  # with the average step, which looks once whether the weights are finite
+    with Noticed() as noticed:
+        rounds.run(range(K, 2 * K - 1))
+    assert noticed.waits == []
+    with noticed:
+        rounds.losses.check()
+        rounds.around.check_finite()
+    assert noticed.waits  # both do
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_is_not_waited_for_inside_a_round(kind: str) -> None:
+    rounds = Rounds("cuda", KINDS[kind])
+    rounds.run(range(K))
+    with refused_on_a_gpu():
+        rounds.run(range(K, 2 * K - 1))
