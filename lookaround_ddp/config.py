@@ -222,6 +222,9 @@ class Config(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
+    deterministic: bool = True
+    """On a GPU, only kernels that give the same bits each time; false: the fastest, found by trying (cudnn.benchmark),
+    and a run is no longer the same bit for bit."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     timeout: float = Field(600, gt=0)
     """Seconds that ranks wait for each other before the job fails."""
@@ -240,8 +243,11 @@ class Config(Section):
     record: RecordConfig = RecordConfig()
 
     def identity(self) -> dict[str, Any]:
-        """The values that decide the trained weights: not where files are, who loads, or what is shown."""
-        values = self.model_dump(mode="json", exclude={"out", "timeout", "evaluate", "checkpoint", "record"})
+        """The values that decide the trained weights: not where files are, who loads, which kernels compute, or what
+        is shown.
+        """
+        others = {"out", "timeout", "deterministic", "evaluate", "checkpoint", "record"}
+        values = self.model_dump(mode="json", exclude=others)
         for key in ("root", "download", "workers"):
             del values["data"][key]
         del values["average"]["hide"]

@@ -146,6 +146,8 @@ def join(config: Config) -> Iterator[World]:
             "late for dead"
         )
     device, backend = _device(local_rank)
+    if device.type == "cuda":
+        _choose_kernels(config.deterministic)
     if size == 1:
         yield World(0, 1, replicas, device, "none")
         return
@@ -230,6 +232,15 @@ def _environment(name: str) -> int:
     if not text.isdigit():
         raise UserError(f"the environment variable {name} is {text!r}: start the ranks with torchrun, or unset it")
     return int(text)
+
+
+def _choose_kernels(deterministic: bool) -> None:
+    """Of cuDNN, cuBLAS and PyTorch on a GPU; PyTorch warns of a function that has no deterministic one."""
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # is read when cuBLAS is first used
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
 def _device(local_rank: int) -> tuple[torch.device, str]:

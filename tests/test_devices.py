@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
-from lookaround_ddp.distributed import _device
+from lookaround_ddp.config_file import make_config
+from lookaround_ddp.distributed import _device, join
 
 
 @pytest.mark.parametrize(
@@ -37,3 +40,27 @@ def test_device_and_backend(
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     assert _device(local_rank) == (torch.device(device), backend)
     assert taken == ([torch.device(device)] if gpus else [])
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch, deterministic: bool) -> None:
+    """Those whose bits are the same each time, unless the config asks for the fastest."""
+    monkeypatch.setattr("lookaround_ddp.distributed._device", lambda _: (torch.device("cuda:0"), "nccl"))
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    for name in ("deterministic", "benchmark"):
+        monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    try:
+        with join(make_config({"deterministic": deterministic})):
+            assert torch.are_deterministic_algorithms_enabled() is deterministic
+            assert torch.backends.cudnn.deterministic is deterministic
+            assert torch.backends.cudnn.benchmark is not deterministic
+            assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if deterministic else None)
+            assert torch.utils.deterministic.fill_uninitialized_memory is not deterministic
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_cpu_has_only_one_kind() -> None:
+    with join(make_config({})):
+        assert not torch.are_deterministic_algorithms_enabled()
