@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from lookaround_ddp.bench.machine import spread_cells
 from lookaround_ddp.bench.rounds import added
 from tests.runs import Job
 
@@ -81,6 +82,11 @@ def test_rounds(tmp_path: Path) -> None:
         assert rows[name]["average"] == pytest.approx(cost)
         assert rows[name]["hidden"] == pytest.approx(1 - cost / waited)
     assert "Rounds of 3 steps of resnet8, 16 images of 32 px a step; n = 2" in said
+
+
+def test_a_column_does_not_grow_beyond_four_digits() -> None:
+    cells = spread_cells({"min": 0.1234, "median": 426.361, "max": 1383.7}, 2)
+    assert cells == ["0.12", "426.4", "1384"]
 
 
 def test_a_slow_spell_counts_once() -> None:

@@ -100,7 +100,9 @@ def ratio(own: Sequence[float], reference: Sequence[float]) -> Figures:
 
 
 def spread_cells(figures: Mapping[str, Any], decimals: int) -> list[str]:
-    return [f"{figures[key]:.{decimals}f}" for key in ("min", "median", "max")]
+    """With so many decimals, or fewer where there are four digits without them."""
+    values = [figures[key] for key in ("min", "median", "max")]
+    return [f"{value:.{max(0, min(decimals, 4 - len(str(int(value)))))}f}" for value in values]
 
 
 def at_least(options: Mapping[str, int], least: int) -> None:
