@@ -7,6 +7,7 @@ replicas by their mean.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from lookaround_ddp.exchange import NOTHING, average_, broadcast_
 from lookaround_ddp.flat import FlatStorage
-from lookaround_ddp.hidden import Behind, Done, aside, begin, can_hide
+from lookaround_ddp.hidden import Behind, Done, aside, begin, can_hide, unseen
 from lookaround_ddp.late import Corrections
 from lookaround_ddp.layout import Layout, layout_of
 from lookaround_ddp.members import Members
@@ -63,8 +64,8 @@ class Lookaround:
         hide: let the average step go on behind the next forward pass, in which each tensor is waited for when a
             function of torch first uses it. The bits are the same. `state_dict` of the model, and all methods
             here, wait too; other readers of the weights call `wait` first. A forward pass through the model
-            itself, or DDP around it, must follow each step. Without effect, and so synchronous: compiled modules
-            (`model.compile()`), GPUs without NCCL, a single rank.
+            itself, or DDP around it, must follow each step. Without effect, and so synchronous: GPUs without NCCL, a
+            single rank; also, with a warning, modules that run as CUDA graphs, TorchScript or compiled.
         delay: another algorithm, for slow networks: the mean of step t arrives so many steps later, as a
             correction, theta_j += phi_t - theta_j,t. Less than k. Running statistics do not wait.
 
@@ -128,6 +129,7 @@ class Lookaround:
         self._layouts: list[Layout] = self.members.gather_objects(layouts)[0]
         self._aside = aside(self.members, beside) if hide or delay else self.members
         self._behind: Behind | None = None
+        self._said = False  # that hide has no effect
         self._storage = FlatStorage(self.members)
         self.corrections = Corrections(self._aside)
         self.restart()
@@ -272,19 +274,21 @@ class Lookaround:
         """The average step: now, or behind the next forward pass, or as a correction to come."""
         self.synchronize_shards()
         device = next((parameter.device for parameter in self.models[0].parameters()), torch.device("cpu"))
-        beside = not now and (self.hide or self.delay > 0) and can_hide(self.models, self.members, device)
+        beside = not now and can_hide(self.members, device)
         if self.delay and not now:
             self._average_late(beside)
             return
         rows = self._checked_rows()
         states = same_states(self.optimizers, self.members) if self.optimizer_state == "average" else None
         measured = range(self._buffers, len(rows[0])) if self.measure else NOTHING
-        where = rows, self._layouts, self._aside if beside else self.members, self._storage
+        where = rows, self._layouts, self._aside, self._storage
 
         def exchange(done: Done | None) -> Tensor | None:
+            if done is None and self.hide and beside:
+                done = _nobody_waits  # the ranks meet for it, and another rank may hide
             return average_(*where, exact=self.exact, measured=measured, done=done)
 
-        if beside:
+        if self.hide and beside and not self._must_wait():
             under_way = begin(exchange, len(rows[0]), device, beside)
             self._behind = Behind(under_way, self.models, rows)
             if self.shards is not None:  # DDP hands buffers around before the model's own forward begins
@@ -297,6 +301,18 @@ class Lookaround:
         if self.optimizer_state == "reset":
             for optimizer in self.optimizers:
                 forget(optimizer)
+
+    def _must_wait(self) -> bool:
+        """Whether nothing can be hidden behind the models' forward passes; warns of it once."""
+        why = unseen(self.models)
+        if why is not None and not self._said:
+            self._said = True
+            warnings.warn(
+                f"hide=True has no effect with {why}, whose forward pass cannot wait for a weight: the average step is "
+                "waited for, and the bits are the same",
+                stacklevel=4,  # the caller's `step`
+            )
+        return why is not None
 
     def _average_late(self, aside: bool) -> None:
         """The running statistics' average step, and what leads to that of the parameters."""
@@ -323,3 +339,7 @@ class Lookaround:
     def _measured(self, squares: Tensor | None) -> None:
         if squares is not None:
             self.distances = squares.sqrt()
+
+
+def _nobody_waits(_: int) -> None:
+    """For a tensor that is done."""

@@ -86,7 +86,7 @@ def lookaround(config: Config, replicas: list[Replica], per_epoch: int, world: W
             optimizers=[replica.optimizer for replica in replicas],
             optimizer_state=config.average.optimizer_state,
             measure=True,
-            hide=config.average.hide,
+            hide=config.average.hide and not config.compile,  # which it cannot be behind
             delay=config.average.delay,
         )
     except ValueError as error:

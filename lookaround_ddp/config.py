@@ -143,7 +143,7 @@ class AverageConfig(Section):
     optimizer_state: Literal["local", "average", "reset"] = "local"
     exact: bool = True
     hide: bool = True
-    """Average behind the next forward pass, where that is possible; the bits are the same."""
+    """Average behind the next forward pass, where that is possible (not with `compile`); the bits are the same."""
     delay: int = Field(0, ge=0)
     """Another algorithm, for slow networks: the mean arrives so many iterations later, as a correction of weights that
     have trained on; less than k."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -139,7 +141,7 @@ class Behind:
             self._handles += [
                 model.register_forward_pre_hook(first_use.enter, prepend=True),
                 model.register_forward_hook(first_use.leave, always_call=True),
-                model.register_forward_hook(self._end),
+                model.register_forward_hook(partial(self._end, first_use)),
                 model.register_state_dict_pre_hook(lambda *_: self.under_way.wait()),
             ]
 
@@ -150,9 +152,14 @@ class Behind:
             handle.remove()
         return self.under_way.wait()
 
-    def _end(self, *_: Any) -> None:
+    def _end(self, first_use: _FirstUse, *_: Any) -> None:
         """After the forward pass the backward and the optimizer's step use everything."""
         self.end()
+        if first_use.missed_all():
+            raise RuntimeError(
+                "the forward pass used no weight where Lookaround could see it, and perhaps before it was there, as "
+                "nn.DataParallel and copies of weights do: call wait() first, or create Lookaround with hide=False"
+            )
 
 
 class _FirstUse(TorchFunctionMode):
@@ -162,6 +169,11 @@ class _FirstUse(TorchFunctionMode):
         super().__init__()
         self.under_way, self.numbers = under_way, dict(numbers)
         self.entered = False
+        self._all = len(numbers)
+
+    def missed_all(self) -> bool:
+        """Whether there are tensors, of which none has been used."""
+        return len(self.numbers) == self._all > 0
 
     def enter(self, *_: Any) -> None:
         self.entered = True
@@ -196,10 +208,21 @@ def _is_property(function: Any) -> bool:
     return getattr(getattr(function, "__self__", None), "__name__", "") in PROPERTIES
 
 
-def can_hide(models: Iterable[nn.Module], members: Members, device: torch.device) -> bool:
-    """Whether another thread or stream can exchange, and a forward pass would call the hooks that wait."""
-    compiled = any(module._compiled_call_impl is not None for model in models for module in model.modules())
-    return members.ranks > 1 and members.wire(device) == device and not compiled
+def can_hide(members: Members, device: torch.device) -> bool:
+    """Whether another thread or stream can exchange."""
+    return members.ranks > 1 and members.wire(device) == device
+
+
+def unseen(models: Iterable[nn.Module]) -> str | None:
+    """Why a forward pass would use weights in a way that Python does not see; None if it would not."""
+    for module in chain(*(model.modules() for model in models)):
+        if module._compiled_call_impl is not None:
+            return "torch.compile"
+        if isinstance(module, torch.jit.ScriptModule):
+            return "TorchScript"
+        if getattr(module.__dict__.get("forward"), "__qualname__", "").startswith("make_graphed_callables"):
+            return "CUDA graphs"
+    return None
 
 
 def aside(members: Members, group: dist.ProcessGroup | None) -> Members:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import re
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -91,7 +94,7 @@ def worker(rank: int, ranks: int) -> dict[str, Any]:
         if rank < 2:
             results[name] = {case: train(CASES[case], one, pair, beside=beside[0], hide=hide) for case in CASES}
     results["refused"] = refusals(rank)
-    results["compiled"] = hides(compiled=True), hides(compiled=False)
+    results["hides"] = {how: hides(rank, how) for how in ("nothing", "torch.compile", "TorchScript", "CUDA graphs")}
     return results
 
 
@@ -109,15 +112,37 @@ def refusals(rank: int) -> str:
     return "nothing"
 
 
-def hides(compiled: bool) -> bool:
-    model = nn.Linear(3, 3)
-    if compiled:
+def hides(rank: int, how: str) -> tuple[bool, list[str], Tensor]:
+    """Whether an average step goes on behind a model's forward pass, what is warned of, and the mean."""
+    model: Any = nn.Linear(3, 3)
+    if how == "torch.compile" and rank > 0:  # others do not wait for its bytes alone
         model.compile(backend="eager")
+    if how == "TorchScript":
+        model = nn.Sequential(torch.jit.script(model))
+    if how == "CUDA graphs":
+        model.forward = graphed(model.forward)
     around = Lookaround(model, k=1, hide=True)
-    around.step()
-    hidden_now = around._behind is not None
-    around.wait()
-    return hidden_now
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(rank)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        around.step()
+        hidden_now = around._behind is not None
+        around.wait()
+        around.step()
+        around.wait()
+    return hidden_now, [str(w.message) for w in caught if w.category is UserWarning], next(model.parameters()).detach()
+
+
+def graphed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Named as torch.cuda.make_graphed_callables names it."""
+
+    def new_fwd(*inputs: Tensor) -> Tensor:
+        return forward(*inputs)
+
+    new_fwd.__qualname__ = "make_graphed_callables.<locals>.make_graphed_forward.<locals>.new_fwd"
+    return new_fwd
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +177,45 @@ def test_a_step_without_a_forward_pass_is_refused(on_ranks: list[dict[str, Any]]
         assert results["refused"].startswith("a step without a forward pass through the model")
 
 
-def test_compiled_modules_are_averaged_before_the_step_returns(on_ranks: list[dict[str, Any]]) -> None:
-    assert all(results["compiled"] == (False, True) for results in on_ranks)
+@pytest.mark.parametrize("how", ["nothing", "torch.compile", "TorchScript", "CUDA graphs"])
+def test_what_cannot_wait_for_a_weight_is_averaged_before_the_step_returns(
+    on_ranks: list[dict[str, Any]], how: str
+) -> None:
+    """And said once. Ranks need not agree on it: rank 0 is not compiled."""
+    for rank, results in enumerate(on_ranks):
+        hidden_now, said, weight = results["hides"][how]
+        expected = how == "nothing" or (how == "torch.compile" and rank == 0)
+        assert hidden_now is expected
+        assert [text.partition(",")[0] for text in said] == (
+            [] if expected else [f"hide=True has no effect with {how}"]
+        )
+        assert (weight == 1.5).all()  # of 0, 1, 2 and 3
+
+
+def test_how_pytorch_names_a_forward_pass_that_it_captured() -> None:
+    """What `unseen` goes by."""
+    code = inspect.getsource(torch.cuda.graphs.make_graphed_callables)
+    assert re.search(r"func\.forward = make_graphed_forward\(", code)
+
+
+def test_a_forward_pass_that_shows_no_weight_is_refused() -> None:
+    """It may have read them before they came."""
+
+    class Copies(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2))
+            self.copies = [self.weight.detach().clone()]
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images * self.copies[0]
+
+    model = Copies()
+    exchange = Exchange(model)
+    exchange.let(0)
+    Behind(InThread(exchange, 1), [model], [exchange.tensors])
+    with pytest.raises(RuntimeError, match="used no weight where Lookaround could see it"):
+        model(torch.ones(2))
 
 
 class Exchange:
