@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import cycle
 
 import torch
@@ -106,8 +105,21 @@ def _average_by_messages_(
     device = flats[0][0].device
     squares = torch.zeros(members.hosted, dtype=torch.float64, device=device)
 
-    def finish(bucket: Bucket, slot: MessageSlot, staged: Tensor) -> None:
-        whole = _exact_mean(slot) if exact else _all_reduce_mean(staged, members)
+    def start(bucket: Bucket, slot: MessageSlot) -> None:
+        for row, pieces in zip(slot.stage(bucket.size, bucket.dtype), bucket.pieces, strict=True):
+            _pack(pieces, row)
+        if exact:
+            slot.send()
+
+    def reduce(slot: MessageSlot) -> None:
+        if exact:
+            _sum_exactly(slot)
+            slot.distribute()
+        else:
+            _all_reduce_mean_(slot.bucket, members)
+
+    def finish(bucket: Bucket, slot: MessageSlot) -> None:
+        whole = slot.mean()
         scratch = Scratch(bucket.dtype, bucket.device)
         means = whole.to(bucket.device).split([piece.numel() for piece in bucket.pieces[0]])
         for number, pieces in enumerate(bucket.pieces):
@@ -124,18 +136,18 @@ def _average_by_messages_(
 
     for columns in by_dtype(flats[0]):
         channel = Messages(members, flats[0][columns[0]].device)
-        under_way: deque[Callable[[], None]] = deque()
+        under_way: deque[tuple[Bucket, MessageSlot]] = deque()
         for bucket, slot in zip(_buckets(flats, columns, channel.bucket_bytes), cycle(channel.slots), strict=False):
-            staged = slot.stage(bucket.size, bucket.dtype)
-            for row, pieces in zip(staged, bucket.pieces, strict=True):
-                _pack(pieces, row)
-            if exact:
-                slot.send()
-            under_way.append(partial(finish, bucket, slot, staged))
-            if len(under_way) == len(channel.slots):  # while one bucket is summed, the next one is on its way
-                under_way.popleft()()
+            if len(under_way) == len(channel.slots):
+                finish(*under_way.popleft())
+            start(bucket, slot)
+            if under_way:
+                reduce(under_way[-1][1])
+            under_way.append((bucket, slot))
+        if under_way:
+            reduce(under_way[-1][1])
         while under_way:
-            under_way.popleft()()
+            finish(*under_way.popleft())
     return members.gather(squares) if measured else None
 
 
@@ -149,14 +161,6 @@ class Bucket:
     columns: list[int] = field(default_factory=list)  # which tensor each piece is of
     ended: list[int] = field(default_factory=list)  # the tensors of which this has the last piece
     size: int = 0  # elements of a row
-
-
-def _kinds(flats: Sequence[Tensor]) -> list[list[int]]:
-    """The numbers of those that can share a bucket."""
-    kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for column, flat in enumerate(flats):
-        kinds.setdefault((flat.dtype, flat.device), []).append(column)
-    return list(kinds.values())
 
 
 def _buckets(flats: list[list[Tensor]], columns: Sequence[int], most: int) -> Iterator[Bucket]:
@@ -199,20 +203,19 @@ def _pack(pieces: list[Tensor], row: Tensor) -> None:
         row.copy_(torch.cat(pieces))
 
 
-def _exact_mean(slot: MessageSlot) -> Tensor:
-    """The mean of the bucket that was sent."""
+def _sum_exactly(slot: MessageSlot) -> None:
+    """This rank's shard of the mean of the bucket that was sent."""
     replicas, mine = slot.collect(), slot.shard()
     scratch = Scratch(mine.dtype, mine.device)
     for block, *values in zip(blocks(mine), *map(blocks, replicas), strict=True):
         block.copy_(scratch.mean_of(values))
-    return slot.distribute()
 
 
-def _all_reduce_mean(staged: Tensor, members: Members) -> Tensor:
-    """The backend's own sum, in its own order."""
+def _all_reduce_mean_(staged: Tensor, members: Members) -> None:
+    """The mean into the first row: the backend's own sum, in its own order."""
     total = staged[0]
     for row in staged[1:]:
         total += row
     if members.group is not None:
         dist.all_reduce(total, group=members.group)
-    return total.div_(members.replicas)
+    total.div_(members.replicas)
