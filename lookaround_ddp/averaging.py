@@ -7,24 +7,20 @@ replicas by their mean.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lookaround_ddp.exchange import NOTHING, average_, broadcast_
-from lookaround_ddp.flat import FlatStorage
-from lookaround_ddp.hidden import Behind, Done, aside, begin, can_hide, unseen
-from lookaround_ddp.late import Corrections
-from lookaround_ddp.layout import Layout, layout_of
+from lookaround_ddp.average_step import AverageStep
+from lookaround_ddp.exchange import average_, broadcast_
+from lookaround_ddp.hidden import aside
 from lookaround_ddp.members import Members
-from lookaround_ddp.refusals import check, check_finite, same_states
-from lookaround_ddp.structure import as_list, averaged_tensors, forget, local_tensors
+from lookaround_ddp.refusals import check, same_states
+from lookaround_ddp.structure import as_list, forget, local_tensors
 
 
 class Lookaround:
@@ -71,8 +67,6 @@ class Lookaround:
 
     Attributes:
         steps: steps of each replica so far.
-        distances: L2 distance of each replica's parameters to the mean at the last average step that measured
-            it, shape (d,), fp64; None before the first.
 
     Raises:
         ValueError: on all ranks, whichever of them it concerns: k < 1, start < 0, a model that is wrapped in
@@ -104,7 +98,6 @@ class Lookaround:
         self.optimizers, self.optimizer_state = list(optimizers), optimizer_state
         self.shards = shards
         self.steps = 0
-        self.distances: Tensor | None = None
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
         self.members = Members(group, hosted=len(self.models))
@@ -123,21 +116,28 @@ class Lookaround:
                 "hide": hide,
             },
         )
-        found = self._averaged_tensors()[0]
-        self._buffers = len(found[0])  # how many are averaged
-        layouts = [layout_of(tensor) for tensor in chain(*found)]
-        self._layouts: list[Layout] = self.members.gather_objects(layouts)[0]
-        self._aside = aside(self.members, beside) if hide or delay else self.members
-        self._behind: Behind | None = None
-        self._said = False  # that hide has no effect
-        self._storage = FlatStorage(self.members)
-        self.corrections = Corrections(self._aside)
+        self._average = AverageStep(
+            self.models,
+            self.members,
+            aside(self.members, beside) if hide or delay else self.members,
+            shards,
+            self.extra_buffers,
+            exact=exact,
+        )
+        self.corrections = self._average.corrections
         self.restart()
 
     @property
     def replicas(self) -> int:
         """d, the number of replicas on all ranks."""
         return self.members.replicas
+
+    @property
+    def distances(self) -> Tensor | None:
+        """L2 distance of each replica's parameters to the mean at the last average step that measured it, shape (d,),
+        fp64; None before the first.
+        """
+        return self._average.distances
 
     def due(self, steps: int) -> bool:
         """Whether an average step follows step number `steps`, counted from 1."""
@@ -152,7 +152,8 @@ class Lookaround:
             RuntimeError: an average step is still under way (`hide`), and no forward pass has waited for it.
             FloatingPointError, ValueError: see `average`.
         """
-        if self._behind is not None and not self._behind.over:
+        behind = self._average.behind
+        if behind is not None and not behind.over:
             raise RuntimeError(
                 "a step without a forward pass through the model, which would have waited for its weights: "
                 "call the model itself, not a compiled copy or a part of it, or create Lookaround with hide=False"
@@ -161,10 +162,10 @@ class Lookaround:
         self.steps += 1
         if self.corrections.due == self.steps:
             self._correct()
-        if not self.due(self.steps):
-            return False
-        self._average(now=False)
-        return True
+        if self.due(self.steps):
+            self._begin(now=False)
+            return True
+        return False
 
     def average(self) -> None:
         """The average step, now, on all ranks: theta_j = phi = 1/d sum_i theta_i for every replica j.
@@ -174,13 +175,11 @@ class Lookaround:
             ValueError: on every rank, before any weight is touched, if optimizer states to average differ.
         """
         self.corrections.drop()  # they leave the mean as it is
-        self._average(now=True)
+        self._begin(now=True)
 
     def wait(self) -> None:
         """Until an average step that goes on behind the next forward pass (`hide`) has ended."""
-        if self._behind is not None:
-            self._measured(self._behind.end())
-            self._behind = None
+        self._average.wait()
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -193,13 +192,12 @@ class Lookaround:
             FloatingPointError: on every rank, if a replica is not finite.
         """
         self.synchronize_shards()
-        rows = self._checked_rows()
         model = self.models[0]
         tensors = [*model.parameters(), *model.buffers()]
         kept = [tensor.detach().clone() for tensor in tensors]
         try:
             with torch.no_grad():
-                average_(rows, self._layouts, self.members, self._storage, exact=self.exact, write="first")
+                self._average.at_once(self.steps, measure=False, write="first")
                 broadcast_(local_tensors(model, self.extra_buffers), self.members.group)
             yield model
         finally:
@@ -236,7 +234,7 @@ class Lookaround:
             step: the number of the last step, if it has not been counted yet.
         """
         self.wait()
-        check_finite(self._rows(), self.members, self.steps if step is None else step)
+        self._average.check_finite(self.steps if step is None else step)
 
     def state_dict(self) -> dict[str, Any]:
         """The count of steps and the last distances, JSON-able. The replicas' own states are the caller's to keep.
@@ -250,96 +248,27 @@ class Lookaround:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps, distances = int(state["steps"]), state["distances"]
-        self.distances = None if distances is None else torch.tensor(distances, dtype=torch.float64)
+        self._average.distances = None if distances is None else torch.tensor(distances, dtype=torch.float64)
         self.corrections.due = state.get("correction_due")
 
-    # What is averaged
-
-    def _averaged_tensors(self) -> list[tuple[list[Tensor], list[Tensor]]]:
-        """Of each hosted model: buffers, parameters. Found anew each time, since a caller may have replaced them."""
-        return [averaged_tensors(model, self.extra_buffers) for model in self.models]
-
-    def _checked_rows(self) -> list[list[Tensor]]:
-        """The tensors of each hosted model, all of which are finite and in flat storage; collective."""
-        check_finite(rows := self._rows(), self.members, self.steps)
-        if self.exact:
-            self._storage.hold(rows, self._layouts)
-        return rows
-
-    def _rows(self) -> list[list[Tensor]]:
-        return [buffers + parameters for buffers, parameters in self._averaged_tensors()]
+    @torch.no_grad()
+    def _correct(self) -> None:
+        self._average.correct()
 
     @torch.no_grad()
-    def _average(self, now: bool) -> None:
-        """The average step: now, or behind the next forward pass, or as a correction to come."""
+    def _begin(self, now: bool) -> None:
+        """The average step, or what leads to it, and what it does with the optimizers."""
         self.synchronize_shards()
-        device = next((parameter.device for parameter in self.models[0].parameters()), torch.device("cpu"))
-        beside = not now and can_hide(self.members, device)
-        if self.delay and not now:
-            self._average_late(beside)
-            return
-        rows = self._checked_rows()
         states = same_states(self.optimizers, self.members) if self.optimizer_state == "average" else None
-        measured = range(self._buffers, len(rows[0])) if self.measure else NOTHING
-        where = rows, self._layouts, self._aside, self._storage
-
-        def exchange(done: Done | None) -> Tensor | None:
-            if done is None and self.hide and beside:
-                done = _nobody_waits  # the ranks meet for it, and another rank may hide
-            return average_(*where, exact=self.exact, measured=measured, done=done)
-
-        if self.hide and beside and not self._must_wait():
-            under_way = begin(exchange, len(rows[0]), device, beside)
-            self._behind = Behind(under_way, self.models, rows)
-            if self.shards is not None:  # DDP hands buffers around before the model's own forward begins
-                under_way.wait_for(range(self._buffers))
+        if self.delay and not now:
+            self._average.late(self.steps, self.measure, self.delay)
+        elif self.hide and not now:
+            self._average.beside(self.steps, self.measure)
         else:
-            self._measured(exchange(None))
+            self._average.at_once(self.steps, self.measure)
         if states is not None:
             layouts = [tuple(range(value.dim())) for value in states[0]]  # on every rank, however it is laid out there
             average_(states, layouts, self.members, exact=self.exact)
         if self.optimizer_state == "reset":
             for optimizer in self.optimizers:
                 forget(optimizer)
-
-    def _must_wait(self) -> bool:
-        """Whether nothing can be hidden behind the models' forward passes; warns of it once."""
-        why = unseen(self.models)
-        if why is not None and not self._said:
-            self._said = True
-            warnings.warn(
-                f"hide=True has no effect with {why}, whose forward pass cannot wait for a weight: the average step is "
-                "waited for, and the bits are the same",
-                stacklevel=4,  # the caller's `step`
-            )
-        return why is not None
-
-    def _average_late(self, aside: bool) -> None:
-        """The running statistics' average step, and what leads to that of the parameters."""
-        tensors, layouts, first = self._averaged_tensors(), self._layouts, self._buffers
-        if first:
-            buffers = [buffers for buffers, _ in tensors]
-            check_finite(buffers, self.members, self.steps)
-            average_(buffers, layouts[:first], self.members, exact=self.exact)
-        self.corrections.begin(
-            [parameters for _, parameters in tensors],
-            layouts[first:],
-            self.steps,
-            self.steps + self.delay,
-            exact=self.exact,
-            measure=self.measure,
-            aside=aside,
-        )
-
-    @torch.no_grad()
-    def _correct(self) -> None:
-        parameters = [parameters for _, parameters in self._averaged_tensors()]
-        self._measured(self.corrections.add_to(parameters))
-
-    def _measured(self, squares: Tensor | None) -> None:
-        if squares is not None:
-            self.distances = squares.sqrt()
-
-
-def _nobody_waits(_: int) -> None:
-    """For a tensor that is done."""

@@ -128,7 +128,7 @@ def hides(rank: int, how: str) -> tuple[bool, list[str], Tensor]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         around.step()
-        hidden_now = around._behind is not None
+        hidden_now = around._average.behind is not None
         around.wait()
         around.step()
         around.wait()
