@@ -22,7 +22,7 @@ from lookaround_ddp.structure import averaged_tensors
 
 
 class AverageStep:
-    """Every method that averages is collective.
+    """Which tensors of the replicas are averaged, and how. Every method that averages, or waits, is collective.
 
     Args:
         models: those that this rank hosts.
@@ -65,7 +65,8 @@ class AverageStep:
         check_finite(self._rows(), self._members, step)
 
     def at_once(self, step: int, measure: bool, write: Literal["mean", "first"] = "mean") -> None:
-        """
+        """Returns when all have the mean.
+
         Args:
             step: the number of the replicas' last step.
             measure: see `Lookaround`.
@@ -110,7 +111,8 @@ class AverageStep:
         if self._exact:
             self._storage.hold(rows, self._layouts)
         measured = range(self._buffers, len(rows[0])) if measure else NOTHING
-        where = rows, self._layouts, self._aside, self._storage
+        members = self._aside if beside else self._members  # corrections may be on their way over the other group
+        where = rows, self._layouts, members, self._storage
 
         def exchange(done: Done | None) -> Tensor | None:
             if done is None and beside:
@@ -143,7 +145,7 @@ class AverageStep:
             warnings.warn(
                 f"hide=True has no effect with {why}, whose forward pass cannot wait for a weight: the average step is "
                 "waited for, and the bits are the same",
-                stacklevel=2,
+                stacklevel=7,  # the caller of `Lookaround.step`
             )
         return why is not None
 

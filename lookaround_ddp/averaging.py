@@ -63,7 +63,8 @@ class Lookaround:
             itself, or DDP around it, must follow each step. Without effect, and so synchronous: GPUs without NCCL, a
             single rank; also, with a warning, modules that run as CUDA graphs, TorchScript or compiled.
         delay: another algorithm, for slow networks: the mean of step t arrives so many steps later, as a
-            correction, theta_j += phi_t - theta_j,t. Less than k. Running statistics do not wait.
+            correction, theta_j += phi_t - theta_j,t. Less than k. Running statistics do not wait. Weights that are not
+            finite at step t are refused when the correction is due, or sooner, and nothing is corrected.
 
     Attributes:
         steps: steps of each replica so far.

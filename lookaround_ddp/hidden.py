@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lookaround_ddp.members import Members
 
-# Of one replica, exchanged at a time: the first must be there before the forward pass can begin
+# Of one replica, under way together: small, since the first must be there before the forward pass can begin
 BUCKET_BYTES = 8 * 2**20
 
 Done = Callable[[int], None]  # is called with the number of each tensor that is done
@@ -80,7 +80,7 @@ class InThread:
 
 
 class OnStream:
-    """On a GPU: a stream of its own exchanges; nothing here waits for the device."""
+    """On a GPU: a stream of its own exchanges; nothing here waits for the device, unless the exchange does."""
 
     def __init__(self, exchange: Exchange, tensors: int, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
@@ -220,7 +220,10 @@ def unseen(models: Iterable[nn.Module]) -> str | None:
             return "torch.compile"
         if isinstance(module, torch.jit.ScriptModule):
             return "TorchScript"
-        if getattr(module.__dict__.get("forward"), "__qualname__", "").startswith("make_graphed_callables"):
+        replaced = module.__dict__.get("forward")  # by an instance's own
+        if hasattr(replaced, "_torchdynamo_orig_callable"):  # as torch.compile(module) replaces it, too
+            return "torch.compile"
+        if getattr(replaced, "__qualname__", "").startswith("make_graphed_callables"):
             return "CUDA graphs"
     return None
 

@@ -13,7 +13,7 @@ from lookaround_ddp.flat import FlatStorage
 from lookaround_ddp.hidden import Done, UnderWay, begin
 from lookaround_ddp.layout import Layout, kinds_of
 from lookaround_ddp.members import Members
-from lookaround_ddp.refusals import check_finite
+from lookaround_ddp.refusals import UnlikeReplicasError, check_finite
 
 
 class Corrections:
@@ -55,8 +55,10 @@ class Corrections:
             step: the number t of this one.
             due: of the one after which they are to be added.
             exact, measure: see `Lookaround`.
-            aside: see `hidden.begin`.
+            aside: see `hidden.begin`. What is wrong is raised when the corrections are added; at once if nothing can
+                go on aside, and on a GPU.
         """
+        self.drop()
         copies = self._copies_of(parameters)
 
         def exchange(done: Done | None) -> Tensor | None:
@@ -76,7 +78,7 @@ class Corrections:
         if not self._copies or kinds_of(self._copies[0]) != kinds_of(parameters[0]):
             self._copies = [[parameter.detach().clone() for parameter in row] for row in parameters]
         else:
-            for row, copies in zip(parameters, self._copies, strict=True):
+            for row, copies in zip(parameters, self._copies, strict=True) if self._copies[0] else ():
                 torch._foreach_copy_(copies, [parameter.detach() for parameter in row])
         return self._copies
 
@@ -84,12 +86,15 @@ class Corrections:
         """Corrects the replicas' parameters; returns what the exchange did.
 
         Raises:
-            FloatingPointError, ValueError: see `check_finite`; nothing is corrected then.
+            FloatingPointError, UnlikeReplicasError: see `check_finite`; nothing is corrected then, or later.
         """
-        result = self._arrived()
-        for row, values in zip(parameters, self._values, strict=True):
-            torch._foreach_add_(list(row), values)
-        self._forget()
+        try:
+            result = self._arrived()
+            for row, values in zip(parameters, self._values, strict=True):
+                if row:  # PyTorch takes no empty list
+                    torch._foreach_add_(list(row), [v.to(p.device) for p, v in zip(row, values, strict=True)])
+        finally:
+            self._forget()
         return result
 
     def of(self, hosted: int) -> list[Tensor] | None:
@@ -105,7 +110,7 @@ class Corrections:
             self._values.append(values)
 
     def drop(self) -> None:
-        with suppress(FloatingPointError, ValueError):  # of a mean that nobody wants
+        with suppress(FloatingPointError, UnlikeReplicasError):  # of a mean that nobody wants
             self._arrived()
         self._forget()
 

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Of one replica, in the buckets of messages that are under way: the extra memory of an average step between hosts, with
-# what is received into
+# Of one replica, in all buckets that are under way together: the extra memory of an average step between hosts; what is
+# received comes on top
 BUCKET_BYTES = 34 * 2**20
 
 

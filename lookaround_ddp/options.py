@@ -89,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--round-model", default="resnet18", metavar="MODEL")
     group.add_argument("--size", type=int, default=32, help="of its images, in pixels")
     group.add_argument("--round-batch-size", type=int, default=16, metavar="N")
+    wait = "a step waits so long, a third of it in the forward pass, as a GPU's host does, and computes nothing"
+    group.add_argument("--wait-ms", type=float, metavar="MS", help=wait)
     group.add_argument("--k", type=int, default=5, help="steps in a round")
     group = command.add_argument_group("train, and data")
     group.add_argument("--train-model", default="resnet8", metavar="MODEL")

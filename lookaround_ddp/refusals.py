@@ -16,6 +16,10 @@ from lookaround_ddp.structure import all_finite, digest, optimizer_states
 WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 
 
+class UnlikeReplicasError(ValueError):
+    """Replicas that can no longer be averaged, since somebody converted some of them."""
+
+
 def check(models: Sequence[nn.Module], members: Members, optimizers: int, arguments: Mapping[str, Any]) -> None:
     """Raises ValueError on all ranks if there is something wrong with one of them. Collective.
 
@@ -104,7 +108,7 @@ def check_finite(rows: Sequence[Sequence[Tensor]], members: Members, step: int) 
     """Raises on all ranks, if one of them cannot be averaged with the others. Collective.
 
     Raises:
-        ValueError: tensors that were replaced by others of another dtype or size, on some ranks only.
+        UnlikeReplicasError: tensors that were replaced by others of another dtype or size, on some ranks only.
         FloatingPointError: inf or NaN in a tensor; names the replicas.
     """
     flags = torch.stack([all_finite(row) for row in rows]).long()
@@ -112,7 +116,7 @@ def check_finite(rows: Sequence[Sequence[Tensor]], members: Members, step: int) 
     finite, digests = members.gather(torch.stack([flags, kinds], 1)).unbind(1)
     others = (digests != digests[0]).nonzero().flatten().tolist()
     if others:
-        raise ValueError(
+        raise UnlikeReplicasError(
             f"replica {others[0]} has weights of other dtypes or sizes than replica 0 has: convert all of them alike"
         )
     bad = (finite == 0).nonzero().flatten().tolist()

@@ -84,6 +84,17 @@ def test_rounds(tmp_path: Path) -> None:
     assert "Rounds of 3 steps of resnet8, 16 images of 32 px a step; n = 2" in said
 
 
+def test_rounds_of_steps_that_wait(tmp_path: Path) -> None:
+    """Two steps of 30 ms, whatever else: 60 ms a round, and more with an average that is waited for."""
+    found, said = figures(
+        tmp_path, "round", "--round-model=resnet8", "--ranks=2", "--repeats=2", "--k=2", "--wait-ms=30"
+    )
+    rows = found["round"]["rows"]
+    assert all(row["milliseconds"]["min"] >= 60 for row in rows.values())
+    assert list(rows) == ["never averaged", "waited for", "hidden", "delay 1"]
+    assert "Rounds of 2 steps of resnet8, steps that wait for 30 ms; n = 2" in said
+
+
 def test_a_column_does_not_grow_beyond_four_digits() -> None:
     cells = spread_cells({"min": 0.1234, "median": 426.361, "max": 1383.7}, 2)
     assert cells == ["0.12", "426.4", "1384"]
@@ -148,6 +159,7 @@ def test_the_augmentations(tmp_path: Path) -> None:
         (["data", "--consumer=resnet19"], "error: unknown model 'resnet19': did you mean resnet"),
         (["round", "--k=0"], "error: --k is 0: give 1 or more"),
         (["round", "--round-model=resnet19"], "error: unknown model 'resnet19': did you mean resnet"),
+        (["round", "--wait-ms=0"], "error: --wait-ms is 0: give the milliseconds of a step, more than 0"),
         (["train", "--rounds=0"], "error: --rounds is 0: give 1 or more"),
         (["train", "--iterations=10"], "error: --iterations is 10: give 11 or more"),
         (["train", "--data=mnist"], "error: data.name is 'mnist'"),

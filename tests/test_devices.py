@@ -46,7 +46,8 @@ def test_device_and_backend(
 def test_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch, deterministic: bool) -> None:
     """Those whose bits are the same each time, unless the config asks for the fastest."""
     monkeypatch.setattr("lookaround_ddp.distributed._device", lambda _: (torch.device("cuda:0"), "nccl"))
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     for name in ("deterministic", "benchmark"):
         monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)

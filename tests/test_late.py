@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lookaround_ddp import Lookaround
+from lookaround_ddp import late as late_module
+from lookaround_ddp.exchange import average_
 from tests.ranks import run, same_bits
 from tests.runs import TINY, Job, train, weights
 from tests.test_resume import die_at
@@ -77,7 +80,7 @@ def doubles(model: nn.Module) -> list[Tensor]:
 
 
 def spoiled(rank: int, how: str) -> list[Any]:
-    """Step 2 begins a mean of weights of which rank 1's are bad: what steps 3 and 4 raise, and the weights after it."""
+    """Step 3 begins a mean of weights of which rank 1's are bad: what steps 3 to 5 raise, and the weights then."""
     torch.manual_seed(1)
     model = nn.Linear(2, 2)
     around = Lookaround(model, k=3, delay=2)
@@ -101,11 +104,39 @@ def spoiled(rank: int, how: str) -> list[Any]:
     return [errors, weight, around.corrections.due, model.weight.detach().clone()]
 
 
+def slow_exchange(*args: Any, **kwargs: Any) -> Tensor | None:
+    """On some ranks later than on others."""
+    time.sleep(0.2 * dist.get_rank())
+    return average_(*args, **kwargs)
+
+
+def lent(rank: int) -> list[Tensor]:
+    """The mean that is lent while corrections are on their way, three times, and the weights when these have come."""
+    model = nn.Linear(40, 40)
+    around = Lookaround(model, k=2, delay=1)
+    means = []
+    for number in range(3):
+        with torch.no_grad():
+            model.weight.fill_(rank + 3 * number)
+        around.steps = 1
+        around.step()
+        for _ in range(2):
+            with around.averaged() as mean:
+                means.append(mean.weight.detach().clone())
+        around.step()
+        means.append(model.weight.detach().clone())
+    return means
+
+
 def worker(rank: int, ranks: int) -> dict[str, Any]:
+    late_module.average_ = slow_exchange
+    lends = lent(rank)
+    late_module.average_ = average_
     pair, beside = dist.new_group([0, 1]), dist.new_group([0, 1])
     one = range(rank, rank + 1)
     bad = {how: spoiled(rank, how) for how in ("inf", "double")}
     results: dict[str, Any] = {f"3 of 3, {delay}": late(one, delay) for delay in (1, 3)} | bad
+    results["lent"] = lends
     if rank < 2:
         results["2 of 2, 2"] = late(one, 2, group=pair, beside=beside)
         results["4 of 2, 2"] = late(range(2 * rank, 2 * rank + 2), 2, group=pair, beside=beside)
@@ -150,6 +181,13 @@ def test_a_mean_of_bad_weights_is_refused_on_all_ranks_when_it_is_due(
         assert (weight == rank).all()
         assert due is None
         assert (anew == 0).all()
+
+
+def test_the_mean_is_lent_while_corrections_are_on_their_way(on_ranks: list[dict[str, Any]]) -> None:
+    """Whichever rank is first; of 0, 1 and 2, then of 3, 4 and 5, then of 6, 7 and 8."""
+    for results in on_ranks:
+        for number, mean in enumerate(results["lent"]):
+            assert (mean == 1 + 3 * (number // 3)).all()
 
 
 def test_a_late_mean_is_another_algorithm() -> None:

@@ -35,7 +35,9 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 class Noticed(TorchDispatchMode):
-    """The functions, called inside, for which the host would wait for a GPU."""
+    """The functions, called inside, for which the host would wait for a GPU; copies to the CPU, which would too, are
+    not seen on one.
+    """
 
     def __init__(self) -> None:
         super().__init__()

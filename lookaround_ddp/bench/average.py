@@ -48,7 +48,7 @@ def report(options: argparse.Namespace) -> Figures:
         UserError: an unknown model; fewer than 1 rank or repeat.
     """
     machine.at_least({"--ranks": options.ranks, "--repeats": options.repeats}, 1)
-    console, progress = Console(), Console(stderr=True, highlight=False)
+    console, progress = machine.console(), Console(stderr=True, highlight=False)
     model = create_model(ModelConfig(name=options.model), CLASSES)
     elements = sum(parameter.numel() for parameter in model.parameters())
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

@@ -8,6 +8,7 @@ import os
 import platform
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from lookaround_ddp.config import UserError
 from lookaround_ddp.files import named
 
 Figures = dict[str, Any]  # JSON-able
+WIDTH = 120  # of a table that no terminal limits
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -78,6 +80,11 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def console() -> Console:
+    """For tables; in a file or a pipe as wide as they need."""
+    return Console(width=None if sys.stdout.isatty() else WIDTH)
+
+
 def spread(values: Sequence[float]) -> Figures:
     """n, min, median, max, and the values themselves for those who want another statistic."""
     return {
@@ -100,7 +107,7 @@ def ratio(own: Sequence[float], reference: Sequence[float]) -> Figures:
 
 
 def spread_cells(figures: Mapping[str, Any], decimals: int) -> list[str]:
-    """With so many decimals, or fewer where there are four digits without them."""
+    """With at most so many decimals, and four digits in all unless the whole part has more."""
     values = [figures[key] for key in ("min", "median", "max")]
     return [f"{value:.{max(0, min(decimals, 4 - len(str(int(value)))))}f}" for value in values]
 

@@ -79,8 +79,8 @@ def report(options: argparse.Namespace) -> Figures:
         figures["rows"][name] = {one: _row(one, speeds, workers) for one in speeds}
     progress.print("data: JPEG files", markup=False)
     figures["jpeg"] = jpegs.measured(options.consumer, options.batch_size, workers, options.rounds)
-    _print(figures, Console())
-    jpegs.print_table(figures["jpeg"], Console())
+    _print(figures, machine.console())
+    jpegs.print_table(figures["jpeg"], machine.console())
     return figures
 
 

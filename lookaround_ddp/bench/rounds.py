@@ -6,6 +6,7 @@ import argparse
 import copy
 import functools
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,35 +21,47 @@ from lookaround_ddp.averaging import Lookaround
 from lookaround_ddp.bench import machine
 from lookaround_ddp.bench.machine import Figures
 from lookaround_ddp.bench.ranks import describe, in_turn, job_size, on_ranks, slowest, speaks
-from lookaround_ddp.config import ModelConfig
+from lookaround_ddp.config import ModelConfig, UserError
 from lookaround_ddp.models import create_model
 
 CLASSES = 100
+FORWARD = 1 / 3  # of a step that waits
 NEVER, WAITED, HIDDEN = "never averaged", "waited for", "hidden"
 NOTES = """\
-A round is an average step and the k training steps, on random images, behind which it may go on. Time of the slowest
-rank; the competitors take turns. Average: what a round takes beyond the same steps without an average, median of the
-differences within each repeat. Hidden: 1 - average / that of "waited for". A delay is another algorithm: the mean comes
-so many steps later, as a correction."""
+A round is an average step and the k training steps, on random images, behind which it may go on; with --wait-ms, steps
+that use one layer's weights after the other, and leave the cores free. Time of the slowest rank; the competitors take
+turns. Average: what a round takes beyond the same steps without an average, median of the differences within each
+repeat. Hidden: 1 - average / that of "waited for". A delay is another algorithm: the mean comes so many steps later, as
+a correction."""
 
 
 def report(options: argparse.Namespace) -> Figures:
     """Measures rounds, prints the table and returns its figures.
 
     Args:
-        options: `round_model`, `size`, `ranks`, `repeats`, `round_batch_size` and `k`, as the command line has them.
+        options: `round_model`, `size`, `ranks`, `repeats`, `round_batch_size`, `wait_ms` and `k`, as the command line
+            has them.
 
     Raises:
         UserError: an unknown model; a number that is too small.
     """
     machine.at_least({"--ranks": options.ranks, "--repeats": options.repeats, "--k": options.k}, 1)
+    if options.wait_ms is not None and options.wait_ms <= 0:
+        raise UserError(f"--wait-ms is {options.wait_ms:g}: give the milliseconds of a step, more than 0")
     ranks = job_size(options.ranks)
     create_model(ModelConfig(name=options.round_model), CLASSES)  # a name that is unknown, before ranks start
     setting = describe(ranks)
     if speaks():
         told = f"round: {ranks} ranks measure, each with {options.round_model} ..."
         Console(stderr=True, highlight=False).print(told, markup=False)
-    workload = (options.round_model, options.size, options.round_batch_size, options.k, options.repeats)
+    workload = (
+        options.round_model,
+        options.size,
+        options.round_batch_size,
+        options.k,
+        options.repeats,
+        options.wait_ms,
+    )
     times = slowest(on_ranks(_measured, ranks, *workload))
     costs = {name: added(values, times[NEVER]) for name, values in times.items()}
     rows = {}
@@ -58,10 +71,10 @@ def report(options: argparse.Namespace) -> Figures:
             "average": None if name == NEVER else costs[name],
             "hidden": None if name == NEVER else 1 - costs[name] / costs[WAITED],
         }
-    names = ("model", "size", "batch_size", "k", "repeats")
+    names = ("model", "size", "batch_size", "k", "repeats", "wait_ms")
     figures = {"machine": setting, **dict(zip(names, workload, strict=True)), "rows": rows}
     if speaks():
-        _print(figures, Console())
+        _print(figures, machine.console())
     return figures
 
 
@@ -71,7 +84,7 @@ def added(values: Sequence[float], to: Sequence[float]) -> float:
 
 
 def _measured(
-    device: torch.device, name: str, size: int, batch_size: int, k: int, repeats: int
+    device: torch.device, name: str, size: int, batch_size: int, k: int, repeats: int, wait: float | None
 ) -> dict[str, list[float]]:
     """On one rank: milliseconds of a round of each competitor."""
     torch.manual_seed(0)
@@ -81,6 +94,9 @@ def _measured(
 
     def competitor(period: int | None, **options: Any) -> Callable[[], None]:
         own = copy.deepcopy(model)  # each moves its model into its storage
+        if wait is not None:
+            waiting = _Waiting(own, wait / 1000)
+            return functools.partial(_round, Lookaround(waiting, period, **options), waiting.step, k)
         optimizer = torch.optim.SGD(own.parameters(), lr=1e-3, momentum=0.9)
         step = functools.partial(_step, own, optimizer, images, labels)
         return functools.partial(_round, Lookaround(own, period, **options), step, k)
@@ -100,6 +116,30 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tens
     optimizer.step()
 
 
+class _Waiting(nn.Module):
+    """A model whose steps only wait.
+
+    Args:
+        seconds: of a step.
+    """
+
+    def __init__(self, model: nn.Module, seconds: float) -> None:
+        super().__init__()
+        self.model, self.seconds = model, seconds
+        own = [[*module.parameters(recurse=False)] for module in model.modules()]
+        self.layers = [parameters for parameters in own if parameters]
+
+    def forward(self) -> None:
+        for parameters in self.layers:
+            for parameter in parameters:
+                torch.flatten(parameter)  # a view: uses it, and costs nothing
+            time.sleep(FORWARD * self.seconds / len(self.layers))
+
+    def step(self) -> None:
+        self()
+        time.sleep((1 - FORWARD) * self.seconds)
+
+
 def _round(around: Lookaround, step: Callable[[], None], k: int) -> None:
     """An average step, and the k steps behind which it may go on."""
     around.steps = k - 1
@@ -113,8 +153,10 @@ def _round(around: Lookaround, step: Callable[[], None], k: int) -> None:
 
 def _print(figures: Figures, console: Console) -> None:
     machine.print_machine(figures["machine"], console)
-    title = f"Rounds of {figures['k']} steps of {figures['model']}, {figures['batch_size']} images of "
-    title += f"{figures['size']} px a step; n = {figures['repeats']}"
+    what = f"{figures['batch_size']} images of {figures['size']} px a step"
+    if figures["wait_ms"] is not None:
+        what = f"steps that wait for {figures['wait_ms']:g} ms"
+    title = f"Rounds of {figures['k']} steps of {figures['model']}, {what}; n = {figures['repeats']}"
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
     table.add_column("ms", no_wrap=True)

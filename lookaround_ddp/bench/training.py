@@ -34,7 +34,8 @@ which does in one process what the published code does: d networks in turn, for 
 PIL, fp32, state dicts averaged every {K} iterations. Ratio: d = 1 to the bare loop, 2 ranks to 1 rank; times as fast:
 as the original; of the medians, and the smallest and largest of a round. MFU: the operations of forward and backward
 (PyTorch's FlopCounterMode: matrix products and convolutions) over those that the processes' cores or GPUs do in fp32
-matrix products (on a GPU as its convolutions are, TF32), measured in this run, in turn with the others."""
+matrix products (on a GPU as its convolutions are, TF32), measured in this run, in turn with the others. On a GPU the
+trainer takes deterministic kernels, and the loops PyTorch's default."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def report(options: argparse.Namespace) -> Figures:
         "peak": {"precision": "fp32", "flops_per_second": machine.spread(peaks) if peaks else None},
         "rows": _rows(workload, seconds, operations, peaks, gpus),
     }
-    _print(figures, Console())
+    _print(figures, machine.console())
     return figures
 
 
