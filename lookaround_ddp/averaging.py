@@ -60,8 +60,9 @@ class Lookaround:
         hide: let the average step go on behind the next forward pass, in which each tensor is waited for when a
             function of torch first uses it. The bits are the same. `state_dict` of the model, and all methods
             here, wait too; other readers of the weights call `wait` first. A forward pass through the model
-            itself, or DDP around it, must follow each step. Without effect, and so synchronous: GPUs without NCCL, a
-            single rank; also, with a warning, modules that run as CUDA graphs, TorchScript or compiled.
+            itself, or DDP around it, must follow each step, and use a weight. Without effect, and so synchronous:
+            GPUs without NCCL, a single rank; also, with a warning, modules that run as CUDA graphs, TorchScript or
+            compiled.
         delay: another algorithm, for slow networks: the mean of step t arrives so many steps later, as a
             correction, theta_j += phi_t - theta_j,t. Less than k. Running statistics do not wait. Weights that are not
             finite at step t are refused when the correction is due, or sooner, and nothing is corrected.
@@ -151,7 +152,8 @@ class Lookaround:
 
         Raises:
             RuntimeError: an average step is still under way (`hide`), and no forward pass has waited for it.
-            FloatingPointError, ValueError: see `average`.
+            FloatingPointError, ValueError: see `average`. With a delay, perhaps only when a correction is due: it is
+                not made then, but the running statistics have been averaged.
         """
         behind = self._average.behind
         if behind is not None and not behind.over:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import Any, Protocol
 
@@ -83,7 +83,7 @@ class OnStream:
     """On a GPU: a stream of its own exchanges; nothing here waits for the device, unless the exchange does."""
 
     def __init__(self, exchange: Exchange, tensors: int, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))
         self._events: dict[int, torch.cuda.Event] = {}
         self._device = device
@@ -96,11 +96,20 @@ class OnStream:
                 torch.cuda.current_stream(self._device).wait_event(self._events[tensor])
 
     def wait(self) -> Tensor | None:
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._stream)
+        if self._result is not None:
+            self._result.record_stream(current)
         return self._result
 
     def _arrived(self, tensor: int) -> None:
         self._events[tensor] = self._stream.record_event()
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The same each time: memory that was used on a stream is used again there alone."""
+    return torch.cuda.Stream(device)
 
 
 class Over:
@@ -220,10 +229,11 @@ def unseen(models: Iterable[nn.Module]) -> str | None:
             return "torch.compile"
         if isinstance(module, torch.jit.ScriptModule):
             return "TorchScript"
-        replaced = module.__dict__.get("forward")  # by an instance's own
-        if hasattr(replaced, "_torchdynamo_orig_callable"):  # as torch.compile(module) replaces it, too
+        forward = getattr(module, "forward", None)
+        compiled = hasattr(forward, "_torchdynamo_orig_callable")  # as torch.compile(module) does, too
+        if compiled and not getattr(forward, "_torchdynamo_disable", False):
             return "torch.compile"
-        if getattr(replaced, "__qualname__", "").startswith("make_graphed_callables"):
+        if getattr(forward, "__qualname__", "").startswith("make_graphed_callables"):
             return "CUDA graphs"
     return None
 

@@ -49,6 +49,8 @@ class Corrections:
     ) -> None:
         """Begins the exchange that leads to them; all but the copying of the parameters goes on aside, if it can.
 
+        On a GPU the host waits until the copies have been checked.
+
         Args:
             parameters: of each hosted replica.
             layouts: the order of the elements of each.

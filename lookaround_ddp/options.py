@@ -26,7 +26,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options, rest = parser.parse_known_args(arguments)
     named = next((name for name in ("arguments", "overrides", "runs") if hasattr(options, name)), None)
     if rest and (named is None or any(each.startswith("-") for each in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        raise UserError(f"unrecognized arguments: {' '.join(rest)}: see {parser.prog} {options.command} --help")
     if rest and named is not None:
         kind = Path if named == "runs" else str
         setattr(options, named, [*getattr(options, named), *map(kind, rest)])

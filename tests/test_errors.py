@@ -68,7 +68,7 @@ def test_a_mistake_is_one_line_and_exit_2(tmp_path: Path, name: str) -> None:
     [
         ([], "the following arguments are required: COMMAND: see python -m lookaround_ddp --help"),
         (["trian"], "argument COMMAND: invalid choice: 'trian' (choose from "),
-        (["train", "--faster"], "unrecognized arguments: --faster: see python -m lookaround_ddp --help"),
+        (["train", "--faster"], "unrecognized arguments: --faster: see python -m lookaround_ddp train --help"),
         (["bench", "--k", "x"], "argument --k: invalid int value: 'x': see python -m lookaround_ddp bench --help"),
         (["analyze", "plane"], "arguments are required: RUN ... [key.path=value ...]: see "),
     ],

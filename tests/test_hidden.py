@@ -27,7 +27,7 @@ from tests.test_averaging import train
 from tests.trainings import CASES
 
 pytestmark = pytest.mark.timeout(300)
-HOW = ("nothing", "torch.compile", "torch.compile, a part", "TorchScript", "CUDA graphs")
+HOW = ("nothing", "torch.compile", "torch.compile, a part", "torch.compile, a class", "TorchScript", "CUDA graphs")
 PATIENCE = 20  # seconds, after which what should have come has not
 
 
@@ -114,11 +114,22 @@ def refusals(rank: int) -> str:
     return "nothing"
 
 
+class CompiledForward(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+
+    @torch.compile(backend="eager")
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs)
+
+
 def hides(rank: int, how: str) -> tuple[bool, list[str], Tensor]:
     """Whether an average step goes on behind a model's forward pass, what is warned of, and the mean."""
     model: Any = nn.Linear(8, 8)  # two groups of bytes, after each of which ranks meet that hide
     if how == "torch.compile" and rank > 0:
         model.compile(backend="eager")
+    if how == "torch.compile, a class":
+        model = nn.Sequential(CompiledForward())
     if how == "torch.compile, a part":
         model = nn.Sequential(nn.Linear(8, 8), torch.compile(model, backend="eager"))
     if how == "TorchScript":
