@@ -95,6 +95,7 @@ class AverageStep:
             aside=self._can_go_aside(),
         )
 
+    @torch.no_grad()
     def correct(self) -> None:
         """Adds the corrections, which are due."""
         self._measured(self.corrections.add_to([parameters for _, parameters in self._tensors()]))

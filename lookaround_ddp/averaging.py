@@ -164,7 +164,7 @@ class Lookaround:
         self.wait()
         self.steps += 1
         if self.corrections.due == self.steps:
-            self._correct()
+            self._average.correct()
         if self.due(self.steps):
             self._begin(now=False)
             return True
@@ -253,10 +253,6 @@ class Lookaround:
         self.steps, distances = int(state["steps"]), state["distances"]
         self._average.distances = None if distances is None else torch.tensor(distances, dtype=torch.float64)
         self.corrections.due = state.get("correction_due")
-
-    @torch.no_grad()
-    def _correct(self) -> None:
-        self._average.correct()
 
     @torch.no_grad()
     def _begin(self, now: bool) -> None:
