@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lookaround_ddp.exchange import NOTHING, average_
 from lookaround_ddp.flat import FlatStorage
+from lookaround_ddp.groups import WeakGroup
 from lookaround_ddp.hidden import Behind, Done, begin, can_hide, unseen
 from lookaround_ddp.late import Corrections
 from lookaround_ddp.layout import Layout, layout_of
@@ -37,6 +38,8 @@ class AverageStep:
         behind: a step that goes on behind the next forward pass; None if there is none.
         corrections: those that are on their way, if a step was begun by `late`.
     """
+
+    _shards = WeakGroup()
 
     def __init__(
         self,

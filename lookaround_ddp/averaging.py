@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lookaround_ddp.average_step import AverageStep
 from lookaround_ddp.exchange import average_, broadcast_
+from lookaround_ddp.groups import WeakGroup
 from lookaround_ddp.hidden import aside
 from lookaround_ddp.members import Members
 from lookaround_ddp.refusals import check, same_states
@@ -75,6 +76,8 @@ class Lookaround:
             DDP or FSDP or has lazy parameters, hosted models that share tensors, models or ranks that differ
             in structure or settings, an unknown name in `buffers`, a delay of k steps or more.
     """
+
+    shards = WeakGroup()
 
     def __init__(
         self,

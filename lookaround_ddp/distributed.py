@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from lookaround_ddp.config import Config, UserError, changed_keys
 from lookaround_ddp.files import explained
+from lookaround_ddp.groups import WeakGroup
 from lookaround_ddp.presence import LostRanks, Presence, lost_connection, short
 
 T = TypeVar("T")
@@ -43,9 +44,9 @@ class World:
     replicas: int
     device: torch.device
     backend: str
-    replica_group: dist.ProcessGroup | None = None  # the ranks that an average runs over; None: one process
-    beside_group: dist.ProcessGroup | None = None  # the same ranks, for averages that go on beside other collectives
-    shard_group: dist.ProcessGroup | None = None  # the ranks of this rank's replica; None: it has one
+    replica_group: WeakGroup = WeakGroup()  # the ranks that an average runs over; None: one process
+    beside_group: WeakGroup = WeakGroup()  # the same ranks, for averages that go on beside other collectives
+    shard_group: WeakGroup = WeakGroup()  # the ranks of this rank's replica; None: it has one
     presence: Presence | None = None  # None: one process
 
     @property
@@ -165,8 +166,11 @@ def join(config: Config) -> Iterator[World]:
         if lost is None:
             raise
         raise lost from error
+    except BaseException:  # Ctrl-C
+        presence.close()
+        raise
     presence.close()
-    dist.destroy_process_group()  # not after an error: it would wait for ranks that have gone
+    dist.destroy_process_group()  # not after an error: it might wait for ranks that have gone; see `groups`
 
 
 def _meet(rank: int, size: int, backend: str, timeout: float) -> Presence:

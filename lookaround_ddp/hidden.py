@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from lookaround_ddp import groups
 from lookaround_ddp.members import Members
 
 # Of one replica, under way together: small, since the first must be there before the forward pass can begin
@@ -45,7 +46,9 @@ class InThread:
         self._error: Exception | None = None
         self._ended = False
         self._exchange = exchange
-        threading.Thread(target=self._run, daemon=True, name="average step").start()
+        thread = threading.Thread(target=self._run, daemon=True, name="average step")
+        groups.working.add(thread)
+        thread.start()
 
     def wait_for(self, tensors: Iterable[int]) -> None:
         wanted = set(tensors)

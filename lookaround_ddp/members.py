@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lookaround_ddp.groups import WeakGroup
+
 # Of one replica, in all buckets that are under way together: the extra memory of an average step between hosts; what is
 # received comes on top
 BUCKET_BYTES = 34 * 2**20
@@ -25,7 +27,7 @@ class Members:
         bucket_bytes: of one replica, that are exchanged at a time.
     """
 
-    group: dist.ProcessGroup | None
+    group: WeakGroup = WeakGroup()
     hosted: int = 1
     bucket_bytes: int = field(default_factory=lambda: BUCKET_BYTES)
 

@@ -67,6 +67,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-def kill(pid: int) -> None:
+def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
     with suppress(ProcessLookupError):  # it ended by itself meanwhile
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)

@@ -58,8 +58,9 @@ def _rank(
             timeout=timedelta(seconds=timeout / 2),  # a collective that hangs is then a traceback, not a kill
         )
         torch.save(worker(rank, ranks, *args), folder / f"{rank}.pt")
-        dist.barrier()  # a rank that left would break its neighbours' connections
-        dist.destroy_process_group()
+        if dist.is_initialized():  # the worker may have ended it
+            dist.barrier()  # a rank that left would break its neighbours' connections
+            dist.destroy_process_group()
     except BaseException:
         (folder / f"{rank}.error").write_text(f"rank {rank} of {ranks}:\n{traceback.format_exc()}")
         sys.exit(1)

@@ -15,7 +15,7 @@ from lookaround_ddp.config import AugmentConfig, DataConfig
 from lookaround_ddp.data import workers
 from lookaround_ddp.data.augment import MIXES, NAMES, evaluation_transform, train_pipelines
 from lookaround_ddp.data.datasets import open_dataset
-from tests.processes import alive, descendants, loader_workers
+from tests.processes import alive, descendants, kill, loader_workers
 from tests.runs import TINY, Job, train, weights
 
 pytestmark = pytest.mark.timeout(240)
@@ -80,7 +80,7 @@ def test_a_signal_to_all_processes_of_a_job_is_for_the_rank(
     overrides = ("checkpoint.grace_seconds=4", "evaluate.every=0.2", "data.train_images=32")
     job, rank = training(out, *overrides, safely=safely)
     for pid in [rank, *descendants(rank)]:
-        os.kill(pid, number)
+        kill(pid, number)
     assert job.wait(60) == [0], job.said()
     assert f"{number.name}: saved after iteration" in job.said()
     assert "Traceback" not in job.said()
