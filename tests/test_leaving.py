@@ -29,7 +29,7 @@ def after_the_group(rank: int, ranks: int, **how: Any) -> dict[str, Any]:
     model = nn.Linear(3, 1)
     alone = [dist.new_group([each]) for each in range(ranks)][rank]
     around = Lookaround(model, k=2, shards=alone, **how)
-    for _ in range(4):
+    for _ in range(5):  # after the fifth nothing is under way
         model(torch.ones(2, 3))
         around.step()
     with around.averaged():
@@ -121,7 +121,10 @@ def statuses(program: str, ranks: int) -> list[int]:
             process.wait()
 
 
-@pytest.mark.parametrize(("how", "end", "status"), [("hide=True", "", 0), ("delay=1", "sys.exit(7)", 7)])
+@pytest.mark.parametrize(
+    ("how", "end", "status"),
+    [("hide=True", "", 0), ("delay=1", "sys.exit(7)", 7), ("delay=1", "dist.destroy_process_group()", 0)],
+)
 def test_a_program_may_end_while_an_average_is_under_way(how: str, end: str, status: int) -> None:
     assert statuses(UNDER_WAY.format(how=how, end=end), 3) == [status] * 3
 
