@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from lookaround_ddp.config import Config, UserError, changed_keys
 from lookaround_ddp.files import explained
-from lookaround_ddp.groups import WeakGroup
+from lookaround_ddp.groups import WeakGroup, hurry
 from lookaround_ddp.presence import LostRanks, Presence, lost_connection, short
 
 T = TypeVar("T")
@@ -162,11 +162,13 @@ def join(config: Config) -> Iterator[World]:
         dist.destroy_process_group()
         raise
     except Exception as error:
+        hurry()
         lost = presence.explain(error)
         if lost is None:
             raise
         raise lost from error
     except BaseException:  # Ctrl-C
+        hurry()
         presence.close()
         raise
     presence.close()

@@ -14,9 +14,10 @@ import weakref
 import torch.distributed as dist
 
 PATIENCE = 30.0  # seconds for which a process that ends waits for collectives of its own threads
-IDLE = 3.5  # seconds for gloo's threads, which are done at once unless they wait for a rank that has gone
+SHORT = 3.5  # the same after an error, and for gloo's threads, which are done at once unless a rank has gone
 
 working: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # daemons that are in collectives
+_patience = PATIENCE
 
 
 class WeakGroup:
@@ -44,16 +45,22 @@ class WeakGroup:
         vars(instance)[self._name] = None if group is None else weakref.ref(group)
 
 
+def hurry() -> None:
+    """After an error the other ranks may have gone, and the process is not to wait for them."""
+    global _patience
+    _patience = SHORT
+
+
 @atexit.register
 def _end() -> None:
     """Of a program that has not ended its process group, or left an average on its way.
 
     What waits for ranks that have gone is left behind.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + _patience
     for thread in list(working):
         thread.join(max(0.0, deadline - time.monotonic()))
     if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
         last = threading.Thread(target=dist.destroy_process_group, daemon=True)
         last.start()
-        last.join(IDLE)
+        last.join(SHORT)

@@ -19,6 +19,7 @@ import torch
 
 from lookaround_ddp.distributed import World
 from lookaround_ddp.preempt import Stop
+from tests import processes
 from tests.processes import alive, descendants, kill, start
 from tests.runs import ROOT, TINY, Job, train, weights
 from tests.test_resume import EVERY, die_at
@@ -151,8 +152,14 @@ def test_ctrl_c_twice_at_a_terminal_leaves_at_once(venv: Path, tmp_path: Path) -
     pid, terminal = pty.fork()
     if pid == 0:
         os.execvpe("bash", command, environment)
-    threading.Thread(target=drain, args=(terminal,), daemon=True).start()
     family: list[int] = []
+    said: list[bytes] = []
+    threading.Thread(target=drain, args=(terminal, said), daemon=True).start()
+
+    def left() -> str:
+        """What is still there, and what it said last."""
+        return "\n".join([*(processes.command(each) for each in family if alive(each)), b"".join(said[-50:]).decode()])
+
     try:
         wait_until(lambda: (out / "metrics.jsonl").exists() and "\n" in (out / "metrics.jsonl").read_text(), 120)
         family = descendants(pid)
@@ -160,7 +167,7 @@ def test_ctrl_c_twice_at_a_terminal_leaves_at_once(venv: Path, tmp_path: Path) -
         time.sleep(3)
         assert all(map(alive, family)), "the ranks left after one Ctrl-C, before they asked each other"
         os.write(terminal, b"\x03")
-        wait_until(lambda: not any(map(alive, family)), 60)
+        wait_until(lambda: not any(map(alive, family)), 60, left)
         wait_until(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid, 20)
     finally:
         for each in (*family, pid) if any(map(alive, family)) else ():
@@ -168,15 +175,15 @@ def test_ctrl_c_twice_at_a_terminal_leaves_at_once(venv: Path, tmp_path: Path) -
         os.close(terminal)
 
 
-def drain(terminal: int) -> None:
+def drain(terminal: int, said: list[bytes]) -> None:
     """What a terminal shows must be read, or its programs stand still."""
     with contextlib.suppress(OSError):  # it was closed
-        while os.read(terminal, 4096):
-            pass
+        while read := os.read(terminal, 4096):
+            said.append(read)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float, otherwise: Callable[[], str] = str) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, otherwise()
         time.sleep(0.1)
