@@ -46,7 +46,8 @@ class Lookaround:
             numbers run through the ranks: rank 0's models first.
         k: steps in a round; None never averages (independent replicas).
         start: steps before the first round begins.
-        group: the ranks to average over; by default all, or this process alone where none are set up.
+        group: the ranks to average over, as torch.distributed made it; by default all, or this process alone where
+            none are set up. It is not kept alive: when it has been destroyed, what needs the ranks raises RuntimeError.
         beside: a second group of the same ranks, for `hide` and `delay`; needed only where `group` leaves out some.
         shards: where several ranks train one replica with DDP, the group of these ranks; a replica's
             buffers are then those of the group's first rank.

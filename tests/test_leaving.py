@@ -74,7 +74,7 @@ import torch.distributed as dist
 from torch import nn
 from lookaround_ddp import Lookaround
 
-dist.init_process_group("gloo")
+dist.init_process_group({backend})
 model = nn.Sequential(*[nn.Linear(1500, 1500) for _ in range(6)])
 around = Lookaround(model, k=2, {how})
 for _ in range(2):
@@ -122,14 +122,19 @@ def statuses(program: str, ranks: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("how", "end", "status"),
-    [("hide=True", "", 0), ("delay=1", "sys.exit(7)", 7), ("delay=1", "dist.destroy_process_group()", 0)],
+    ("backend", "how", "end", "status"),
+    [
+        ("", "hide=True", "", 0),
+        ("'gloo'", "delay=1", "sys.exit(7)", 7),
+        ("'gloo'", "hide=True", "raise ValueError", 1),
+        ("'gloo'", "delay=1", "dist.destroy_process_group()", 0),
+    ],
 )
-def test_a_program_may_end_while_an_average_is_under_way(how: str, end: str, status: int) -> None:
-    assert statuses(UNDER_WAY.format(how=how, end=end), 3) == [status] * 3
+def test_a_program_may_end_while_an_average_is_under_way(backend: str, how: str, end: str, status: int) -> None:
+    assert statuses(UNDER_WAY.format(backend=backend, how=how, end=end), 3) == [status] * 3
 
 
 @pytest.mark.parametrize("end", ["", "raise ValueError", "raise KeyboardInterrupt", "sys.exit(5)"])
 def test_the_trainer_leaves_no_thread_of_the_backend_behind(end: str) -> None:
-    """Whether or not it ends well."""
+    """Whether or not it ends well. (Where ranks share a replica, DDP keeps its group.)"""
     assert statuses(JOINED.format(end=end), 3) == [0] * 3
