@@ -167,7 +167,7 @@ def join(config: Config) -> Iterator[World]:
         if lost is None:
             raise
         raise lost from error
-    except BaseException:  # Ctrl-C
+    except BaseException:  # Ctrl-C, sys.exit
         hurry()
         presence.close()
         raise

@@ -20,7 +20,7 @@ import torch.distributed as dist
 PATIENCE = 30.0  # seconds for which a process that ends waits for collectives of its own threads
 SHORT = 3.5  # the same after an error, and for gloo's threads, which are done at once unless a rank has gone
 
-working: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # daemons that exchange
+exchanging: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # daemons
 _patience = PATIENCE
 
 
@@ -60,7 +60,7 @@ def _end() -> None:
     """Waits for the threads that exchange, and ends gloo's, if the program has not."""
     failed = hasattr(sys, "last_value")  # an exception that nobody caught
     deadline = time.monotonic() + (SHORT if failed else _patience)
-    for thread in list(working):
+    for thread in list(exchanging):
         thread.join(max(0.0, deadline - time.monotonic()))
     if dist.is_available() and dist.is_initialized() and _is_gloo(str(dist.get_backend_config())):
         last = threading.Thread(target=dist.destroy_process_group, daemon=True)

@@ -47,8 +47,8 @@ class InThread:
         self._ended = False
         self._exchange = exchange
         thread = threading.Thread(target=self._run, daemon=True, name="average step")
-        groups.working.add(thread)
         thread.start()
+        groups.exchanging.add(thread)
 
     def wait_for(self, tensors: Iterable[int]) -> None:
         wanted = set(tensors)
