@@ -50,7 +50,7 @@ else
         exit 2
     fi
     # the address and the interface that lead to the head, since a host's own name may mean 127.0.1.1
-    way=$("$python" -m lookaround_ddp.network "$HEAD")
+    way=$("$python" -m lookaround_ddp.distributed.network "$HEAD")
     read -r address interface <<<"$way"
     export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$interface}" NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-$interface}"
     export LOOKAROUND_NODES=$nodes

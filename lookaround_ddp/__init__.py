@@ -1,6 +1,6 @@
 """Lookaround: k steps around, 1 step average, on any number of GPUs (arXiv 2306.07684)."""
 
-from lookaround_ddp.birth import PARENT  # noqa: F401  # it must be read before torch is imported
+from lookaround_ddp._parent import PARENT  # noqa: F401  # it must be read before torch is imported
 
 from lookaround_ddp.averaging import Lookaround  # isort: skip
 

@@ -1,6 +1,8 @@
 """`python -m lookaround_ddp`."""
 
-from lookaround_ddp.cli import main
+from __future__ import annotations
+
+from lookaround_ddp.cli.commands import main
 
 if __name__ == "__main__":
     main()

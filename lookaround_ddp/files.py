@@ -20,11 +20,6 @@ def named(path: Path) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
-def explained(error: OSError) -> str:
-    """What went wrong with which file, without the error's number."""
-    return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror or error)
-
-
 def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """A file, on disk when this returns; removed if it cannot be written.
 

@@ -12,12 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lookaround_ddp import mean, shared_memory
-from lookaround_ddp import members as places
-from lookaround_ddp.exchange import average_, broadcast_
-from lookaround_ddp.flat import FlatStorage
-from lookaround_ddp.layout import layout_of
-from lookaround_ddp.members import Members
+from lookaround_ddp.averaging import mean
+from lookaround_ddp.averaging import replica_group as places
+from lookaround_ddp.averaging import shared_storage as shared_memory
+from lookaround_ddp.averaging.collectives import average_, broadcast_
+from lookaround_ddp.averaging.replica_group import Members
+from lookaround_ddp.averaging.shared_storage import FlatStorage
+from lookaround_ddp.averaging.tensors import layout_of
 from tests.ranks import run
 
 # Ranks x hosted replicas -> the ranks of the world that take part; (2, 3) has ranks that do not count from 0.

@@ -27,8 +27,8 @@ from pathlib import Path
 
 import torch
 
-from lookaround_ddp.checkpoint import Checkpoints
-from lookaround_ddp.distributed import World
+from lookaround_ddp.checkpoint.checkpoints import Checkpoints
+from lookaround_ddp.distributed.world import World
 from tests.processes import alive, descendants, kill, loader_workers, parent, start
 from tests.runs import weights
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["lookaround_ddp.cli", "sklearn.datasets"])
+FORKS.set_forkserver_preload(["lookaround_ddp.cli.commands", "sklearn.datasets"])
 
 TINY = (  # 2 epochs of 5 iterations, about a second
     "data.train_images=80",
@@ -122,7 +122,7 @@ def _rank(
         prepare(rank)
     import torch
 
-    from lookaround_ddp.cli import main
+    from lookaround_ddp.cli.commands import main
 
     torch.set_num_threads(1)
     main(arguments)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lookaround_ddp.config import UserError
-from lookaround_ddp.config_file import load_config
+from lookaround_ddp.config.load import load_config
+from lookaround_ddp.errors import UserError
 from tests.runs import Job
 
 NESTED = "nested more than 32 levels deep"

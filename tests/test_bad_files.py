@@ -100,7 +100,7 @@ def fill_disk(folder: Path, left: int) -> Path:
 
 def fill_before_saving(folder: Path, left: int, rank: int) -> None:
     """Makes rank 0 fill the disk when it begins to save after iteration 6."""
-    from lookaround_ddp.run import Run
+    from lookaround_ddp.training.run import Run
 
     save = Run.save
 
@@ -114,7 +114,7 @@ def fill_before_saving(folder: Path, left: int, rank: int) -> None:
 
 def full_record(rank: int) -> None:
     """Makes the record find no room after iteration 5."""
-    from lookaround_ddp.run import Run
+    from lookaround_ddp.training.run import Run
 
     record_training = Run.record_training
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from lookaround_ddp.bench.machine import spread_cells
+from lookaround_ddp.bench.figures import spread_cells
 from lookaround_ddp.bench.rounds import added
 from tests.runs import Job
 

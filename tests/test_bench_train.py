@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from lookaround_ddp.bench import flops
 from lookaround_ddp.bench.original_loop import average, parse, train
-from lookaround_ddp.config import ModelConfig
-from lookaround_ddp.models import create_model
+from lookaround_ddp.config.schema import ModelConfig
+from lookaround_ddp.models.factory import create_model
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 import yaml
 
-from lookaround_ddp.cli import main
-from lookaround_ddp.config import DataConfig, ModelConfig
-from lookaround_ddp.config_file import load_config
-from lookaround_ddp.data.augment import train_pipelines
+from lookaround_ddp.cli.commands import main
+from lookaround_ddp.config.load import load_config
+from lookaround_ddp.config.schema import DataConfig, ModelConfig
 from lookaround_ddp.data.datasets import Dataset, open_dataset
-from lookaround_ddp.models import create_model
-from lookaround_ddp.optim import create_optimizer
+from lookaround_ddp.data.transforms import train_pipelines
+from lookaround_ddp.models.factory import create_model
+from lookaround_ddp.optim.factory import create_optimizer
 from lookaround_ddp.report.paper import Cell, read_cells
 from lookaround_ddp.report.runs import without_seeds
 

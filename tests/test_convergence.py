@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lookaround_ddp.analysis.momentum import METHODS, SPECTRA, Rounds
+from lookaround_ddp.analysis.theory.momentum import METHODS, SPECTRA, Rounds
 from tests.runs import Job
 
 pytestmark = pytest.mark.timeout(120)

@@ -9,11 +9,13 @@ from PIL import Image
 from torchvision import transforms as T
 from torchvision.transforms import functional as F
 
-from lookaround_ddp.config import AugmentConfig, DataConfig, UserError
-from lookaround_ddp.data.augment import MIXES, NAMES, evaluation_transform, train_pipelines
+from lookaround_ddp.config.schema import AugmentConfig, DataConfig
+from lookaround_ddp.data.batches import EvaluationBatches, Iterations, Plan
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.images import Arrays, Subset
-from lookaround_ddp.data.loader import EvaluationBatches, Iterations, Plan, load
+from lookaround_ddp.data.loader import load
+from lookaround_ddp.data.transforms import MIXES, NAMES, evaluation_transform, train_pipelines
+from lookaround_ddp.errors import UserError
 
 PLAIN = AugmentConfig(before=(), after=())
 

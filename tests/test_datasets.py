@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from lookaround_ddp.config import AugmentConfig, DataConfig, UserError
-from lookaround_ddp.data.augment import evaluation_transform, train_pipelines
+from lookaround_ddp.config.schema import AugmentConfig, DataConfig
 from lookaround_ddp.data.datasets import open_dataset
 from lookaround_ddp.data.images import Arrays, Files
+from lookaround_ddp.data.transforms import evaluation_transform, train_pipelines
+from lookaround_ddp.errors import UserError
 
 PLAIN = AugmentConfig(before=(), after=())
 

@@ -17,15 +17,17 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as F
 
 from lookaround_ddp import seeds
-from lookaround_ddp.config import Augmentation, AugmentConfig, DataConfig, UserError
-from lookaround_ddp.config_file import load_config
-from lookaround_ddp.data.augment import NAMES, train_pipelines
+from lookaround_ddp.config.load import load_config
+from lookaround_ddp.config.schema import Augmentation, AugmentConfig, DataConfig
+from lookaround_ddp.data.batches import Plan
 from lookaround_ddp.data.datasets import Dataset, open_dataset
-from lookaround_ddp.data.device import DeviceIterations, batched, pixels, resolved
+from lookaround_ddp.data.device.batches import DeviceIterations, batched, pixels, resolved
 from lookaround_ddp.data.draws import Draws, mixed
 from lookaround_ddp.data.images import Arrays, Files, Subset
-from lookaround_ddp.data.loader import Plan, load
-from lookaround_ddp.train import check_resumable
+from lookaround_ddp.data.loader import load
+from lookaround_ddp.data.transforms import NAMES, train_pipelines
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.training.state import check_resumable
 from tests.runs import TINY, Job, train, weights
 from tests.test_resume import die_at
 

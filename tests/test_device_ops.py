@@ -17,8 +17,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 from torchvision.transforms.autoaugment import _apply_op
 
-from lookaround_ddp.data import device_ops as ops
-from lookaround_ddp.data.device_policies import CODES, GEOMETRY, NAMES, OPERATIONS, applied
+from lookaround_ddp.data.device import ops as ops
+from lookaround_ddp.data.device.policies import CODES, GEOMETRY, NAMES, OPERATIONS, applied
 
 N = 40
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 17, 23)]

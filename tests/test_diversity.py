@@ -12,7 +12,7 @@ from PIL import Image
 
 from lookaround_ddp.analysis.diversity import measured
 from lookaround_ddp.analysis.scoring import barrier
-from lookaround_ddp.distributed import World
+from lookaround_ddp.distributed.world import World
 from tests.analyses import Bowl, analysis, analyze, lines, point
 
 pytestmark = pytest.mark.timeout(240)
@@ -81,7 +81,7 @@ def test_a_round_that_diverges_leaves_the_others(
 ) -> None:
     """Rounds from checkpoint 10 diverge; those from 5 and 15 are what they are without it. If all do, it stops."""
     from lookaround_ddp.analysis.continuation import Continuation
-    from lookaround_ddp.cli import main
+    from lookaround_ddp.cli.commands import main
 
     train = Continuation.train
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lookaround_ddp.cli import main
+from lookaround_ddp.cli.commands import main
 from tests.runs import TINY, Job, train
 
 MISTAKES = {
@@ -124,7 +124,8 @@ def test_fewer_nodes_than_the_launcher_was_told(tmp_path: Path) -> None:
 def differ(rank: int) -> None:
     """Makes rank 1 read another learning rate than the others."""
     if rank == 1:
-        from lookaround_ddp import cli, config_file
+        from lookaround_ddp.cli import commands as cli
+        from lookaround_ddp.config import load as config_file
 
         cli.load_config = lambda path, overrides: config_file.load_config(path, [*overrides, "optimizer.lr=0.2"])
 
@@ -138,13 +139,13 @@ def test_configs_that_differ_between_ranks(tmp_path: Path) -> None:
 def lose_the_data(rank: int) -> None:
     """Makes rank 2 find no dataset, as on a node without the file system."""
     if rank == 2:
-        from lookaround_ddp import build
-        from lookaround_ddp.config import UserError
+        from lookaround_ddp.errors import UserError
+        from lookaround_ddp.data import pipeline
 
         def missing(*_: object) -> None:
             raise UserError("no data here")
 
-        build.open_dataset = missing
+        pipeline.open_dataset = missing
 
 
 def test_a_failure_of_one_rank_ends_all_and_names_it(tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def poison(only: int, iteration: int, what: str, rank: int) -> None:
     """Makes a replica's weights, or its loss, infinite after an iteration."""
     import torch
 
-    from lookaround_ddp.replica import Replica
+    from lookaround_ddp.training.replica import Replica
 
     step = Replica.step
 
@@ -228,7 +229,7 @@ def test_a_replica_that_is_not_finite_stops_the_run(tmp_path: Path, what: str, m
 
 def hang(only: int, iteration: int, rank: int) -> None:
     """Makes a rank stop for good, without dying, when it begins this iteration."""
-    from lookaround_ddp.replica import Replica
+    from lookaround_ddp.training.replica import Replica
 
     step = Replica.step
 

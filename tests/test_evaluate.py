@@ -18,15 +18,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lookaround_ddp.config import AugmentConfig, Config, DataConfig, EvaluateConfig
-from lookaround_ddp.data.augment import train_pipelines
+from lookaround_ddp.config.schema import AugmentConfig, Config, DataConfig, EvaluateConfig
+from lookaround_ddp.data.batches import Iterations, Plan
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.images import Arrays, Images
-from lookaround_ddp.data.loader import Iterations, Plan
-from lookaround_ddp.distributed import World, join
-from lookaround_ddp.evaluate import evaluating, make_evaluator
-from lookaround_ddp.recalibrate import recalibrate
-from lookaround_ddp.replica import Normalize
+from lookaround_ddp.data.transforms import train_pipelines
+from lookaround_ddp.distributed.join import join
+from lookaround_ddp.distributed.world import World
+from lookaround_ddp.evaluation.evaluator import evaluating, make_evaluator
+from lookaround_ddp.evaluation.recalibrate import recalibrate
+from lookaround_ddp.models.inputs import Normalize
 from tests.runs import Job
 
 pytestmark = pytest.mark.timeout(120)
@@ -93,7 +94,7 @@ def measure(path: Path, rank: int) -> None:
         }
         for name, offset, iterations in (("near", 0.5, 4), ("far", 3000.0, 40)):
             model, own = normed(offset), batches(data, world.hosted)
-            models, normalize = [model] * len(world.hosted), Normalize(data, world, False)
+            models, normalize = [model] * len(world.hosted), Normalize(data.mean, data.std, world.device, False)
             recalibrate(models, (own[i] for i in range(iterations)), normalize, "fp32", world)
             kept[name] = {key: value.tolist() for key, value in model.state_dict().items()}
         models, own = [normed(0.5) for _ in world.hosted], batches(data, world.hosted)
@@ -267,7 +268,7 @@ def test_recalibration_restores_modes_and_momenta_even_when_it_fails() -> None:
     model = normed(0.0).train()
     model[6].eval()
     with pytest.raises(KeyError):
-        recalibrate([model], failing(), Normalize(digits(), ALONE, False), "fp32", ALONE)
+        recalibrate([model], failing(), Normalize((0.306,), (0.319,), ALONE.device, False), "fp32", ALONE)
     assert (model[2].momentum, model[6].momentum) == (0.3, None)
     assert [module.training for module in model] == [True] * 6 + [False]
     assert (model[2].num_batches_tracked.item(), model[6].num_batches_tracked.item()) == (0, 0)

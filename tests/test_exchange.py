@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lookaround_ddp.exchange import average_
-from lookaround_ddp.members import Members
+from lookaround_ddp.averaging.collectives import average_
+from lookaround_ddp.averaging.replica_group import Members
 from tests.exchanges import (
     EQUAL,
     EQUAL_DTYPES,

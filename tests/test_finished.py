@@ -19,10 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from lookaround_ddp.config import DataConfig, ModelConfig
+from lookaround_ddp.config.schema import DataConfig, ModelConfig
 from lookaround_ddp.data.datasets import open_dataset
 from lookaround_ddp.data.images import Images
-from lookaround_ddp.models import create_model
+from lookaround_ddp.models.factory import create_model
 from tests.runs import TINY, Job, train, weights
 from tests.test_resume import die_at
 
@@ -187,7 +187,7 @@ def enter(folder: Path, rank: int) -> None:
 
 def scripted(validation: Sequence[float], test: Sequence[float], death: int | None, rank: int) -> None:
     """Makes the evaluations score what is written here; kills the process when it begins iteration `death`."""
-    from lookaround_ddp.evaluate import Evaluator, Score
+    from lookaround_ddp.evaluation.evaluator import Evaluator, Score
 
     scores = {30: iter(validation), 797: iter(test)}
 

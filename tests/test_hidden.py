@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from lookaround_ddp import Lookaround, hidden
-from lookaround_ddp.exchange import average_
-from lookaround_ddp.hidden import Behind, InThread
+from lookaround_ddp import Lookaround
+from lookaround_ddp.averaging import overlap as hidden
+from lookaround_ddp.averaging.collectives import average_
+from lookaround_ddp.averaging.overlap import Behind, InThread
 from tests.ranks import run, same_bits
 from tests.test_averaging import train
 from tests.trainings import CASES
@@ -79,7 +80,7 @@ def trained_net(rank: int, hosted: int, shards: Any = None, **options: Any) -> l
 
 
 def worker(rank: int, ranks: int) -> dict[str, Any]:
-    from lookaround_ddp import average_step
+    from lookaround_ddp.averaging import average_step
 
     pair, one = dist.new_group([0, 1]), range(rank, rank + 1)
     half = dist.new_subgroups_by_enumeration([[0, 1], [2, 3]])[0]

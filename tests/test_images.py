@@ -13,14 +13,16 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import AutoAugmentPolicy
 
-from lookaround_ddp.config import AugmentConfig, Config, DataConfig, EvaluateConfig, UserError
-from lookaround_ddp.data.augment import train_pipelines
+from lookaround_ddp.config.schema import AugmentConfig, Config, DataConfig, EvaluateConfig
+from lookaround_ddp.data.batches import EvaluationBatches, Iterations, Plan
 from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.images import Files, Subset, Substitutes, UnreadableImage, read_rgb
-from lookaround_ddp.data.loader import EvaluationBatches, Iterations, Plan, load
+from lookaround_ddp.data.loader import load
+from lookaround_ddp.data.transforms import train_pipelines
 from lookaround_ddp.data.unreadable import Unreadable
-from lookaround_ddp.distributed import World
-from lookaround_ddp.evaluate import make_evaluator
+from lookaround_ddp.distributed.world import World
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.evaluation.evaluator import make_evaluator
 from tests.pictures import DAMAGES, emptied
 
 ALONE = World(0, 1, 1, torch.device("cpu"), "none")

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lookaround_ddp import Lookaround
-from lookaround_ddp import late as late_module
-from lookaround_ddp.exchange import average_
+from lookaround_ddp.averaging import delayed as late_module
+from lookaround_ddp.averaging.collectives import average_
 from tests.ranks import run, same_bits
 from tests.runs import TINY, Job, train, weights
 from tests.test_resume import die_at

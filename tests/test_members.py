@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from lookaround_ddp.exchange import average_
-from lookaround_ddp.members import Members
+from lookaround_ddp.averaging.collectives import average_
+from lookaround_ddp.averaging.replica_group import Members
 from tests.exchanges import PLACEMENTS, SIZES, broadcast_all, mean_by_hand, on_six_ranks, reals_of, squares_of
 from tests.ranks import same_bits
 

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lookaround_ddp.distributed import join
-from lookaround_ddp.finished import evaluate_run, run_config
+from lookaround_ddp.checkpoint.run_folder import run_config
+from lookaround_ddp.distributed.join import join
+from lookaround_ddp.evaluation.finished_runs import evaluate_run
 from tests.ranks import same_bits, same_state
 from tests.runs import Job, train
 from tests.test_resume import EVERY, die_at

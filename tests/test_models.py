@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lookaround_ddp.config import ModelConfig, OptimizerConfig, UserError
-from lookaround_ddp.models import compensate_norm_momentum, create_model
+from lookaround_ddp.config.schema import ModelConfig, OptimizerConfig
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.models.factory import compensate_norm_momentum, create_model
 from lookaround_ddp.models.resnet import GroupedBottleneck
-from lookaround_ddp.optim import create_optimizer, set_learning_rate
+from lookaround_ddp.optim.factory import create_optimizer, set_learning_rate
 
 PUBLISHED = {  # millions of parameters for 100 classes, from the paper's Table 12
     "resnet18": 11.22,

@@ -6,9 +6,9 @@ import socket
 
 import pytest
 
-from lookaround_ddp import network
-from lookaround_ddp.config import UserError
-from lookaround_ddp.network import interfaces, way_to
+from lookaround_ddp.distributed import network
+from lookaround_ddp.distributed.network import interfaces, way_to
+from lookaround_ddp.errors import UserError
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from torch import nn
 from lookaround_ddp.analysis.geometry import axis, plane_through
 from lookaround_ddp.analysis.plane_figure import loss_levels
 from lookaround_ddp.analysis.scoring import Pace
-from lookaround_ddp.config import UserError
-from lookaround_ddp.distributed import World
+from lookaround_ddp.distributed.world import World
+from lookaround_ddp.errors import UserError
 from tests.analyses import LOOKAROUND, SINGLE, Bowl, Point, analysis, analyze, lines, point
 from tests.runs import Job, train
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lookaround_ddp.distributed import World
-from lookaround_ddp.preempt import Stop
+from lookaround_ddp.distributed.preemption import Stop
+from lookaround_ddp.distributed.world import World
 from tests import processes
 from tests.processes import alive, descendants, kill, start
 from tests.runs import ROOT, TINY, Job, train, weights

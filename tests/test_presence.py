@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lookaround_ddp.presence import describe, lost_connection, verdict
+from lookaround_ddp.distributed.heartbeat import describe, lost_connection, verdict
 from tests.runs import TINY, Job
 
 pytestmark = pytest.mark.timeout(240)
@@ -25,7 +25,7 @@ def strike(victim: int, how: str, rank: int) -> None:
     """The victim stops being a good rank when it evaluates; the others have begun to."""
     if rank != victim:
         return
-    from lookaround_ddp.evaluate import Evaluator
+    from lookaround_ddp.evaluation.evaluator import Evaluator
 
     def shared(*_: Any) -> None:
         time.sleep(1.5)  # for a sign of life
@@ -64,7 +64,7 @@ def test_the_rank_that_does_not_come_is_named(tmp_path: Path, how: str, what: st
 
 def stop_in_training(rank: int) -> None:
     """Rank 3 stands still when it begins iteration 5, in which its replica's other rank waits for its gradients."""
-    from lookaround_ddp.replica import Replica
+    from lookaround_ddp.training.replica import Replica
 
     step = Replica.step
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lookaround_ddp.analysis.noise import Model, MonteCarlo, least_replicas, ratio
+from lookaround_ddp.analysis.theory.noisy_quadratic import Model, MonteCarlo, least_replicas, ratio
 from tests.runs import Job
 
 pytestmark = pytest.mark.timeout(120)

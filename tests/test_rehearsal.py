@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lookaround_ddp.config import UserError
-from lookaround_ddp.config_file import load_config
-from lookaround_ddp.lock import locked
-from lookaround_ddp.rehearsal import rehearse
+from lookaround_ddp.checkpoint.run_folder import locked
+from lookaround_ddp.config.load import load_config
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.training.preflight import rehearse
 from tests.runs import ROOT, TINY, Job, train
 
 REFUSED = {

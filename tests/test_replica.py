@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lookaround_ddp.config import Config
-from lookaround_ddp.config_file import make_config
-from lookaround_ddp.data.augment import Pipeline, train_pipelines
+from lookaround_ddp.config.load import make_config
+from lookaround_ddp.config.schema import Config
+from lookaround_ddp.data.batches import Batch, Iterations, Plan
 from lookaround_ddp.data.datasets import Dataset, open_dataset
-from lookaround_ddp.data.loader import Batch, Iterations, Plan
-from lookaround_ddp.distributed import World
-from lookaround_ddp.replica import Replica
+from lookaround_ddp.data.transforms import Pipeline, train_pipelines
+from lookaround_ddp.distributed.world import World
+from lookaround_ddp.training.replica import Replica
 from tests.runs import TINY, Job, train, weights
 
 WORLD = World(rank=0, size=1, replicas=3, device=torch.device("cpu"), backend="none")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from lookaround_ddp.checkpoint import Checkpoints
-from lookaround_ddp.lock import locked
+from lookaround_ddp.checkpoint.checkpoints import Checkpoints
+from lookaround_ddp.checkpoint.run_folder import locked
 from tests.runs import TINY, Job, torchrun, train, weights
 
 # 10 iterations, averages after 3, 6 and 9; a checkpoint after every second one, most of them in mid-round
@@ -25,7 +25,7 @@ CONFIG = (*TINY, "checkpoint.every=0.4", "checkpoint.keep=3", "data.workers=0", 
 
 def die_at(iteration: int, only: int, rank: int, death: signal.Signals = signal.SIGKILL) -> None:
     """Makes the rank signal itself when it begins this iteration (the replicas' own updates, mid-round)."""
-    from lookaround_ddp.replica import Replica
+    from lookaround_ddp.training.replica import Replica
 
     step, sent = Replica.step, False
 
@@ -41,7 +41,7 @@ def die_at(iteration: int, only: int, rank: int, death: signal.Signals = signal.
 
 def die_in_save(call: int, rank: int) -> None:
     """Makes the process kill itself at the n-th call to the file system that writing checkpoint 6 makes."""
-    from lookaround_ddp import checkpoint
+    from lookaround_ddp.checkpoint import checkpoints as checkpoint
 
     save = checkpoint.Checkpoints.save
     count, saving = 0, False
@@ -123,7 +123,7 @@ def test_a_folder_that_another_training_is_in(tmp_path: Path, ranks: int) -> Non
 
 def go_wrong(iteration: int, rank: int) -> None:
     """Makes rank 1 compute another mean than the others in the average step of this iteration."""
-    from lookaround_ddp.averaging import Lookaround
+    from lookaround_ddp.averaging.lookaround import Lookaround
 
     step = Lookaround.step
 

@@ -11,13 +11,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lookaround_ddp.config_file import make_config
-from lookaround_ddp.data.augment import train_pipelines
+from lookaround_ddp.config.load import make_config
+from lookaround_ddp.data.batches import Iterations, Plan
 from lookaround_ddp.data.datasets import Dataset, open_dataset
-from lookaround_ddp.data.loader import Iterations, Plan
-from lookaround_ddp.distributed import World
+from lookaround_ddp.data.transforms import train_pipelines
+from lookaround_ddp.distributed.world import World
 from lookaround_ddp.optim.sam import climbed, frozen_statistics
-from lookaround_ddp.replica import Replica
+from lookaround_ddp.training.replica import Replica
 from tests.ranks import run, same_bits
 
 pytestmark = pytest.mark.timeout(120)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.optim.swa_utils import SWALR
 
-from lookaround_ddp.config import AverageConfig, Config, ScheduleConfig, UserError, changed_keys
-from lookaround_ddp.config_file import load_config, make_config
-from lookaround_ddp.schedule import ends_cycle, learning_rate, scheduled_rate
+from lookaround_ddp.config.load import load_config, make_config
+from lookaround_ddp.config.schema import AverageConfig, Config, ScheduleConfig, changed_keys
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.optim.schedule import ends_cycle, learning_rate, scheduled_rate
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "base"]

@@ -16,10 +16,10 @@ from lookaround_ddp.analysis import hessian
 from lookaround_ddp.analysis.hessian import hessian_vector_product, top_eigenvalue
 from lookaround_ddp.analysis.scoring import Scorer
 from lookaround_ddp.analysis.sharpness import eigenvalue, filter_normalized, moved
-from lookaround_ddp.config import UserError
-from lookaround_ddp.config_file import load_config
+from lookaround_ddp.config.load import load_config
 from lookaround_ddp.data.datasets import open_dataset
-from lookaround_ddp.distributed import World
+from lookaround_ddp.distributed.world import World
+from lookaround_ddp.errors import UserError
 from tests.analyses import analysis, analyze
 
 pytestmark = pytest.mark.timeout(240)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lookaround_ddp.slurm import adopt_step, first_host
+from lookaround_ddp.distributed.slurm import adopt_step, first_host
 
 STEP = {
     "SLURM_JOB_ID": "1234",

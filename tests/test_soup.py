@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lookaround_ddp.soup import barrier, choose, mean_state
+from lookaround_ddp.evaluation.soup import barrier, choose, mean_state
 from tests.runs import TINY, Job, train
 
 pytestmark = pytest.mark.timeout(240)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from lookaround_ddp.config import TrajectoryConfig
-from lookaround_ddp.trajectory import Swad, Trajectory
+from lookaround_ddp.config.schema import TrajectoryConfig
+from lookaround_ddp.optim.swad import Swad
+from lookaround_ddp.optim.weight_averaging import Trajectory
 
 # The valley of the example: the window .9, .92, .93 is the first that begins with its lowest loss.
 LOSSES = [2, 1.6, 1.3, 1.1, 1, 0.95, 0.9, 0.92, 0.93, 0.91, 0.94, 0.93, 0.92, 0.95, 0.96, 1.3]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lookaround_ddp.config_file import load_config
-from lookaround_ddp.schedule import learning_rate
+from lookaround_ddp.config.load import load_config
+from lookaround_ddp.optim.schedule import learning_rate
 from tests.analyses import LOOKAROUND, analysis, analyze, lines
 from tests.runs import train
 

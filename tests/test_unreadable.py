@@ -165,7 +165,7 @@ def test_error_can_become_skip_in_mid_run_and_skip_not_error(tmp_path: Path) -> 
 
 def lose(path: Path, iteration: int, rank: int) -> None:
     """Makes a file vanish when a rank begins this iteration."""
-    from lookaround_ddp.replica import Replica
+    from lookaround_ddp.training.replica import Replica
 
     step = Replica.step
 

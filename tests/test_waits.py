@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lookaround_ddp.build import lookaround
-from lookaround_ddp.config import Config
-from lookaround_ddp.config_file import make_config
-from lookaround_ddp.data.augment import train_pipelines
+from lookaround_ddp.config.load import make_config
+from lookaround_ddp.config.schema import Config
+from lookaround_ddp.data.batches import Iterations, Plan
 from lookaround_ddp.data.datasets import open_dataset
-from lookaround_ddp.data.loader import Iterations, Plan
-from lookaround_ddp.distributed import World
-from lookaround_ddp.losses import Losses
-from lookaround_ddp.replica import Replica
+from lookaround_ddp.data.transforms import train_pipelines
+from lookaround_ddp.distributed.world import World
+from lookaround_ddp.training.progress import Losses
+from lookaround_ddp.training.replica import Replica
+from lookaround_ddp.training.setup import lookaround
 
 WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2")  # a number, or a size
 K = 3

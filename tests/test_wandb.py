@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lookaround_ddp.record import _last_minute
+from lookaround_ddp.training.record import _last_minute
 from tests.runs import TINY, Job, train
 from tests.test_resume import EVERY, die_at
 

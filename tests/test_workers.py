@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from lookaround_ddp.config import AugmentConfig, DataConfig
+from lookaround_ddp.config.schema import AugmentConfig, DataConfig
 from lookaround_ddp.data import workers
-from lookaround_ddp.data.augment import MIXES, NAMES, evaluation_transform, train_pipelines
 from lookaround_ddp.data.datasets import open_dataset
+from lookaround_ddp.data.transforms import MIXES, NAMES, evaluation_transform, train_pipelines
 from tests.processes import alive, descendants, kill, loader_workers
 from tests.runs import TINY, Job, train, weights
 

@@ -1,1 +1,0 @@
-"""`analyze`: what the paper derives, checked and computed, and what its figures show, of finished runs."""

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lookaround_ddp.analysis import convergence, diversity, plane, quadratic, sharpness, trajectory
+from lookaround_ddp.analysis import diversity, plane, sharpness, trajectory
+from lookaround_ddp.analysis.theory import convergence, quadratic
 from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
 
@@ -14,6 +15,8 @@ NUMBERS: dict[str, Callable[[argparse.Namespace], None]] = {
     "quadratic": quadratic.analyze,
     "convergence": convergence.analyze,
 }
+
+
 RUNS: dict[str, Callable[[argparse.Namespace, Sequence[Path], Sequence[Config], World], None]] = {
     "diversity": diversity.analyze,
     "plane": plane.analyze,

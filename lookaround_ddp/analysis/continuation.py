@@ -7,16 +7,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from lookaround_ddp.analysis.scoring import State
-from lookaround_ddp.build import build, lookaround, prepare
 from lookaround_ddp.checkpoint import Checkpoints
-from lookaround_ddp.config import Config, UserError
+from lookaround_ddp.config import Config
+from lookaround_ddp.data import load, prepare
 from lookaround_ddp.data.device import resolved
-from lookaround_ddp.data.loader import load
 from lookaround_ddp.distributed import World
-from lookaround_ddp.replica import shown
-from lookaround_ddp.saved import parts
-from lookaround_ddp.schedule import learning_rate
-from lookaround_ddp.train import check_resumable
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.optim import learning_rate
+from lookaround_ddp.training import build, check_resumable, lookaround, parts, shown
 
 
 class Continuation:

@@ -16,9 +16,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 from lookaround_ddp.analysis.continuation import Continuation, named
 from lookaround_ddp.analysis.output import Numbers, Output
 from lookaround_ddp.analysis.scoring import (
@@ -31,9 +28,14 @@ from lookaround_ddp.analysis.scoring import (
     parameters_of,
     warn_of_unreadable,
 )
-from lookaround_ddp.config import Config, UserError
+from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
-from lookaround_ddp.soup import mean_state
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.evaluation import mean_state
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)  # between two replicas, where the loss is measured
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lookaround_ddp.analysis.scoring import State, parameters_of
-from lookaround_ddp.config import UserError
-from lookaround_ddp.soup import mean_state
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.evaluation import mean_state
 
 FLAT = 1e-6  # of the distance between two networks: so near to their line, a third one spans no plane with it
 

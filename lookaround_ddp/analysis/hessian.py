@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lookaround_ddp.config import UserError
+from lookaround_ddp.errors import UserError
 
 MOST_ITERATIONS = 300  # of restarted Lanczos, 20 products each at most
 

@@ -10,14 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.files import write_atomically
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-from lookaround_ddp.config import UserError
-from lookaround_ddp.files import write_atomically
 
 Numbers = dict[str, Any]  # JSON-able
+
+
 LETTERS, SMALL_LETTERS = 12.5, 15.5  # in an inch of a title, and of a legend
 
 

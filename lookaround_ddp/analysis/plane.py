@@ -26,14 +26,13 @@ from lookaround_ddp.analysis.scoring import (
     shipped_states,
     warn_of_unreadable,
 )
-from lookaround_ddp.build import prepare
 from lookaround_ddp.checkpoint import Checkpoints
-from lookaround_ddp.config import Config, UserError
-from lookaround_ddp.data.datasets import Dataset
+from lookaround_ddp.config import Config
+from lookaround_ddp.data import Dataset, prepare
 from lookaround_ddp.distributed import World
-from lookaround_ddp.evaluate import Score
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.evaluation import Score, mean_state
 from lookaround_ddp.files import write_atomically
-from lookaround_ddp.soup import mean_state
 
 SAVED = 2.0  # seconds between two times that finished points are saved
 

@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain, short_names
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain, short_names
 
 LEVELS = 18
+
+
 HIGHEST = 20.0  # times the least loss: what lies above is one colour, or the valley would be one
+
+
 MARKERS = "o^sDvPX*"
 
 

@@ -14,20 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from lookaround_ddp import seeds
-from lookaround_ddp.build import make_batches
-from lookaround_ddp.config import Config, UserError
-from lookaround_ddp.data.datasets import Dataset
-from lookaround_ddp.data.images import Images, Subset
-from lookaround_ddp.data.loader import Batch, EvaluationBatches, load
+from lookaround_ddp.config import Config
+from lookaround_ddp.data import Batch, Dataset, EvaluationBatches, Images, Subset, load, make_batches
 from lookaround_ddp.distributed import World
-from lookaround_ddp.evaluate import Score, make_evaluator
-from lookaround_ddp.finished import check_classes, check_same_data, placed, shipped_model
-from lookaround_ddp.models import create_model
-from lookaround_ddp.recalibrate import recalibrate
-from lookaround_ddp.replica import Normalize
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.evaluation import Score, check_classes, check_same_data, make_evaluator, recalibrate, shipped_model
+from lookaround_ddp.models import Normalize, create_model, placed
 
 State = dict[str, Tensor]
+
+
 T = TypeVar("T")
+
+
 SECONDS = 10.0  # between two lines that say how far it is
 
 
@@ -50,10 +49,10 @@ class Scorer:
     ) -> None:
         self.alone = World(0, 1, world.replicas, world.device, "none")
         self.config, self.update_bn = config, update_bn
-        self.model = placed(new_network(config, dataset), config, self.alone)
+        self.model = placed(new_network(config, dataset), config.channels_last, self.alone.device)
         self.images = chosen(dataset, split, images)
         self.evaluator = make_evaluator(config, dataset, self.images, self.alone)
-        self.normalize = Normalize(dataset, self.alone, config.channels_last)
+        self.normalize = Normalize(dataset.mean, dataset.std, self.alone.device, config.channels_last)
         self.training = make_batches(config, dataset, self.alone)
         self.kept: list[list[list[Batch]]] | None = None
         self.small = dataset.native is not None  # photographs do not fit into memory

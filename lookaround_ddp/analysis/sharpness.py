@@ -18,9 +18,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 from lookaround_ddp import seeds
 from lookaround_ddp.analysis.hessian import hessian_vector_product, top_eigenvalue
 from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain, short_names
@@ -33,11 +30,15 @@ from lookaround_ddp.analysis.scoring import (
     shipped_states,
     warn_of_unreadable,
 )
-from lookaround_ddp.build import prepare
-from lookaround_ddp.config import Config, UserError
-from lookaround_ddp.data.loader import Batch, load
+from lookaround_ddp.config import Config
+from lookaround_ddp.data import Batch, load, prepare
 from lookaround_ddp.distributed import World
-from lookaround_ddp.evaluate import evaluating
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.evaluation import evaluating
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 Place = tuple[int, int | None, float]  # run, direction (None: the minimum itself), radius
 

@@ -12,24 +12,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lookaround_ddp.analysis.continuation import Continuation, named
+from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain
+from lookaround_ddp.analysis.scoring import Pace, Scorer, State, default_output, described, divided, warn_of_unreadable
+from lookaround_ddp.config import Config
+from lookaround_ddp.distributed import World
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.evaluation import Score, mean_state
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-from lookaround_ddp.analysis.continuation import Continuation, named
-from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain
-from lookaround_ddp.analysis.scoring import (
-    Pace,
-    Scorer,
-    State,
-    default_output,
-    described,
-    divided,
-    warn_of_unreadable,
-)
-from lookaround_ddp.config import Config, UserError
-from lookaround_ddp.distributed import World
-from lookaround_ddp.evaluate import Score
-from lookaround_ddp.soup import mean_state
 
 SHARES = (1.0, 0.1, 0.01)  # of the run's learning rate, where none is given
 

@@ -18,10 +18,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
-from lookaround_ddp.bench.machine import now
+from lookaround_ddp.bench.figures import now
 from lookaround_ddp.config import DataConfig, ModelConfig
-from lookaround_ddp.data import datasets
-from lookaround_ddp.data.images import Images
+from lookaround_ddp.data import Images, datasets
 from lookaround_ddp.models import create_model
 
 

@@ -15,12 +15,18 @@ from scipy.optimize import nnls
 from torch import nn
 
 from lookaround_ddp.averaging import Lookaround
-from lookaround_ddp.bench.machine import Figures
+from lookaround_ddp.bench.figures import Figures
 from lookaround_ddp.bench.ranks import in_turn
 
 MEGABYTES = (1, 4, 16, 64)
+
+
 RANKS = (8, 32, 128, 1024)
+
+
 ROUNDS = (1, 5, 10, 50)
+
+
 NOTES = """\
 Fitted: seconds = latency + bytes / bandwidth, through the medians of the exact average of 1 to 64 MB. For W ranks,
 of which W0 were measured, the ring model: latency times (W - 1) / (W0 - 1), and bytes / bandwidth times (1 - 1/W) /

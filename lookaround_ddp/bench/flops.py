@@ -9,10 +9,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lookaround_ddp.bench.machine import now
+from lookaround_ddp.bench.figures import now
 from lookaround_ddp.data.device import one_thread
 
 SECONDS = 0.2  # that a product's speed is measured, at least
+
+
 SIDES = {"cpu": 1024, "cuda": 8192}  # of the square matrices; larger ones are no faster
 
 

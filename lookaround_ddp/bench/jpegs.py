@@ -20,23 +20,29 @@ from torch.utils import data
 from torchvision import io
 from torchvision.transforms import AutoAugmentPolicy, v2
 
-from lookaround_ddp.bench import machine
-from lookaround_ddp.bench.arrivals import SECONDS, Competitors, images_per_second, in_turn, processes
-from lookaround_ddp.bench.machine import Figures, now
+from lookaround_ddp.bench import figures as machine
+from lookaround_ddp.bench.figures import Figures, now
+from lookaround_ddp.bench.throughput import SECONDS, Competitors, images_per_second, in_turn, processes
 from lookaround_ddp.config import AugmentConfig, ModelConfig
-from lookaround_ddp.data.augment import train_pipelines
-from lookaround_ddp.data.datasets import Dataset
+from lookaround_ddp.data import Dataset, Files, Iterations, Plan, train_pipelines
 from lookaround_ddp.data.device import one_thread
-from lookaround_ddp.data.images import Files
-from lookaround_ddp.data.loader import Iterations, Plan
-from lookaround_ddp.models import create_model
-from lookaround_ddp.replica import autocast
+from lookaround_ddp.models import autocast, create_model
 
 IMAGES, WIDTH, HEIGHT, QUALITY = 64, 500, 375, 90
+
+
 DETAILS = {4: 90, 16: 40, 64: 24, 256: 48}  # bumps across a picture -> how high they are, in grey values
+
+
 SIDE, CLASSES = 224, 1000
+
+
 CPU_BATCH = 8  # images of a batch where a CPU decodes or trains: of a larger one, a figure would take seconds
+
+
 PIL, TENSORS, GPU = "PIL, 1 core", "torchvision, 1 core", "torchvision, GPU"
+
+
 NOTES = f"""\
 {IMAGES} made-up JPEG files of {WIDTH} x {HEIGHT} pixels, quality {QUALITY}, read from the page cache, decoded, a random
 box of each resized to {SIDE} x {SIDE} and perhaps flipped; images/s that arrive in the training process when it does

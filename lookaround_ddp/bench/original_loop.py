@@ -25,7 +25,7 @@ from lookaround_ddp.bench.bare_loop import (
     open_data,
     update,
 )
-from lookaround_ddp.bench.machine import now
+from lookaround_ddp.bench.figures import now
 
 
 def main() -> None:

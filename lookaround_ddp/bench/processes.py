@@ -9,10 +9,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from lookaround_ddp.bench import machine
-from lookaround_ddp.config import UserError
+from lookaround_ddp.bench import figures as machine
+from lookaround_ddp.errors import UserError
 
 MISTAKE = 2  # the exit status of a user's mistake
+
+
 GRACE = 15  # seconds that torchrun has to end its ranks
 
 

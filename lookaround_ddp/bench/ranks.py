@@ -16,10 +16,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from lookaround_ddp.bench import machine
-from lookaround_ddp.config import UserError
+from lookaround_ddp.bench import figures as machine
+from lookaround_ddp.errors import UserError
 
 TIMEOUT = timedelta(seconds=600)
+
+
 Worker = Callable[..., Any]  # (device, *arguments) -> JSON-able
 
 

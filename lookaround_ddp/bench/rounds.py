@@ -18,15 +18,22 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from lookaround_ddp.averaging import Lookaround
-from lookaround_ddp.bench import machine
-from lookaround_ddp.bench.machine import Figures
+from lookaround_ddp.bench import figures as machine
+from lookaround_ddp.bench.figures import Figures
 from lookaround_ddp.bench.ranks import describe, in_turn, job_size, on_ranks, slowest, speaks
-from lookaround_ddp.config import ModelConfig, UserError
+from lookaround_ddp.config import ModelConfig
+from lookaround_ddp.errors import UserError
 from lookaround_ddp.models import create_model
 
 CLASSES = 100
+
+
 FORWARD = 1 / 3  # of a step that waits
+
+
 NEVER, WAITED, HIDDEN = "never averaged", "waited for", "hidden"
+
+
 NOTES = """\
 A round is an average step and the k training steps, on random images, behind which it may go on; with --wait-ms, steps
 that use one layer's weights after the other, and leave the cores free. Time of the slowest rank; the competitors take

@@ -17,15 +17,22 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lookaround_ddp.bench import flops, machine
-from lookaround_ddp.bench.machine import Figures
+from lookaround_ddp.bench import figures as machine
+from lookaround_ddp.bench import flops
+from lookaround_ddp.bench.figures import Figures
 from lookaround_ddp.bench.processes import run_module
 from lookaround_ddp.bench.ranks import refuse_job
 from lookaround_ddp.bench.workload import WARM_UP, K, Workload, planned
 
 TRAINER, BARE = "trainer, d = 1", "bare loop"
+
+
 ORIGINAL, ONE_RANK, TWO_RANKS = "original, d = 2", "trainer, d = 2, 1 rank", "trainer, d = 2, 2 ranks"
+
+
 REFERENCES = {TRAINER: BARE, TWO_RANKS: ONE_RANK}
+
+
 NOTES = f"""\
 Images/s of all d replicas together after {WARM_UP} iterations of warm-up, without evaluation and checkpoints; n fresh
 processes each, which take turns. Bare loop: lookaround_ddp/bench/bare_loop.py, a loop as one writes it by hand,

@@ -9,13 +9,17 @@ from pathlib import Path
 
 from torch import nn
 
-from lookaround_ddp.config import UserError
-from lookaround_ddp.config_file import load_config
-from lookaround_ddp.data.datasets import open_dataset
+from lookaround_ddp.config import load_config
+from lookaround_ddp.data import open_dataset
+from lookaround_ddp.errors import UserError
 from lookaround_ddp.models import create_model
 
 WARM_UP = 10  # iterations that are not counted: loader processes start, memory is allocated
+
+
 K = 5  # iterations between averages, the paper's
+
+
 NEVER = "1000000.0"  # epochs between evaluations and checkpoints; the trainer does both once, at the end
 
 

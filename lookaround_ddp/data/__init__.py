@@ -1,0 +1,32 @@
+"""Images, their augmentations, and the batches of an iteration."""
+
+from lookaround_ddp.data.batches import Batch, EvaluationBatches, Iterations, Plan
+from lookaround_ddp.data.datasets import Dataset, open_dataset, split_seed
+from lookaround_ddp.data.images import Arrays, Files, Images, Subset
+from lookaround_ddp.data.loader import load
+from lookaround_ddp.data.pipeline import make_batches, prepare
+from lookaround_ddp.data.transforms import Pipeline, evaluation_transform, train_pipelines
+from lookaround_ddp.data.unreadable import Unreadable
+from lookaround_ddp.data.workers import get_ready
+
+__all__ = [
+    "Arrays",
+    "Batch",
+    "Dataset",
+    "EvaluationBatches",
+    "Files",
+    "Images",
+    "Iterations",
+    "Pipeline",
+    "Plan",
+    "Subset",
+    "Unreadable",
+    "evaluation_transform",
+    "get_ready",
+    "load",
+    "make_batches",
+    "open_dataset",
+    "prepare",
+    "split_seed",
+    "train_pipelines",
+]

@@ -16,8 +16,9 @@ from PIL import Image
 from torchvision.transforms import AutoAugmentPolicy
 
 from lookaround_ddp import seeds
-from lookaround_ddp.config import DataConfig, UserError
+from lookaround_ddp.config import DataConfig
 from lookaround_ddp.data.images import Arrays, Files, Images, Subset
+from lookaround_ddp.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from torch import Tensor
 from lookaround_ddp import seeds
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # the step of SplitMix64's counter, as int64
+
+
 FIRST, SECOND = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64  # its multipliers
 
 

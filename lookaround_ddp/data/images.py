@@ -12,9 +12,11 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from lookaround_ddp.config import UserError, shortened
+from lookaround_ddp.errors import UserError, shortened
 
 SLIMMEST = 1000  # at most so many times as long as wide: one pixel wide, a small file is huge when it is resized
+
+
 # no fault of the file that happens to be opened, and none that all ranks would meet
 MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 

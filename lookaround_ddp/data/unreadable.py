@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from lookaround_ddp.data.batches import Batch
 from lookaround_ddp.data.images import Images
-from lookaround_ddp.data.loader import Batch
 from lookaround_ddp.distributed import World
 
 NAMED = 3  # of the images that a warning is about

@@ -12,6 +12,7 @@ from multiprocessing.context import BaseContext
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
+
 # Before, a child waits for ever in os.fork() if some thread held the lock of Python's list of threads meanwhile, as
 # gloo's do whenever they free a tensor (https://github.com/python/cpython/issues/112275). With loaders that were made
 # anew for each evaluation, a worker in about 700 did.
@@ -23,7 +24,7 @@ def context() -> BaseContext:
     if FORKS_SAFELY:
         return multiprocessing.get_context("fork")
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["__main__", "lookaround_ddp.data.server"])
+    server.set_forkserver_preload(["__main__", "lookaround_ddp.data.worker_server"])
     return server
 
 

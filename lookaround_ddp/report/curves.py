@@ -7,15 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-from lookaround_ddp.config import UserError
+from lookaround_ddp.errors import UserError
 from lookaround_ddp.report.runs import Group, RunRecord, shipped
 from lookaround_ddp.report.table import augmentation_name
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
 MEAN, SINGLE = "black", "C7"
+
+
 DETAILED = 2  # so many groups have a curve for each replica; of more, one each for what they ship
+
 
 Curve = list[tuple[float, float]]  # (epoch, value)
 

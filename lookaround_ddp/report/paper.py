@@ -11,12 +11,14 @@ from typing import Any
 
 from rich.table import Table
 
-from lookaround_ddp.config import Config, UserError, changed_keys
-from lookaround_ddp.config_file import load_config
+from lookaround_ddp.config import Config, changed_keys, load_config
+from lookaround_ddp.errors import UserError
 from lookaround_ddp.report.runs import Group, shipped, without_seeds
 from lookaround_ddp.report.table import METRICS, markdown_table, plain, score_cells
 
 CONFIGS = Path("configs/paper")  # in a clone
+
+
 HOW = ("precision", "channels_last", "compile")  # how a cell may be computed without being another
 
 

@@ -10,8 +10,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from lookaround_ddp.config import Config, UserError
-from lookaround_ddp.finished import run_config
+from lookaround_ddp.checkpoint import run_config
+from lookaround_ddp.config import Config
+from lookaround_ddp.errors import UserError
 
 SEEDS = re.compile(r"[-_./]+(seed|s)?[-_=]?\d*$")  # what is left of names that end in a seed
 

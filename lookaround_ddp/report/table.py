@@ -16,7 +16,11 @@ from lookaround_ddp.config import Augmentation
 from lookaround_ddp.report.runs import Group, RunRecord, shipped
 
 Score = Mapping[str, float]
+
+
 METRICS = {"top1": 2, "top5": 2, "nll": 4}  # and their decimals
+
+
 HEADINGS = ("top-1 %", "top-5 %", "NLL")
 
 

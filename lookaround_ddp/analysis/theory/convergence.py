@@ -1,0 +1,102 @@
+"""`analyze convergence` (the paper's Fig. 2): the best rate of each method by condition number."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lookaround_ddp.analysis.output import Numbers, Output
+from lookaround_ddp.analysis.theory.momentum import METHODS, SPECTRA, Rounds
+from lookaround_ddp.errors import UserError
+
+KAPPAS = np.geomspace(1e1, 1e7, 25).tolist()
+
+
+LABELS = {
+    "classical momentum": "classical momentum, and Lookaround (its replicas coincide)",
+    "Lookahead": "Lookahead, alpha = {alpha:g}",
+    "trajectory average": 'trajectory average (the paper\'s matrices for "Lookaround")',
+}
+
+
+def analyze(options: argparse.Namespace) -> None:
+    """Prints the rates, and writes them and a figure of them."""
+    rounds = Rounds(options.k, options.beta, options.alpha)
+    kappas = options.kappa or KAPPAS
+    if min(kappas) <= 1:
+        raise UserError(f"--kappa has {min(kappas):g}: condition numbers are greater than 1")
+    if options.eigenvalues < 2:
+        raise UserError(f"--eigenvalues is {options.eigenvalues}: give 2 or more")
+    output = Output(options.out or Path("convergence"))
+    numbers = rates(rounds, kappas, options.spectrum, options.eigenvalues)
+    _print(numbers, Console())
+    _draw(numbers, output)
+    output.write(numbers)
+    output.say()
+
+
+def rates(rounds: Rounds, kappas: list[float], spectrum: str, count: int) -> Numbers:
+    """Of each method at each condition number: the best learning rate, and 1 - rate, computed and simulated."""
+    methods: Numbers = {}
+    for method in METHODS:
+        rows = []
+        for kappa in kappas:
+            eigenvalues = SPECTRA[spectrum](kappa, count)
+            gamma, rate = rounds.best(method, eigenvalues)
+            simulated = 1 - rounds.simulated(method, gamma, eigenvalues)
+            rows.append({"kappa": kappa, "lr": gamma, "gain": 1 - rate, "simulated_gain": simulated})
+        methods[method] = rows
+    settings = {"k": rounds.k, "beta": rounds.beta, "alpha": rounds.alpha, "spectrum": spectrum}
+    if spectrum != "ends":
+        settings["eigenvalues"] = count
+    return {"settings": settings, "gain": "1 - rate; rate: what a step leaves of a distance", "methods": methods}
+
+
+def _titled(settings: Numbers) -> str:
+    spectrum = {
+        "ends": "eigenvalues 1/kappa and 1",
+        "linear": "{eigenvalues} eigenvalues, evenly from 1/kappa to 1",
+        "log": "{eigenvalues} eigenvalues, evenly in their logarithms from 1/kappa to 1",
+    }[settings["spectrum"]].format(**settings)
+    return f"deterministic quadratic, {spectrum}; k = {settings['k']}, beta = {settings['beta']:g}"
+
+
+def _print(numbers: Numbers, console: Console) -> None:
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
+    table.add_column("1 - rate, kappa", justify="right", no_wrap=True)
+    for method in METHODS:
+        table.add_column(method, justify="right")
+    for row in zip(*numbers["methods"].values(), strict=True):
+        table.add_row(f"{row[0]['kappa']:.3g}", *(f"{each['gain']:.4g}" for each in row))
+    console.print(_titled(numbers["settings"]), markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
+    rows = [row for method in numbers["methods"].values() for row in method]
+    off = max(abs(row["simulated_gain"] / row["gain"] - 1) for row in rows)
+    notes = [
+        "Best learning rate of each method and kappa; Lookaround's replicas coincide here: it is classical momentum.",
+        f"Simulated, step by step, 1 - rate differs by {off:.2g} of itself at most.",
+    ]
+    console.print(*notes, sep="\n", markup=False, highlight=False, soft_wrap=True)
+
+
+def _draw(numbers: Numbers, output: Output) -> None:
+    from matplotlib.figure import Figure  # takes seconds to import
+
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    axes = figure.subplots()
+    for method, color in zip(METHODS, ("C7", "C0", "C3"), strict=True):
+        rows = numbers["methods"][method]
+        kappas, label = [row["kappa"] for row in rows], LABELS[method].format(**numbers["settings"])
+        axes.loglog(kappas, [row["gain"] for row in rows], color=color, label=label)
+        simulated = [row["simulated_gain"] for row in rows]
+        axes.loglog(kappas, simulated, "x", color=color, label="simulated" if color == "C3" else None)
+    axes.set(xlabel="condition number kappa", ylabel="1 - rate of a step, at the best learning rate")
+    axes.set_title("more is faster", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    output.draw(figure, _titled(numbers["settings"]))

@@ -1,0 +1,10 @@
+"""`Lookaround` for any training loop; what is in this folder needs torch alone."""
+
+from lookaround_ddp.averaging.checks import check_agreement
+from lookaround_ddp.averaging.collectives import broadcast_
+from lookaround_ddp.averaging.lookaround import Lookaround
+from lookaround_ddp.averaging.replica_group import WeakGroup
+from lookaround_ddp.averaging.shutdown import hurry
+from lookaround_ddp.averaging.tensors import content_digest, forget
+
+__all__ = ["Lookaround", "WeakGroup", "broadcast_", "check_agreement", "content_digest", "forget", "hurry"]

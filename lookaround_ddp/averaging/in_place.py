@@ -1,0 +1,139 @@
+"""The mean of replicas that are all within reach: of one process, or in memory that ranks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lookaround_ddp.averaging.mean import Scratch, block_bounds
+from lookaround_ddp.averaging.replica_group import Members
+from lookaround_ddp.averaging.tensors import by_dtype
+
+Write = Literal["mean", "first", "difference"]  # the mean into all replicas or a rank's first; or what leads to it
+
+
+def average_in_place_(
+    replicas: Sequence[Sequence[Tensor]],
+    members: Members,
+    *,
+    write: Write,
+    measured: range,
+    done: Callable[[int], None],
+    hurried: bool,
+) -> Tensor | None:
+    """Each rank sums its share of the elements where they lie, and writes to all replicas.
+
+    Args:
+        replicas: of each replica on all ranks, in order, the elements of its tensors, each of shape (elements,), real.
+        members: the ranks.
+        write, measured, done: see `exchange.average_`.
+        hurried: the ranks meet after each bucket's bytes, so that `done` is called early; else once.
+
+    Returns:
+        Squared distances, as `exchange.average_` does.
+    """
+    targets = range(0, members.replicas, members.hosted if write == "first" else 1)
+    scratches = {tensor.dtype: Scratch(tensor.dtype, tensor.device) for tensor in replicas[0]}
+    distances = _Distances(members)
+    _meet(members)  # from here on others write to this rank's replicas
+    for columns in _groups(replicas[0], members.bucket_bytes if hurried else None):
+        for block in _shared_out([(column, replicas[0][column].numel()) for column in columns], members.ranks):
+            distances.blocks += block.column in measured
+            if block.rank == members.rank:
+                values = [row[block.column][block.start : block.stop] for row in replicas]
+                scratch = scratches[values[0].dtype]
+                mean = scratch.mean_of(values)
+                if block.column in measured or write == "difference":
+                    mean = scratch.rounded(mean)
+                if block.column in measured:
+                    distances.add([scratch.squared_distance(value, mean).item() for value in values])
+                _write([values[replica] for replica in targets], mean, write)
+        _meet(members)
+        for column in columns:
+            done(column)
+    return distances.squared() if measured else None
+
+
+def _write(values: Sequence[Tensor], mean: Tensor, write: Write) -> None:
+    if write == "difference":
+        for value in values:
+            torch.sub(mean, value, out=value)
+    else:
+        first, *others = values
+        first.copy_(mean)  # rounds it
+        for value in others:
+            value.copy_(first)
+
+
+class _Block(NamedTuple):
+    """Elements of a tensor that are summed at a time, and the rank that does it."""
+
+    column: int
+    start: int
+    stop: int
+    rank: int
+
+
+def _groups(row: Sequence[Tensor], enough: int | None) -> Iterator[list[int]]:
+    """The numbers of the tensors that are averaged before the ranks meet, which they do when it is enough bytes."""
+    group, size = [], 0
+    for column in chain(*by_dtype(row)):
+        if row[column].numel():
+            group.append(column)
+            size += row[column].nbytes
+        if enough is not None and size >= enough:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _shared_out(sizes: Sequence[tuple[int, int]], ranks: int) -> Iterator[_Block]:
+    """The blocks of tensors of these numbers and sizes, the first for the first rank, and nearly as much for each."""
+    elements, before = sum(size for _, size in sizes), 0
+    for column, size in sizes:
+        for start, stop in block_bounds(size):
+            yield _Block(column, start, stop, (2 * before + start + stop) * ranks // (2 * elements))  # by its middle
+        before += size
+
+
+def _meet(members: Members) -> None:
+    """Until all ranks are here."""
+    if members.ranks > 1:
+        dist.all_reduce(torch.zeros(1), group=members.group)  # takes gloo two thirds of a barrier's time
+
+
+class _Distances:
+    """Of the replicas to their mean, found block by block on different ranks.
+
+    Attributes:
+        blocks: how many have been measured so far, on any rank.
+    """
+
+    def __init__(self, members: Members) -> None:
+        self.blocks = 0
+        self._members = members
+        self._found: list[list[float]] = []  # on this rank: of some blocks, each replica's
+        self._numbers: list[int] = []  # of the blocks
+
+    def add(self, squares: list[float]) -> None:
+        """Of the last block that was counted, each replica's squared distance."""
+        self._numbers.append(self.blocks - 1)
+        self._found.append(squares)
+
+    def squared(self) -> Tensor:
+        """Summed in the order of the blocks, so that it has the same bits wherever they were measured. Collective."""
+        table = torch.zeros(self.blocks, self._members.replicas, dtype=torch.float64)
+        if self._found:
+            table[self._numbers] = torch.tensor(self._found, dtype=torch.float64)
+        if self._members.ranks > 1:
+            dist.all_reduce(table, group=self._members.group)  # each number is zero on all ranks but one
+        total = torch.zeros(self._members.replicas, dtype=torch.float64)
+        for row in table:
+            total += row
+        return total

@@ -1,0 +1,276 @@
+"""`Lookaround`: k steps around, 1 step average, for any training loop (arXiv 2306.07684, Algorithm 1).
+
+It needs torch alone. A replica is a model that a rank trains with an optimizer and data of its own;
+`Lookaround` starts all replicas from one point, counts their steps, and after every k-th replaces the
+replicas by their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lookaround_ddp.averaging.average_step import AverageStep
+from lookaround_ddp.averaging.checks import check, same_states
+from lookaround_ddp.averaging.collectives import average_, broadcast_
+from lookaround_ddp.averaging.overlap import aside
+from lookaround_ddp.averaging.replica_group import Members, WeakGroup
+from lookaround_ddp.averaging.tensors import as_list, forget, local_tensors
+
+
+class Lookaround:
+    """Replaces the replicas' weights by their mean after every k steps of all replicas.
+
+        around = Lookaround(model, k=5)
+        for images, labels in loader:
+            optimizer.zero_grad()
+            loss_fn(model(images), labels).backward()
+            optimizer.step()
+            around.step()
+
+    Creating it is collective: parameters and buffers of all replicas become those of the first one.
+
+    The mean is over floating-point (and complex) parameters and the running statistics of norm layers,
+    summed in fp64 in replica order and rounded once: the same bits on every rank, for any number of
+    ranks. Other buffers stay with their replica. `step` counts *attempted* steps, so a step that a
+    `GradScaler` skips on one rank does not shift that rank's averages.
+
+    Args:
+        models: the model of this rank, or the models that this rank hosts, as many on every rank. Replica
+            numbers run through the ranks: rank 0's models first.
+        k: steps in a round; None never averages (independent replicas).
+        start: steps before the first round begins.
+        group: the ranks to average over, as torch.distributed made it; by default all, or this process alone where
+            none are set up. It is not kept alive: when it has been destroyed, what needs the ranks raises RuntimeError.
+        beside: a second group of the same ranks, for `hide` and `delay`; needed only where `group` leaves out some.
+        shards: where several ranks train one replica with DDP, the group of these ranks; a replica's
+            buffers are then those of the group's first rank.
+        buffers: names of further floating-point buffers to average.
+        exact: False sums in the backend's own order: on one machine and one number of ranks that is still
+            deterministic for most backends, but not the same for another number of ranks.
+        optimizers: the models' optimizers, for an `optimizer_state` other than "local".
+        optimizer_state: what the average step does with it: "local" leaves it with its replica (the
+            paper's code), "average" averages it too, "reset" clears it.
+        measure: keep the distances of the replicas to their mean in `distances` at each average step; may be
+            set anew before any of them, on all ranks alike.
+        hide: let the average step go on behind the next forward pass, in which each tensor is waited for when a
+            function of torch first uses it. The bits are the same. `state_dict` of the model, and all methods
+            here, wait too; other readers of the weights call `wait` first. A forward pass through the model
+            itself, or DDP around it, must follow each step, and use a weight. Without effect, and so synchronous:
+            GPUs without NCCL, a single rank; also, with a warning, modules that run as CUDA graphs, TorchScript or
+            compiled.
+        delay: another algorithm, for slow networks: the mean of step t arrives so many steps later, as a
+            correction, theta_j += phi_t - theta_j,t. Less than k. Running statistics do not wait. Weights that are not
+            finite at step t are refused when the correction is due, or sooner, and nothing is corrected.
+
+    Attributes:
+        steps: steps of each replica so far.
+
+    Raises:
+        ValueError: on all ranks, whichever of them it concerns: k < 1, start < 0, a model that is wrapped in
+            DDP or FSDP or has lazy parameters, hosted models that share tensors, models or ranks that differ
+            in structure or settings, an unknown name in `buffers`, a delay of k steps or more.
+    """
+
+    shards = WeakGroup()
+
+    def __init__(
+        self,
+        models: nn.Module | Sequence[nn.Module],
+        k: int | None = 5,
+        *,
+        start: int = 0,
+        group: dist.ProcessGroup | None = None,
+        beside: dist.ProcessGroup | None = None,
+        shards: dist.ProcessGroup | None = None,
+        buffers: Iterable[str] = (),
+        exact: bool = True,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+        optimizer_state: Literal["local", "average", "reset"] = "local",
+        measure: bool = False,
+        hide: bool = False,
+        delay: int = 0,
+    ) -> None:
+        self.models = as_list(models)
+        self.hide, self.delay = hide, delay
+        self.k, self.start, self.exact, self.measure = k, start, exact, measure
+        self.extra_buffers = frozenset(buffers)
+        self.optimizers, self.optimizer_state = list(optimizers), optimizer_state
+        self.shards = shards
+        self.steps = 0
+        if group is None and dist.is_available() and dist.is_initialized():
+            group = dist.group.WORLD
+        self.members = Members(group, hosted=len(self.models))
+        check(
+            self.models,
+            self.members,
+            len(self.optimizers),
+            {
+                "k": k,
+                "start": start,
+                "delay": delay,
+                "optimizer_state": optimizer_state,
+                "buffers": sorted(self.extra_buffers),
+                "exact": exact,
+                "measure": measure,
+                "hide": hide,
+            },
+        )
+        self._average = AverageStep(
+            self.models,
+            self.members,
+            aside(self.members, beside) if hide or delay else self.members,
+            shards,
+            self.extra_buffers,
+            exact=exact,
+        )
+        self.corrections = self._average.corrections
+        self.restart()
+
+    @property
+    def replicas(self) -> int:
+        """d, the number of replicas on all ranks."""
+        return self.members.replicas
+
+    @property
+    def distances(self) -> Tensor | None:
+        """L2 distance of each replica's parameters to the mean at the last average step that measured it, shape (d,),
+        fp64; None before the first.
+        """
+        return self._average.distances
+
+    def due(self, steps: int) -> bool:
+        """Whether an average step follows step number `steps`, counted from 1."""
+        return self.k is not None and steps > self.start and (steps - self.start) % self.k == 0
+
+    def step(self) -> bool:
+        """Counts a step of every replica; the last of a round is followed by the average step.
+
+        Call it on every rank after each step, attempted or skipped. Returns whether it averaged, or began to.
+
+        Raises:
+            RuntimeError: an average step is still under way (`hide`), and no forward pass has waited for it.
+            FloatingPointError, ValueError: see `average`. With a delay, perhaps only when a correction is due: it is
+                not made then, but the running statistics have been averaged.
+        """
+        behind = self._average.behind
+        if behind is not None and not behind.over:
+            raise RuntimeError(
+                "a step without a forward pass through the model, which would have waited for its weights: "
+                "call the model itself, not a compiled copy or a part of it, or create Lookaround with hide=False"
+            )
+        self.wait()
+        self.steps += 1
+        if self.corrections.due == self.steps:
+            self._average.correct()
+        if self.due(self.steps):
+            self._begin(now=False)
+            return True
+        return False
+
+    def average(self) -> None:
+        """The average step, now, on all ranks: theta_j = phi = 1/d sum_i theta_i for every replica j.
+
+        Raises:
+            FloatingPointError: on every rank, before any weight is touched, if a replica is not finite.
+            ValueError: on every rank, before any weight is touched, if optimizer states to average differ.
+        """
+        self.corrections.drop()  # they leave the mean as it is
+        self._begin(now=True)
+
+    def wait(self) -> None:
+        """Until an average step that goes on behind the next forward pass (`hide`) has ended."""
+        self._average.wait()
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """Lends the mean model phi: this rank's first model, with the mean's weights while the block runs.
+
+        Collective, like the average step; on leaving, the replica is restored bit for bit, integer and
+        other buffers included. Buffers that are not averaged are replica 0's meanwhile.
+
+        Raises:
+            FloatingPointError: on every rank, if a replica is not finite.
+        """
+        self.synchronize_shards()
+        model = self.models[0]
+        tensors = [*model.parameters(), *model.buffers()]
+        kept = [tensor.detach().clone() for tensor in tensors]
+        try:
+            with torch.no_grad():
+                self._average.at_once(self.steps, measure=False, write="first")
+                broadcast_(local_tensors(model, self.extra_buffers), self.members.group)
+            yield model
+        finally:
+            for tensor, value in zip(tensors, kept, strict=True):
+                tensor.detach().copy_(value)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Gives all replicas the parameters and buffers of the first one; collective."""
+        self.wait()
+        self.corrections.drop()
+        first = [*self.models[0].parameters(), *self.models[0].buffers()]
+        broadcast_(first, self.members.group)
+        for model in self.models[1:]:
+            for tensor, value in zip([*model.parameters(), *model.buffers()], first, strict=True):
+                tensor.detach().copy_(value)
+
+    @torch.no_grad()
+    def synchronize_shards(self) -> None:
+        """Gives all ranks of a replica the buffers of the first; collective.
+
+        DDP's ranks each keep statistics of their own share of the batch, until the next forward pass
+        does the same.
+        """
+        self.wait()
+        for model in self.models:
+            broadcast_(list(model.buffers()), self.shards)
+
+    @torch.no_grad()
+    def check_finite(self, step: int | None = None) -> None:
+        """Raises FloatingPointError on all ranks, naming replica and step, if a weight is inf or NaN.
+
+        Args:
+            step: the number of the last step, if it has not been counted yet.
+        """
+        self.wait()
+        self._average.check_finite(self.steps if step is None else step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count of steps and the last distances, JSON-able. The replicas' own states are the caller's to keep.
+
+        With a delay these have a part in `corrections`.
+        """
+        self.wait()
+        distances = None if self.distances is None else self.distances.tolist()
+        late = {"correction_due": self.corrections.due} if self.delay else {}
+        return {"steps": self.steps, "distances": distances, **late}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps, distances = int(state["steps"]), state["distances"]
+        self._average.distances = None if distances is None else torch.tensor(distances, dtype=torch.float64)
+        self.corrections.due = state.get("correction_due")
+
+    @torch.no_grad()
+    def _begin(self, now: bool) -> None:
+        """The average step, or what leads to it, and what it does with the optimizers."""
+        self.synchronize_shards()
+        states = same_states(self.optimizers, self.members) if self.optimizer_state == "average" else None
+        if self.delay and not now:
+            self._average.late(self.steps, self.measure, self.delay)
+        elif self.hide and not now:
+            self._average.beside(self.steps, self.measure)
+        else:
+            self._average.at_once(self.steps, self.measure)
+        if states is not None:
+            layouts = [tuple(range(value.dim())) for value in states[0]]  # on every rank, however it is laid out there
+            average_(states, layouts, self.members, exact=self.exact)
+        if self.optimizer_state == "reset":
+            for optimizer in self.optimizers:
+                forget(optimizer)

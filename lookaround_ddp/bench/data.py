@@ -1,0 +1,142 @@
+"""`bench data`: how fast the loader workers and the device augment images that are in memory, or in JPEG files."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from PIL import Image
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torchvision.transforms import AutoAugmentPolicy
+
+from lookaround_ddp.bench import figures as machine
+from lookaround_ddp.bench import jpegs
+from lookaround_ddp.bench.figures import Figures
+from lookaround_ddp.bench.throughput import Competitors, images_per_second, in_turn, processes
+from lookaround_ddp.config import AugmentConfig
+from lookaround_ddp.data import Arrays, Dataset, Iterations, Plan, train_pipelines
+from lookaround_ddp.data.device import DeviceIterations, batched, pixels
+
+IMAGES, SIDE = 8192, 32
+
+
+LISTS = (
+    ("crop", "hflip"),
+    ("crop", "randaugment", "rotation"),
+    ("crop", "autoaugment"),
+    ("perspective",),
+    ("random_resized_crop",),
+)
+
+
+NOTES = f"""\
+{IMAGES} made-up images of {SIDE} x {SIDE} pixels, RGB, as CIFAR's; images/s that arrive in the training process when it
+does nothing else. Workers: PIL and torchvision, image by image, in the training process or in as many loader
+processes as stand there. Device: the same augmentations of whole batches, drawn for each image alone, by one
+thread of the CPU or by the GPU. The competitors take turns. Ratio: the CPU to the workers' pipeline on one core, too,
+a GPU to the loader processes; of the medians, and the smallest and largest of a round."""
+
+
+ONE_CORE, CPU, GPU = "workers: none, 1 core", "device: CPU, 1 core", "device: GPU"
+
+
+def report(options: argparse.Namespace) -> Figures:
+    """Measures both pipelines, prints the table and returns its figures.
+
+    Args:
+        options: `batch_size`, `workers` (0: as many as there are cores), `rounds` and `consumer`, as the command line
+            has them.
+
+    Raises:
+        UserError: a number that is too small, an unknown model.
+    """
+    machine.at_least({"--rounds": options.rounds, "--batch-size": options.batch_size}, 1)
+    jpegs.check(options.consumer)
+    batch_size = min(options.batch_size, IMAGES)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = options.workers or cores
+    threads, gpus = torch.get_num_threads(), min(1, torch.cuda.device_count())
+    figures: Figures = {
+        "machine": machine.describe_machine("none", "1", threads, gpus)
+        | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set")},
+        "torchvision": torchvision.__version__,
+        "pillow": PIL.__version__,
+        "batch_size": batch_size,
+        "rounds": options.rounds,
+        "rows": {},
+    }
+    progress = Console(stderr=True, highlight=False)
+    data = _made_up()
+    stored = {device: pixels(data.train, torch.device(device)) for device in ("cpu", "cuda")[: 1 + gpus]}
+    for augmentations in LISTS:
+        name = " + ".join(augmentations)
+        progress.print(f"data: {name}", markup=False)
+        speeds = in_turn(_competitors(augmentations, data, stored, batch_size, workers), options.rounds)
+        figures["rows"][name] = {one: _row(one, speeds, workers) for one in speeds}
+    progress.print("data: JPEG files", markup=False)
+    figures["jpeg"] = jpegs.measured(options.consumer, options.batch_size, workers, options.rounds)
+    _print(figures, machine.console())
+    jpegs.print_table(figures["jpeg"], machine.console())
+    return figures
+
+
+def _made_up() -> Dataset:
+    """Smooth pictures of random colours."""
+    small = np.random.default_rng(0).integers(0, 256, (IMAGES, 8, 8, 3), dtype=np.uint8)
+    large = [Image.fromarray(each).resize((SIDE, SIDE), Image.Resampling.BILINEAR) for each in small]
+    split = Arrays(np.stack([np.asarray(each) for each in large]), [0] * IMAGES)
+    half = (0.5, 0.5, 0.5)
+    return Dataset(split, split, 2, 3, SIDE, SIDE, half, half, AutoAugmentPolicy.CIFAR10)
+
+
+def _competitors(
+    augmentations: tuple[str, ...], data: Dataset, stored: dict[str, torch.Tensor], batch_size: int, workers: int
+) -> Competitors:
+    *before, own = augmentations
+    (pipeline,) = train_pipelines(AugmentConfig(before=tuple(before)), [own], data, 0.0)
+    plan = Plan(IMAGES, batch_size, 0, shared=True, drop_last=True)
+    by_image = Iterations(data.train, plan, {0: [pipeline]})
+
+    def competitor(batches: Iterations, loaders: int = 0) -> Callable[[], float]:
+        return lambda: images_per_second(batches, batch_size, loaders)
+
+    result = {ONE_CORE: competitor(by_image), processes(workers): competitor(by_image, workers)}
+    for device, images in stored.items():
+        on_device = DeviceIterations(images, data.train, plan, {0: [batched(pipeline)]})
+        result[CPU if device == "cpu" else GPU] = competitor(on_device)
+    return result
+
+
+def _row(name: str, speeds: dict[str, list[float]], workers: int) -> Figures:
+    row: Figures = {"images_per_second": machine.spread(speeds[name]), "ratio": None, "ratio_to": None}
+    if name in (CPU, GPU):
+        row["ratio_to"] = ONE_CORE if name == CPU else processes(workers)
+        row["ratio"] = machine.ratio(speeds[name], speeds[row["ratio_to"]])
+    return row
+
+
+def _print(figures: Figures, console: Console) -> None:
+    machine.print_machine(figures["machine"], console)
+    versions = f"torchvision {figures['torchvision']} | Pillow {figures['pillow']}"
+    setting = f"Data: batches of {figures['batch_size']}; n = {figures['rounds']}"
+    for line in (versions, setting):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
+    table.add_column("images/s", no_wrap=True)
+    for heading in ("min", "median", "max", "ratio", "of rounds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for augmentations, rows in figures["rows"].items():
+        table.add_row(augmentations)
+        for name, row in rows.items():
+            ratio = row["ratio"]
+            cells = [f"{ratio['of_medians']:.2f}", f"{ratio['min']:.2f} to {ratio['max']:.2f}"] if ratio else []
+            table.add_row(f"  {name}", *machine.spread_cells(row["images_per_second"], 0), *cells)
+    console.print(table)
+    console.print(NOTES, markup=False, highlight=False, soft_wrap=True)

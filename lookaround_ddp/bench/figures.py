@@ -1,0 +1,172 @@
+"""What every measurement is reported with: the machine, the spread of the repeats, and a clean end."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.files import named
+
+Figures = dict[str, Any]  # JSON-able
+
+
+WIDTH = 120  # of a table that no terminal limits
+
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def describe_machine(backend: str, ranks: str, threads: int, gpus: int = 0) -> Figures:
+    """The hardware, the versions and the setting, to stand above a table and in a JSON file.
+
+    Args:
+        backend: what the ranks communicate with.
+        ranks: how many processes.
+        threads: of each rank.
+        gpus: how many GPUs take part.
+    """
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(gpus)],
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if gpus else None,
+        "backend": backend,
+        "ranks": ranks,
+        "threads_per_rank": threads,
+        "OMP_NUM_THREADS": str(threads),  # `rank_environment` sets it, whatever the caller's is
+        "load_at_start": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def print_machine(machine: Figures, console: Console) -> None:
+    gpus = [f"{len(machine['gpus'])} x {machine['gpus'][0]}"] if machine["gpus"] else []
+    hardware = [f"{machine['processor']}, {machine['cores']} cores", *gpus, machine["system"]]
+    versions = [f"Python {machine['python']}", f"torch {machine['torch']}"]
+    versions += [f"CUDA {machine['cuda']}"] if machine["cuda"] else []
+    setting = [
+        f"backend {machine['backend']}",
+        f"ranks {machine['ranks']}",
+        f"threads per rank {machine['threads_per_rank']} (OMP_NUM_THREADS={machine['OMP_NUM_THREADS']})",
+    ]
+    if machine["load_at_start"] is not None:
+        setting.append(f"load average at the start {machine['load_at_start']}")
+    for line in (hardware, versions, setting):
+        console.print(" | ".join(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def rank_environment(threads: int) -> dict[str, str]:
+    """The environment of a measured process: as many threads as the table says, whatever the caller's is."""
+    variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    return dict(os.environ) | dict.fromkeys(variables, str(threads))
+
+
+def now(device: torch.device) -> float:
+    """The clock, once all that the device was given is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def console() -> Console:
+    """For tables; in a file or a pipe as wide as they need."""
+    return Console(width=None if sys.stdout.isatty() else WIDTH)
+
+
+def spread(values: Sequence[float]) -> Figures:
+    """n, min, median, max, and the values themselves for those who want another statistic."""
+    return {
+        "n": len(values),
+        "min": min(values),
+        "median": statistics.median(values),
+        "max": max(values),
+        "values": list(values),
+    }
+
+
+def ratio(own: Sequence[float], reference: Sequence[float]) -> Figures:
+    """Of the medians, and the smallest and largest of a round, in which both were measured."""
+    rounds = [one / other for one, other in zip(own, reference, strict=True)]
+    return {
+        "of_medians": statistics.median(own) / statistics.median(reference),
+        "min": min(rounds),
+        "max": max(rounds),
+    }
+
+
+def spread_cells(figures: Mapping[str, Any], decimals: int) -> list[str]:
+    """With at most so many decimals, and four digits in all unless the whole part has more."""
+    values = [figures[key] for key in ("min", "median", "max")]
+    return [f"{value:.{max(0, min(decimals, 4 - len(str(int(value)))))}f}" for value in values]
+
+
+def at_least(options: Mapping[str, int], least: int) -> None:
+    """Raises UserError for the first option whose value is smaller than that."""
+    for name, value in options.items():
+        if value < least:
+            raise UserError(f"{name} is {value}: give {least} or more")
+
+
+def check_writable(path: Path | None) -> None:
+    """Raises UserError if the figures could not be written there; before minutes of measuring, not after."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"--json {path}: that is a folder, give a file")
+    target = path if path.exists() else path.absolute().parent
+    if not os.access(target, os.W_OK):
+        raise UserError(f"--json {path}: {target} {'is not writable' if target.exists() else 'does not exist'}")
+
+
+def write_figures(path: Path, figures: Figures) -> None:
+    with named(path):
+        path.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+@contextmanager
+def ended_tidily() -> Iterator[None]:
+    """A kill or a closed terminal becomes an exception, so that whoever started processes also ends them."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, leave) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def die_with_parent() -> None:
+    """Asks Linux to kill this process when its parent is gone, even by SIGKILL; elsewhere does nothing."""
+    if platform.system() == "Linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _processor() -> str:
+    """The processor's name: /proc/cpuinfo knows more than `platform`."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()

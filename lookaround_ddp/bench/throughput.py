@@ -1,0 +1,57 @@
+"""How many images a second arrive in the process that would train on them, when it does nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import count, islice
+from typing import Any
+
+import torch
+from torch.utils import data
+
+from lookaround_ddp.data import load
+
+WARM_UP = 2  # batches, beside those that workers have made ahead
+
+
+SECONDS = 0.3  # that a figure is measured, at least
+
+
+Competitors = dict[str, Callable[[], float]]  # name -> images/s, measured once
+
+
+def processes(workers: int) -> str:
+    """The name of a competitor that has so many."""
+    return f"workers: {workers} process{'es' * (workers > 1)}"
+
+
+def in_turn(competitors: Competitors, rounds: int) -> dict[str, list[float]]:
+    speeds: dict[str, list[float]] = {name: [] for name in competitors}
+    for number in range(rounds):
+        for name in list(competitors) if number % 2 == 0 else list(reversed(competitors)):
+            speeds[name].append(competitors[name]())
+    return speeds
+
+
+def images_per_second(batches: data.Dataset[Any], batch_size: int, workers: int) -> float:
+    """Images per second, over batches that were not begun before the clock was."""
+    ahead = 2 * workers + WARM_UP  # a loader asks each of its workers for two
+    arriving: Iterator[object] = load(batches, range(10**6), workers, False)
+    with closing(arriving):  # type: ignore[type-var]  # load is a generator: closing it ends the workers
+        for _ in islice(arriving, ahead):
+            pass
+        _finish()
+        start = time.perf_counter()
+        for number in count(1):
+            next(arriving)
+            if time.perf_counter() - start >= SECONDS and number >= ahead:
+                break
+        _finish()
+        return number * batch_size / (time.perf_counter() - start)
+
+
+def _finish() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

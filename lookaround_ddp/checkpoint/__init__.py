@@ -1,0 +1,38 @@
+"""What a run leaves on disk, whole or not at all."""
+
+from lookaround_ddp.checkpoint.checkpoints import Checkpoints, Part, State
+from lookaround_ddp.checkpoint.model_file import read_network, save_model
+from lookaround_ddp.checkpoint.run_folder import (
+    MODEL,
+    PREEMPTED,
+    RESULT,
+    TRAJECTORY,
+    locked,
+    member_files,
+    members,
+    members_differ,
+    read_result,
+    run_config,
+    run_folder,
+    write_config,
+)
+
+__all__ = [
+    "MODEL",
+    "PREEMPTED",
+    "RESULT",
+    "TRAJECTORY",
+    "Checkpoints",
+    "Part",
+    "State",
+    "locked",
+    "member_files",
+    "members",
+    "members_differ",
+    "read_network",
+    "read_result",
+    "run_config",
+    "run_folder",
+    "save_model",
+    "write_config",
+]

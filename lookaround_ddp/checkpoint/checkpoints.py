@@ -1,0 +1,206 @@
+"""Checkpoints that are whole or not there: one file per part, one for the run, renamed into place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lookaround_ddp.distributed import World
+from lookaround_ddp.errors import UserError, shortened
+from lookaround_ddp.files import sync, write, write_atomically
+
+State = dict[str, Any]  # of a run, JSON-able: what a checkpoint holds beside the replicas
+
+
+class Part(Protocol):
+    """What a checkpoint keeps in a file of its own: a replica, or an average along time."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run.
+
+    `<iteration>/replica-<j>.pt` hold the replicas, `trajectory*.pt` averages along time, `run.json` everything
+    else and the SHA-256 of each file. A checkpoint is written to a temporary folder, synced to disk, and
+    renamed; the file LATEST beside the folder, for people and scripts, moves last.
+
+    Args:
+        run: the run's folder, which all ranks see.
+        keep: how many of the newest to keep.
+        warn: called on rank 0 with each line that the user must see.
+    """
+
+    def __init__(self, run: Path, keep: int, world: World, warn: Callable[[str], None]) -> None:
+        self.folder, self.keep, self.world, self.warn = run / "checkpoints", keep, world, warn
+
+    def save(self, iteration: int, parts: Mapping[str, Part], state: dict[str, Any]) -> None:
+        """Writes a checkpoint; collective. `state` is JSON-able, and rank 0's counts.
+
+        Args:
+            parts: file name -> what this rank is to write into it; each part is one rank's to write.
+
+        Raises:
+            UserError: on every rank, if a file cannot be written; the checkpoints before stay.
+        """
+        final, temporary = self.folder / str(iteration), self.folder / f".writing-{iteration}"
+        try:
+            self._save(temporary, final, parts, {**state, "iteration": iteration})
+        except UserError:
+            if self.world.main:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def _save(self, temporary: Path, final: Path, parts: Mapping[str, Part], state: dict[str, Any]) -> None:
+        with self.world.together():
+            if self.world.main:
+                for left in self.folder.glob(".writing-*"):  # by a process that was killed meanwhile
+                    shutil.rmtree(left)
+                temporary.mkdir(parents=True)
+        digests: dict[str, str] = {}
+        with self.world.together():
+            for name, part in parts.items():
+                write(temporary / name, partial(torch.save, part.state_dict()))
+                digests[name] = _digest(temporary / name)
+        digests = {name: digest for each in self.world.gather(digests) for name, digest in each.items()}
+        with self.world.together():
+            if self.world.main:
+                self._finish(temporary, final, {**state, "files": digests})
+
+    def restore(self, parts: Mapping[str, Part], accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+        """Loads the newest whole checkpoint into the parts of this rank and returns its state; None if there is none.
+
+        Collective. A checkpoint that is damaged anywhere is passed over, with a warning, for the one before.
+        `accept` sees a state before its parts are read, and raises UserError if they will not fit.
+
+        Raises:
+            UserError: there are checkpoints, and all of them are damaged; one is whole, but holds what this package
+                never writes; or what `accept` raises.
+        """
+        iterations = self.world.share(self.iterations())
+        for iteration in iterations:
+            state, _ = self.inspect(iteration)
+            if state:
+                accept(state)
+            state, problem = self.inspect(iteration, list(parts))
+            problems = [text for text in self.world.gather(problem) if text]
+            if not problems:
+                with self.world.together():
+                    for name, part in parts.items():
+                        _restore(self.folder / str(iteration) / name, part)
+                return state
+            self._pass_over(iteration, problems[0])
+        if iterations:
+            raise UserError(f"every checkpoint in {self.folder} is damaged: delete the folder to start anew")
+        return None
+
+    def iterations(self) -> list[int]:
+        """The iterations of the checkpoints, newest first."""
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+    def inspect(self, iteration: int, names: Sequence[str] = ()) -> tuple[dict[str, Any], str | None]:
+        """The state of a checkpoint, and what is wrong with it or with its files of these names."""
+        path = self.folder / str(iteration)
+        try:
+            state = json.loads((path / "run.json").read_text())
+            digest = state.pop("digest")
+            if digest != _json_digest(state):
+                return {}, "run.json: its checksum differs"
+            for name in names:
+                if _digest(path / name) != state["files"].get(name):
+                    return {}, f"{name}: its checksum differs"
+        except FileNotFoundError as error:
+            return {}, f"{Path(error.filename).name} is missing"
+        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+            return {}, f"run.json: {error}"
+        return state, None
+
+    def newest_model(self, replica: int) -> dict[str, Tensor]:
+        """A replica's state dict from the newest checkpoint in which it is whole; not collective.
+
+        Raises:
+            UserError: there is none.
+        """
+        name = f"replica-{replica}.pt"
+        for iteration in self.iterations():
+            problem = self.inspect(iteration, [name])[1]
+            if problem is None:
+                state = _load(self.folder / str(iteration) / name)
+                return state.get("shown", state["model"])
+            self._pass_over(iteration, problem)
+        raise UserError(
+            f"no whole checkpoint in {self.folder}: only the mean model can be evaluated (evaluate.replicas=false)"
+        )
+
+    def _pass_over(self, iteration: int, problem: str) -> None:
+        self.warn(f"checkpoint {iteration} is damaged ({problem}): passed over for the one before")
+
+    def _finish(self, temporary: Path, final: Path, state: dict[str, Any]) -> None:
+        missing = [name for name in state["files"] if not (temporary / name).is_file()]
+        if missing:
+            raise UserError(f"{temporary} has no {missing[0]}: `out` must be a folder that all nodes share")
+        text = json.dumps({**state, "digest": _json_digest(state)}, indent=1)
+        write(temporary / "run.json", lambda file: file.write(text.encode()))
+        sync(temporary)
+        if final.exists():  # damaged, or it would have been resumed from
+            shutil.rmtree(final)
+        temporary.rename(final)
+        sync(self.folder)
+        write_atomically(self.folder.parent / "LATEST", f"{final.name}\n".encode())
+        found, newest = self.iterations(), int(final.name)
+        later = [iteration for iteration in found if iteration > newest]  # damaged: they were passed over
+        for old in later + [iteration for iteration in found if iteration <= newest][self.keep :]:
+            shutil.rmtree(self.folder / str(old))
+
+
+def _load(path: Path) -> Any:
+    """Tensors and plain values; anything else might run code when it is unpickled.
+
+    Raises:
+        UserError: the file holds something else, or nothing that torch.save writes.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, EOFError, RuntimeError) as error:
+        raise UserError(
+            f"{path} is refused, and nothing in it was run: its checksum is right, but this package writes tensors "
+            f"and plain values alone ({_line(error)}); delete the checkpoint if you do not know who made it"
+        ) from None
+
+
+def _restore(path: Path, part: Part) -> None:
+    state = _load(path)
+    try:
+        part.load_state_dict(state)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{path} does not fit this run ({type(error).__name__}: {_line(error)}): was another version of this "
+            "package its maker? Train in another `out`"
+        ) from None
+
+
+def _line(error: Exception) -> str:
+    return shortened(" ".join(str(error).split()), 150)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _json_digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

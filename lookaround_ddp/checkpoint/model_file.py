@@ -1,0 +1,57 @@
+"""Trained networks as files: a plain state dict, with what is needed to build the network in the metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from lookaround_ddp.config import ModelConfig
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.files import write_atomically
+from lookaround_ddp.models import create_model
+
+METADATA = "lookaround_ddp"  # one key alone: safetensors writes several in random order, and the file would differ
+
+
+def save_model(path: Path, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """A state dict as safetensors, with JSON-able metadata; written atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}  # ties become copies
+    write_atomically(path, save(tensors, metadata={METADATA: json.dumps(metadata, sort_keys=True)}))
+
+
+def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict and the metadata of a file that `save_model` wrote.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads(file.metadata()[METADATA])
+        return load_file(path), metadata
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no {path}: the run has not finished; the same train command goes on with it"
+        ) from None
+    except Exception as error:  # safetensors' own exception type, a missing key, bad JSON: all mean the same
+        raise UserError(f"{path} is not a model of this package: {error}") from None
+
+
+def read_network(path: Path, config: ModelConfig) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of such a file, on the CPU, and the file's metadata.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or its weights are of another network.
+    """
+    state, metadata = load_model(path)
+    model = create_model(config.model_copy(update={"pretrained": False}), metadata["classes"], metadata["channels"])
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit {config.name}: {' '.join(str(error).split())[:200]}") from None
+    return model, metadata

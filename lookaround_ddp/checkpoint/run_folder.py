@@ -1,0 +1,129 @@
+"""Every file of a run by its name, and the lock that lets one training at a time into the folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+
+from lookaround_ddp.checkpoint.checkpoints import State
+from lookaround_ddp.checkpoint.model_file import read_network
+from lookaround_ddp.config import Config, load_config
+from lookaround_ddp.distributed import World
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.files import write_atomically
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process gets in here, on this host or another that shares the folder.
+
+    The operating system ends the lock with the process, however that ends; a process's children do not hold it.
+    On a file system without locks there is none.
+
+    Raises:
+        UserError: another process trains here (its number and host).
+    """
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                raise UserError(
+                    f"{folder} is in use by {file.read().strip() or 'another process'}: wait for it or end it, "
+                    "or give another `out`"
+                ) from None
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                raise
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config that a run folder was trained with; `overrides` may say, say, where its data is now."""
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is not a run folder: there is no config.yaml in it")
+    config = load_config(run / "config.yaml", overrides)
+    return config.model_copy(update={"out": str(run)})  # as a value: `out=2024` would be read as a number
+
+
+MODEL, TRAJECTORY, RESULT = "model.safetensors", "trajectory.safetensors", "result.json"
+
+
+def member_files(config: Config) -> list[Path]:
+    """The files of the models whose mean prediction is the run's, in order; empty if it is one model's."""
+    folder = Path(config.out)
+    if config.snapshots:
+        return [folder / "snapshots" / f"{cycle + 1}.safetensors" for cycle in range(config.schedule.cycles)]
+    if config.average.k == "never":
+        return [folder / "members" / f"{number}.safetensors" for number in range(len(config.replicas))]
+    return []
+
+
+def members_differ(config: Config) -> bool:
+    """Whether members are something else than the replicas, or the mean models, as they were trained."""
+    return config.snapshots or config.trajectory.name != "none" or config.evaluate.recalibrate
+
+
+def members(config: Config, device: torch.device) -> Iterator[nn.Module]:
+    """The models of these files, one after the other, on the device.
+
+    Raises:
+        UserError: a file is not there, or damaged.
+    """
+    for path in member_files(config):
+        yield read_network(path, config.model)[0].to(device)
+
+
+PREEMPTED = "PREEMPTED"  # the file in a run folder that says so
+
+
+@contextmanager
+def run_folder(config: Config, world: World) -> Iterator[None]:
+    """Makes the run folder; inside, no other training gets into it. Collective.
+
+    Raises:
+        UserError: it cannot be made, or another training is in it.
+    """
+    with ExitStack() as held:
+        with world.together():
+            if world.main:
+                Path(config.out).mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(Path(config.out)))
+        yield
+
+
+def read_result(config: Config) -> State | None:
+    """What result.json of the run folder holds; None if there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = Path(config.out) / RESULT
+    try:
+        result = json.loads(path.read_text()) if path.is_file() else None
+        if result is not None and not isinstance(result, dict):
+            raise ValueError("it is no result")
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, and the same command writes it anew") from None
+    return result
+
+
+def write_config(config: Config, world: World) -> None:
+    """The resolved config into the run folder."""
+    with world.together():
+        if world.main:
+            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            write_atomically(Path(config.out) / "config.yaml", text.encode())

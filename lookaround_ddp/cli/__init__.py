@@ -1,0 +1,3 @@
+from lookaround_ddp.cli.commands import main
+
+__all__ = ["main"]

@@ -1,0 +1,39 @@
+"""A command's arguments: files and run folders, and values of configs, in any order."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lookaround_ddp.checkpoint import run_config
+from lookaround_ddp.config import Config, changed_keys
+from lookaround_ddp.errors import UserError
+
+
+def paths(arguments: Sequence[str]) -> list[Path]:
+    """Of a command's arguments, those that are files or folders, whose names may have a = in them, not values."""
+    exists = os.path.exists  # Path.exists raises where a value is too long for a file's name
+    return [Path(argument) for argument in arguments if "=" not in argument or exists(argument)]
+
+
+def values(arguments: Sequence[str]) -> list[str]:
+    return [argument for argument in arguments if Path(argument) not in paths(arguments)]
+
+
+def runs_named(arguments: Sequence[str]) -> tuple[list[Path], list[Config]]:
+    """The named run folders and their configs, with the values that replace some."""
+    runs = paths(arguments)
+    if not runs:
+        raise UserError("name at least one run's folder")
+    return runs, [named_config(run, values(arguments)) for run in runs]
+
+
+def named_config(run: Path, values: Sequence[str]) -> Config:
+    """A run's config with these values instead of its own, and a warning where it was trained with others."""
+    config = run_config(run, values)
+    changes = list(changed_keys(run_config(run).identity(), config.identity()))
+    if changes and os.environ.get("RANK", "0") == "0":
+        print(f"warning: {run} was trained with other values: {'; '.join(changes)}", file=sys.stderr)
+    return config

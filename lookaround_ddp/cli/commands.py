@@ -1,0 +1,199 @@
+"""The command line: `python -m lookaround_ddp train | evaluate | ensemble | soup | report | analyze | bench`."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lookaround_ddp.checkpoint import run_folder
+from lookaround_ddp.cli.arguments import named_config, paths, runs_named, values
+from lookaround_ddp.cli.parser import parse
+from lookaround_ddp.config import load_config
+from lookaround_ddp.distributed import LostRanks, Stop, adopt_step, join
+from lookaround_ddp.distributed import processes as share
+from lookaround_ddp.errors import Preempted, UserError, explained, shortened
+from lookaround_ddp.evaluation import cook, evaluate_ensemble, evaluate_run, score_text
+from lookaround_ddp.report import draw_curves, grouped, paper_table, read_run, results_table, show
+from lookaround_ddp.training import fit, rehearse
+
+MISTAKE, STOPPED, INTERRUPTED = 2, 1, 130
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of writing to what has no name, such as standard output
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command; a user's mistake is one line from one rank, and exit status 2."""
+    adopt_step()
+    try:
+        options = parse(arguments)
+        COMMANDS[options.command](options)
+    except UserError as error:
+        _say_once(f"error: {error}")
+        sys.exit(MISTAKE)
+    except FloatingPointError as error:
+        _say_once(f"stopped: {error}")
+        sys.exit(STOPPED)
+    except LostRanks as error:
+        if os.environ.get("RANK", "0") == str(error.speaker):
+            print(f"stopped: {error}. Start the same command again", file=sys.stderr, flush=True)
+        sys.exit(STOPPED)
+    except BrokenPipeError:  # of `| head`; Python would complain once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.filename is None and error.errno not in FULL:  # no matter of files
+            raise
+        _say_once(f"error: {explained(error)}")
+        sys.exit(MISTAKE)
+    except Preempted as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(error, file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED if error.number == signal.SIGINT else 0)
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":  # a terminal's Ctrl-C reaches every rank
+            print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
+
+
+def train(options: argparse.Namespace) -> None:
+    named = paths(options.arguments)
+    if len(named) > 1:
+        raise UserError(f"one config at a time: {named[0]} or {named[1]}? Values are written key.path=value")
+    config = load_config(named[0] if named else None, values(options.arguments))
+    with Stop(config.checkpoint.grace_seconds) as stop, join(config) as world, run_folder(config, world):
+        fit(config, world, stop)
+        if world.main:
+            run = read_run(Path(config.out))
+            draw_curves(grouped([run]), Path(config.out) / "curves.png")
+            show(results_table(grouped([run])))
+
+
+def processes(options: argparse.Namespace) -> None:
+    named = paths(options.arguments)
+    config = load_config(named[0] if named else None, values(options.arguments))
+    replicas = len(config.replicas)
+    cores = min(len(os.sched_getaffinity(0)), -(-replicas // options.nodes))  # a CPU is no faster with shards
+    devices = torch.cuda.device_count() or cores
+    chosen = share(replicas, devices, options.nodes)
+    if os.environ.get("NODE_RANK", "0") == "0" or not config.data.download:  # one node at a time downloads
+        alone = options.nodes == 1 and "SLURM_ARRAY_TASK_ID" not in os.environ  # whose `out` is to be another one
+        rehearse(config, chosen * options.nodes, alone=alone)
+    print(chosen, config.out)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    config = named_config(options.run, options.overrides)
+    with join(config) as world:
+        scores = evaluate_run(options.run, config, world)
+        if world.main:
+            _print_scores(scores)
+
+
+def ensemble(options: argparse.Namespace) -> None:
+    runs, configs = runs_named(options.arguments)
+    with join(configs[0]) as world:
+        members, scores = evaluate_ensemble(runs, configs, world)
+        if world.main:
+            _print_scores({"members": members, "ensemble": scores})
+
+
+def soup(options: argparse.Namespace) -> None:
+    runs, configs = runs_named(options.arguments)
+    with join(configs[0]) as world:
+        made = cook(runs, configs, options.recipe, world, update_bn=options.update_bn, out=options.out)
+        if world.main:
+            for name, score in made.ingredients.items():
+                print(f"{name}: {score_text(score)} ({made.split}){'' if name in made.chosen else ', left out'}")
+            for (one, other), height in made.barriers.items():
+                print(f"loss barrier between {one} and {other}: {height:.4f}")
+            print(f"soup of {len(made.chosen)}: {score_text(made.test)} (test)")
+
+
+def report(options: argparse.Namespace) -> None:
+    folders = {run.resolve(): run for run in options.runs}  # a run counts once, however often it is named
+    groups = grouped([read_run(run) for run in folders.values()])
+    if not groups and (options.table is None or options.curves is not None):
+        raise UserError("name at least one run's folder")
+    if options.curves is not None:
+        draw_curves(groups, options.curves)
+    if options.table is None:
+        show(results_table(groups, options.brief))
+        return
+    table, others = paper_table(options.table, groups)
+    show(table)
+    print(*others, sep="\n", end="\n" if others else "")
+
+
+def analyze(options: argparse.Namespace) -> None:
+    from lookaround_ddp.analysis.command import NUMBERS, RUNS
+
+    try:
+        if options.analysis in RUNS:
+            runs, configs = runs_named(options.arguments)
+            with join(configs[0]) as world:
+                RUNS[options.analysis](options, runs, configs, world)
+        elif os.environ.get("RANK", "0") == "0":
+            NUMBERS[options.analysis](options)
+    except KeyboardInterrupt:
+        kept = ": the same command goes on with the points that are done" if options.analysis == "plane" else ""
+        if os.environ.get("RANK", "0") == "0":  # a terminal's Ctrl-C reaches every rank
+            print(f"interrupted{kept}", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
+
+
+def bench(options: argparse.Namespace) -> None:
+    from lookaround_ddp.bench import average, ranks, rounds, training
+    from lookaround_ddp.bench import data as pipelines
+    from lookaround_ddp.bench import figures as machine
+
+    machine.check_writable(options.json)
+    figures = {}
+    try:
+        parts = {"average": average, "round": rounds, "data": pipelines, "train": training}
+        for name, part in parts.items():
+            if options.what in (name, "all"):
+                figures[name] = part.report(options)
+                if options.json is not None and ranks.speaks():
+                    machine.write_figures(options.json, figures)
+    except KeyboardInterrupt:
+        _say_once("interrupted: every process that was started has ended")
+        sys.exit(INTERRUPTED)
+
+
+COMMANDS = {
+    command.__name__: command for command in (train, processes, evaluate, ensemble, soup, report, analyze, bench)
+}
+
+
+def _print_scores(scores: Mapping[str, Any]) -> None:
+    for name, score in scores.items():
+        if name.startswith("ensemble"):
+            for kind, each in score.items():
+                print(f"{name} (mean of {kind}) {score_text(each)}")
+        elif isinstance(score, list):
+            for number, each in enumerate(score):
+                print(f"{name.removesuffix('s')} {number} {score_text(each)}")
+        else:
+            print(f"{name} {score_text(score)}")
+
+
+def _say_once(text: str) -> None:
+    """Rank 0 speaks; another rank speaks only if it is still alive when rank 0 should have ended the job.
+
+    One line, whatever names and values are in it.
+    """
+    text = shortened(" ".join(text.splitlines()), 2000)
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(3)
+        text = f"rank {rank}: {text}"
+    print(text, file=sys.stderr, flush=True)

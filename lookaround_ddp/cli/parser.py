@@ -1,0 +1,107 @@
+"""The words of the command line: commands, their options, and what these say of themselves."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from lookaround_ddp.analysis.arguments import add_analyses
+from lookaround_ddp.errors import UserError
+
+DESCRIPTION = "Trains networks with Lookaround, or with what it is compared with, and looks at what came of it."
+
+
+TRAIN_HELP = "a YAML file (without one: handwritten digits), and values that replace the file's"
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Of a command: its name as `command`, and what was said to it.
+
+    Options may stand between values, too, which argparse does not know of commands.
+
+    Raises:
+        UserError: a command, an option or a value that it does not know.
+    """
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    named = next((name for name in ("arguments", "overrides", "runs") if hasattr(options, name)), None)
+    if rest and (named is None or any(each.startswith("-") for each in rest)):
+        raise UserError(f"unrecognized arguments: {' '.join(rest)}: see {parser.prog} {options.command} --help")
+    if rest and named is not None:
+        kind = Path if named == "runs" else str
+        setattr(options, named, [*getattr(options, named), *map(kind, rest)])
+    return options
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its mistakes are told as all others are. (The commands' parsers are of this class too.)"""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}: see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m lookaround_ddp", description=DESCRIPTION)
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
+
+    command = commands.add_parser("train", help="train, or go on with, the run that a config describes")
+    command.add_argument("arguments", nargs="*", metavar="[CONFIG] [key.path=value ...]", help=TRAIN_HELP)
+
+    command = commands.add_parser("processes", help="for launchers: processes for this node, run folder")
+    command.add_argument("arguments", nargs="*", metavar="[CONFIG] [key.path=value ...]", help=TRAIN_HELP)
+    command.add_argument("--nodes", type=int, default=1)
+
+    command = commands.add_parser("evaluate", help="measure a finished run's scores again")
+    command.add_argument("run", type=Path)
+    command.add_argument("overrides", nargs="*", metavar="key.path=value")
+
+    command = commands.add_parser("ensemble", help="score the mean prediction of finished runs' models")
+    command.add_argument("arguments", nargs="+", metavar="RUN ... [key.path=value ...]")
+
+    command = commands.add_parser("soup", help="average the weights of finished runs that started from one point")
+    command.add_argument("arguments", nargs="+", metavar="RUN ... [key.path=value ...]")
+    command.add_argument("--recipe", default="greedy", metavar="uniform|top:N|greedy", help="by default greedy")
+    command.add_argument("--update-bn", action="store_true", help="measure batch-norm's statistics of mixtures anew")
+    command.add_argument("--out", type=Path, metavar="DIR", help="save the soup, as a run's folder")
+
+    command = commands.add_parser("report", help="a table of runs' scores; runs that differ in seeds are one row")
+    command.add_argument("runs", nargs="*", type=Path, metavar="RUN")
+    what = command.add_mutually_exclusive_group()
+    what.add_argument("--brief", action="store_true", help="of each run only what its method is judged by")
+    what.add_argument("--table", metavar="NAME", help="a table of the paper, by name or number, beside these runs")
+    command.add_argument("--curves", type=Path, metavar="PNG", help="also draw their curves into this file")
+
+    command = commands.add_parser("analyze", help="what the paper derives and what its figures show, computed")
+    add_analyses(command.add_subparsers(required=True, metavar="ANALYSIS"))
+
+    command = commands.add_parser("bench", help="measure the average step, augmentations and the trainer here")
+    choices = ("all", "average", "round", "data", "train")
+    command.add_argument("what", nargs="?", choices=choices, default="all")
+    command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures into this file")
+    group = command.add_argument_group("average and round", "on ranks of their own, or on those of torchrun")
+    group.add_argument("--ranks", type=int, default=3, help="processes that average")
+    group.add_argument("--repeats", type=int, default=15)
+    group = command.add_argument_group("average")
+    group.add_argument("--model", default="timm:resnet50", help="whose parameters to average (1,000 classes)")
+    group.add_argument("--step-ms", type=float, metavar="MS", help="of your training step: adds the cost of a round")
+    group.add_argument("--epoch-steps", type=int, default=391, metavar="N", help="steps in an epoch (391: CIFAR)")
+    group = command.add_argument_group("round")
+    group.add_argument("--round-model", default="resnet18", metavar="MODEL")
+    group.add_argument("--size", type=int, default=32, help="of its images, in pixels")
+    group.add_argument("--round-batch-size", type=int, default=16, metavar="N")
+    wait = "a step waits so long, a third of it in the forward pass, as a GPU's host does, and computes nothing"
+    group.add_argument("--wait-ms", type=float, metavar="MS", help=wait)
+    group.add_argument("--k", type=int, default=5, help="steps in a round")
+    group = command.add_argument_group("train, and data")
+    group.add_argument("--train-model", default="resnet8", metavar="MODEL")
+    group.add_argument("--data", default="digits", help="digits (the default) need no files")
+    group.add_argument("--root", default="data", metavar="DIR", help="where other data is")
+    group.add_argument("--batch-size", type=int, default=128)
+    group.add_argument("--workers", type=int, default=0, help="loader processes of each rank")
+    group.add_argument("--channels-last", action="store_true")
+    group.add_argument("--iterations", type=int, default=56, help="of each replica in each run, in whole epochs")
+    group.add_argument("--rounds", type=int, default=3, help="runs of each competitor")
+    group.add_argument("--consumer", default="timm:resnet18", metavar="MODEL", help="trained at 224 px, for JPEG files")
+    return parser

@@ -1,0 +1,27 @@
+"""The sections of a config, and reading it from YAML and `key.path=value`."""
+
+from lookaround_ddp.config.load import load_config
+from lookaround_ddp.config.schema import (
+    Augmentation,
+    AugmentConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrajectoryConfig,
+    changed_keys,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "Augmentation",
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "TrajectoryConfig",
+    "changed_keys",
+    "load_config",
+]

@@ -1,0 +1,257 @@
+"""What a run is made of: the sections of a frozen `Config`, with their defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+
+Item = TypeVar("Item")
+
+
+ListOf = Annotated[tuple[Item, ...], Field(strict=False)]  # a YAML list, frozen
+
+
+Augmentation = str | dict[str, dict[str, Any]]  # hflip, "crop+hflip", my.module.Class, or {rotation: {degrees: 30}}
+
+
+class ModelConfig(Section):
+    name: str = "resnet8"
+    """resnet8 | 14 | 20 (small images), resnet18 | 34 | 50 | 101 | 152, resnext50, vgg19 (CIFAR size), or timm:NAME."""
+    pretrained: bool | str = False
+    """True for timm's weights, or the path of a state dict; a head of another size is made anew."""
+    width: int = Field(16, ge=1)
+    """Channels of the first stage of resnet8, 14 and 20."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Probability of dropping a feature before the head; by default the network's own: 0.5 in vgg19, else 0."""
+    seed: int | None = Field(None, ge=0)
+    """Draws the initial weights; by default the run's. Runs that share it can be averaged afterwards (a soup)."""
+    options: dict[str, Any] = {}
+    """Further arguments of timm.create_model."""
+
+
+class DataConfig(Section):
+    name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "stanford_cars", "imagefolder"] = "digits"
+    root: str = "data"
+    download: bool = False
+    batch_size: int = Field(128, ge=1)
+    """Images in an update of one replica, whatever the number of ranks."""
+    workers: int = Field(0, ge=0)
+    """Loader processes of each rank."""
+    pipeline: Literal["workers", "device", "auto"] = "workers"
+    """Who augments: loader processes, image by image; or the device that trains, whole batches of images in memory.
+    auto: the device, if it can. The draws differ, and with them the weights."""
+    on_corrupt: Literal["error", "skip"] = "error"
+    """What a file that is no image does: it ends the run; or the next image stands for it in training, scores leave it
+    out, and such files are counted, on the console and in result.json."""
+    batches: Literal["shared", "independent"] = "shared"
+    """shared: the replicas see the same minibatches (Algorithm 1); independent: each has its own shuffle."""
+    drop_last: bool = False
+    """Leave out the last, smaller batch of an epoch."""
+    size: int | None = Field(None, ge=1, le=2**14)
+    """Side of the square images that the network sees; by default the dataset's own (photographs: 224)."""
+    train_images: int | None = Field(None, ge=1)
+    """Train on so many images, drawn with the seed; by default all."""
+    validation: int = Field(0, ge=0)
+    """Hold out so many training images, drawn with the seed, to select the best epoch by."""
+    split_seed: int | None = Field(None, ge=0)
+    """Draws train_images and the held-out ones; by default the run's seed. Soups select by what no run trained on."""
+    mean: ListOf[float] | None = None
+    std: ListOf[float] | None = None
+    """Per channel, in [0, 1] pixel values; by default the dataset's own (photographs: ImageNet's)."""
+
+
+class AugmentConfig(Section):
+    before: ListOf[Augmentation] = ()
+    after: ListOf[Augmentation] = ()
+    """Around each replica's own augmentation."""
+
+
+class SamConfig(Section):
+    rho: float = Field(0.05, gt=0)
+    """Radius of the neighbourhood; 0.5 is usual for the adaptive form."""
+    adaptive: bool = False
+    """ASAM: the neighbourhood of a weight is proportional to its size."""
+    eta: float = Field(0.01, ge=0)
+    """ASAM's least size of a weight."""
+    perturbation: Literal["local", "synchronized"] = "local"
+    """Where several ranks train one replica: each climbs on its own images (m-sharpness), or all on the batch's."""
+
+
+class LookaheadConfig(Section):
+    k: int = Field(5, ge=1)
+    """Updates of the fast weights between two of the slow ones."""
+    alpha: float = Field(0.5, gt=0, le=1)
+    momentum: Literal["keep", "reset", "pullback"] = "keep"
+    """What becomes of the optimizer's momentum when the fast weights go back to the slow ones."""
+
+
+class OptimizerConfig(Section):
+    name: str = "sgd"
+    """Any name of timm's factory; sgd is without Nesterov's momentum unless `nesterov` is set."""
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    nesterov: bool = False
+    no_decay: Literal["none", "norm_bias"] = "none"
+    """norm_bias: no weight decay on biases and one-dimensional parameters."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Clip the gradient's L2 norm to this."""
+    sam: SamConfig | None = None
+    """Sharpness-aware minimization; {} for its defaults."""
+    lookahead: LookaheadConfig | None = None
+    """Slow and fast weights; {} for its defaults."""
+    options: dict[str, Any] = {}
+    """Further arguments of the optimizer, such as betas."""
+
+
+class ScheduleConfig(Section):
+    name: Literal["constant", "multistep", "cosine"] = "cosine"
+    warmup_epochs: float = Field(0, ge=0)
+    """Linear, per iteration."""
+    per: Literal["epoch", "iteration"] = "iteration"
+    """How often the cosine moves."""
+    milestones: ListOf[float] = ()
+    """Epochs at which the learning rate is multiplied by gamma."""
+    gamma: float = Field(0.2, gt=0)
+    min_lr: float = Field(0.0, ge=0)
+    cycles: int = Field(1, ge=1)
+    """Cosine restarts: the run is divided into so many."""
+
+
+class AverageConfig(Section):
+    k: int | str = 5
+    """Iterations in a round; or epoch, "10 epochs", never."""
+    start: float = Field(0, ge=0)
+    """Epochs before the first round."""
+    before_start: Literal["replicas", "single", "single_in_turn"] = "replicas"
+    """What trains before it: the replicas, each for itself; or one network, from which all replicas then start
+    (DART): on every augmentation in an iteration (single), or on one after the other (single_in_turn)."""
+    optimizer_state: Literal["local", "average", "reset"] = "local"
+    exact: bool = True
+    hide: bool = True
+    """Average behind the next forward pass, where that is possible (not with `compile`); the bits are the same."""
+    delay: int = Field(0, ge=0)
+    """Another algorithm, for slow networks: the mean arrives so many iterations later, as a correction of weights that
+    have trained on; less than k."""
+    buffers: ListOf[str] = ()
+    """Names of buffers to average beside the norm layers' running statistics."""
+    norm_momentum: Literal["compensated", "own"] = "compensated"
+    """compensated: batch-norm's momentum m becomes 1 - (1 - m)^d, as if the d replicas shared the statistics."""
+
+    def period(self, per_epoch: int) -> int | None:
+        """Iterations in a round; None: it never ends."""
+        if isinstance(self.k, int) or self.k == "never":
+            return None if isinstance(self.k, str) else self.k
+        return per_epoch * int(self.k.removesuffix("s").removesuffix("epoch").strip() or 1)
+
+
+class TrajectoryConfig(Section):
+    name: Literal["none", "swa", "swad", "ema"] = "none"
+    """An average along time beside the replicas' mean, of the mean after average steps, and saved beside it."""
+    start: float = Field(0, ge=0)
+    """Epochs before it begins."""
+    every: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = None
+    """Iterations between two snapshots (swa, by default an epoch; ema, 1), or two validations (swad, an epoch)."""
+    swa_lr: float | None = Field(None, gt=0)
+    """swa: the learning rate once it has begun; by default the schedule's."""
+    anneal_epochs: float = Field(10, ge=0)
+    """swa: how long the learning rate takes from the schedule's to swa_lr."""
+    anneal: Literal["cos", "linear"] = "cos"
+    decay: float = Field(0.999, gt=0, lt=1)
+    """ema: the weight of the past."""
+    n_converge: int = Field(3, ge=1)
+    """swad: the average begins with the lowest of so many validation losses in a row, if that is the first."""
+    n_tolerance: int = Field(6, ge=1)
+    """swad: it ends before so many losses in a row above the threshold."""
+    ratio: float = Field(0.3, ge=0)
+    """swad: the threshold is 1 + ratio times the mean loss of the window in which it begins."""
+
+    def period(self, per_epoch: int) -> int:
+        """Iterations between two snapshots or validations."""
+        if self.every is None:
+            return 1 if self.name == "ema" else per_epoch
+        return per_epoch if self.every == "epoch" else self.every
+
+
+class EvaluateConfig(Section):
+    every: float = Field(1, gt=0)
+    """Epochs between evaluations; may be a fraction."""
+    replicas: bool = False
+    """Evaluate each replica too, as it is just before the average step."""
+    recalibrate: bool = False
+    """Measure batch-norm's statistics over the training data before each evaluation and in what is saved. Averages
+    along time and soups are measured anew in any case."""
+    recalibrate_iterations: int | None = Field(50, ge=1)
+    """Iterations of an epoch to measure them over, on every augmentation; null: the whole epoch."""
+    batch_size: int = Field(256, ge=1)
+
+
+class CheckpointConfig(Section):
+    every: float = Field(1, gt=0)
+    """Epochs between checkpoints; may be a fraction."""
+    keep: int = Field(2, ge=1)
+    grace_seconds: float = Field(20, gt=0)
+    """How long a process has from SIGTERM, SIGUSR1 or Ctrl-C to its end: the ranks save and leave within it."""
+
+
+class RecordConfig(Section):
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    project: str = "lookaround_ddp"
+    every: int = Field(50, ge=1)
+    """Iterations between two lines of the record."""
+
+
+class Config(Section):
+    out: str = "runs/digits-resnet8-lookaround"
+    seed: int = Field(0, ge=0)
+    epochs: int = Field(20, ge=1)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = True
+    """On a GPU, only kernels that give the same bits each time; false: the fastest, found by trying (cudnn.benchmark),
+    and a run is no longer the same bit for bit."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    timeout: float = Field(600, gt=0)
+    """Seconds that ranks wait for each other before the job fails."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    replicas: ListOf[ListOf[Augmentation]] = (("crop",), ("rotation",), ("perspective",))
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    average: AverageConfig = AverageConfig()
+    trajectory: TrajectoryConfig = TrajectoryConfig()
+    snapshots: bool = False
+    """Keep the model at the end of each of the schedule's cycles, and score them together (snapshot ensemble)."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    record: RecordConfig = RecordConfig()
+
+    def identity(self) -> dict[str, Any]:
+        """The values that decide the trained weights: not where files are, who loads, which kernels compute, or what
+        is shown.
+        """
+        others = {"out", "timeout", "deterministic", "evaluate", "checkpoint", "record"}
+        values = self.model_dump(mode="json", exclude=others)
+        for key in ("root", "download", "workers"):
+            del values["data"][key]
+        del values["average"]["hide"]
+        return values
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """'key.path: old -> new' for every value in which two dumped configs differ."""
+    for key in sorted({*old, *new}):
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            yield from changed_keys(was, now, f"{prefix}{key}.")
+        elif was != now:
+            yield f"{prefix}{key}: {was} -> {now}"

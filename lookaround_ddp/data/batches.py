@@ -1,0 +1,198 @@
+"""Which images an iteration uses, and the batches made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import data
+
+from lookaround_ddp import seeds
+from lookaround_ddp.data.images import Images, Substitutes, UnreadableImage
+from lookaround_ddp.data.transforms import Pipeline
+from lookaround_ddp.errors import UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images an iteration uses.
+
+    Args:
+        images: size of the training set.
+        batch_size: images of an update of one replica.
+        shared: all replicas use the same minibatch; otherwise each has its own order.
+    """
+
+    images: int
+    batch_size: int
+    seed: int
+    shared: bool
+    drop_last: bool = False
+
+    @property
+    def iterations(self) -> int:
+        """Iterations in an epoch; the last one's batch may be smaller."""
+        full, rest = divmod(self.images, self.batch_size)
+        return full if self.drop_last or rest == 0 else full + 1
+
+    def check(self, shards: int) -> None:
+        """Raises UserError if some batch has fewer than two images for each rank of a replica.
+
+        Batch-norm cannot train on a single image, and ranks must never run out of images.
+        """
+        rest = 0 if self.drop_last else self.images % self.batch_size
+        smallest = rest if rest and self.iterations > 1 else min(self.batch_size, self.images)
+        if self.iterations == 0:
+            raise UserError(f"data.batch_size is {self.batch_size}, more than the {self.images} training images")
+        if smallest < 2 * shards:
+            raise UserError(
+                f"an epoch's smallest batch has {smallest} of {self.images} images, fewer than 2 for each of a "
+                f"replica's {shards} ranks: change data.batch_size ({self.batch_size}) or set data.drop_last=true"
+            )
+
+    def indices(self, iteration: int, replica: int) -> Tensor:
+        """The images of a replica's minibatch, int64; every epoch visits each image once."""
+        epoch, number = divmod(iteration, self.iterations)
+        order = _order(self.images, self.seed, epoch, 0 if self.shared else replica + 1)
+        return order[number * self.batch_size : (number + 1) * self.batch_size]
+
+
+@lru_cache(maxsize=16)
+def _order(images: int, seed: int, epoch: int, replica: int) -> Tensor:
+    return seeds.permutation(images, seed, seeds.ORDER, epoch, replica)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images of one update: uint8 (n, C, H, W), and their labels, int64 (n,).
+
+    share is n * D / N, for n of the minibatch's N images on this one of the replica's D ranks: with the
+    loss weighted by it, the mean of the ranks' gradients is the minibatch's gradient. unreadable are the images of
+    the split that should have been in it and are not: the index of each, and why it cannot be read.
+    """
+
+    images: Tensor
+    labels: Tensor
+    share: float
+    unreadable: tuple[tuple[int, str], ...] = ()
+
+    def pin_memory(self) -> Batch:
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+
+
+@dataclass(frozen=True)
+class Single:
+    """The first iterations of a run in which replica 0 trains alone, on every replica's augmentations."""
+
+    until: int
+    """Iterations of this phase; 0: there is none."""
+    pipelines: Sequence[Pipeline] = ()
+    in_turn: bool = False
+    """One augmentation in an iteration, the next in the next; otherwise all of them in each."""
+
+    def pipelines_at(self, iteration: int) -> list[tuple[int, Pipeline]]:
+        numbered = list(enumerate(self.pipelines))
+        return [numbered[iteration % len(numbered)]] if self.in_turn else numbered
+
+
+NO_SINGLE = Single(until=0)
+
+
+class Iterations(data.Dataset[list[list[Batch]]]):
+    """iteration -> for each hosted replica, for each of its augmentations, a batch.
+
+    Args:
+        skip: an image that cannot be read is replaced by the next one and its label. It is augmented by the draws
+            that the missing one would have had, so that it does not come twice in an epoch as the same picture.
+    """
+
+    here = False
+    """Whether the process that asks for an iteration makes its batches, not workers."""
+
+    def __init__(
+        self,
+        split: Images,
+        plan: Plan,
+        pipelines: Mapping[int, Sequence[Pipeline]],
+        shard: int = 0,
+        shards: int = 1,
+        single: Single = NO_SINGLE,
+        skip: bool = False,
+    ) -> None:
+        self.split, self.plan, self.pipelines = split, plan, pipelines
+        self.substitutes = Substitutes(split) if skip else None
+        self.shard, self.shards, self.single = shard, shards, single
+        self.labels = torch.tensor(split.labels)
+
+    def pipelines_at(self, iteration: int, replica: int) -> list[tuple[int, Pipeline]]:
+        """A replica's augmentations of an iteration, each with its number."""
+        if iteration < self.single.until:
+            return self.single.pipelines_at(iteration) if replica == 0 else []
+        return list(enumerate(self.pipelines[replica]))
+
+    def __getitem__(self, iteration: int) -> list[list[Batch]]:
+        epoch = iteration // self.plan.iterations
+        result = []
+        for replica in self.pipelines:
+            whole = self.plan.indices(iteration, replica)
+            indices = whole.tensor_split(self.shards)[self.shard]
+            share = len(indices) * self.shards / len(whole)
+            result.append(
+                [
+                    self._batch(indices, pipeline, (epoch, replica, number), share)
+                    for number, pipeline in self.pipelines_at(iteration, replica)
+                ]
+            )
+        return result
+
+    def _batch(self, indices: Tensor, pipeline: Pipeline, key: tuple[int, int, int], share: float) -> Batch:
+        images, used, unreadable = [], [], []
+        for index in indices.tolist():
+            seeds.seed_cpu(self.plan.seed, seeds.AUGMENT, *key, index)
+            if pipeline.custom:
+                seeds.seed_python(self.plan.seed, seeds.AUGMENT, *key, index)
+            if self.substitutes is None:
+                image = self.split.image(index)
+            else:
+                place, image = self.substitutes.image(index)
+                used.append(place)
+                if place != index:
+                    unreadable.append((index, self.substitutes.reasons[index]))
+            images.append(pipeline.transform(image))
+        labels = self.labels[used] if unreadable else self.labels[indices]
+        return Batch(torch.stack(images), labels, share, tuple(unreadable))
+
+
+class EvaluationBatches(data.Dataset[Batch]):
+    """Batch number -> consecutive images: the same batches on any number of ranks, every image in one.
+
+    Args:
+        skip: images that cannot be read are left out; a batch may then be empty.
+    """
+
+    def __init__(self, split: Images, transform: Callable[[Any], Tensor], batch_size: int, skip: bool = False) -> None:
+        self.split, self.transform, self.batch_size, self.skip = split, transform, batch_size, skip
+        self.labels = torch.tensor(split.labels)
+
+    def __len__(self) -> int:
+        return -(-len(self.split) // self.batch_size)
+
+    def indices(self, number: int) -> range:
+        """The images of the split that are in a batch if all can be read."""
+        return range(number * self.batch_size, min((number + 1) * self.batch_size, len(self.split)))
+
+    def __getitem__(self, number: int) -> Batch:
+        images, unreadable = [], {}
+        for index in self.indices(number):
+            try:
+                images.append(self.transform(self.split.image(index)))
+            except UnreadableImage as error:
+                if not self.skip:
+                    raise
+                unreadable[index] = error.reason
+        read = [index for index in self.indices(number) if index not in unreadable]
+        return Batch(torch.stack(images) if images else torch.empty(0), self.labels[read], 1.0, (*unreadable.items(),))

@@ -1,0 +1,124 @@
+"""Batches of images that are in memory, made on the device that trains on them, by whoever trains.
+
+What each image undergoes is drawn for it alone: a function of (seed, epoch, replica, augmentation, image), as in
+the workers' pipeline, and of nothing else. The draws are not the workers', so that the weights are not, either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lookaround_ddp import seeds
+from lookaround_ddp.config import Config
+from lookaround_ddp.data.batches import Batch, Iterations
+from lookaround_ddp.data.datasets import Dataset
+from lookaround_ddp.data.device.transforms import INSTEAD, make_steps
+from lookaround_ddp.data.draws import Draws
+from lookaround_ddp.data.images import Arrays, Images, Subset
+from lookaround_ddp.data.transforms import Pipeline, train_pipelines
+from lookaround_ddp.errors import UserError
+
+
+def resolved(config: Config, dataset: Dataset) -> Config:
+    """The config with data.pipeline workers or device: auto is device wherever that can do all that is asked.
+
+    It is a function of the config and the dataset alone: the same on all ranks, and whenever the run goes on. It is
+    device on a CPU, too, where one core makes 2 to 11 times the images that a worker does (`bench data`).
+
+    Raises:
+        UserError: it is device, and the images or an augmentation cannot be there.
+    """
+    if config.data.pipeline == "workers":
+        return config
+    own = [each for entries in config.replicas for each in entries]
+    pipelines = train_pipelines(config.augment, own, dataset, config.label_smoothing)
+    try:
+        _whole(dataset.train)
+        for pipeline in pipelines:
+            batched(pipeline)
+    except UserError:
+        if config.data.pipeline == "device":
+            raise
+        return _with(config, "workers")
+    return _with(config, "device")
+
+
+def batched(pipeline: Pipeline) -> Pipeline:
+    """The same pipeline, able to augment a batch on a device.
+
+    Raises:
+        UserError: naming what cannot be done there.
+    """
+    steps = make_steps(pipeline.named)
+
+    def augment(images: Tensor, draws: Draws) -> Tensor:
+        for step in steps:
+            images = step(images, draws)
+        return images
+
+    return replace(pipeline, batched=augment)
+
+
+def pixels(split: Images, device: torch.device) -> Tensor:
+    """All images of a split: uint8 (N, C, H, W), on the device.
+
+    Raises:
+        UserError: they are in files.
+    """
+    values = _whole(split).pixels
+    if isinstance(split, Subset):
+        values = values[np.asarray(split.indices)]
+    images = torch.from_numpy(np.ascontiguousarray(values))
+    images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
+    return images.contiguous().to(device)
+
+
+class DeviceIterations(Iterations):
+    """Iterations whose batches are made on the device.
+
+    Args:
+        stored: the split's images, uint8 (N, C, H, W), on the device.
+    """
+
+    here = True
+
+    def __init__(self, stored: Tensor, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.stored = stored
+
+    def _batch(self, indices: Tensor, pipeline: Pipeline, key: tuple[int, int, int], share: float) -> Batch:
+        assert pipeline.batched is not None
+        with one_thread() if self.stored.device.type == "cpu" else nullcontext():
+            images = self.stored.index_select(0, indices.to(self.stored.device, non_blocking=True))
+            draws = Draws((self.plan.seed, seeds.AUGMENT, *key), indices)
+            images = pipeline.batched(images, draws)
+        return Batch(images, self.labels[indices], share)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Of many small operations, two threads made at most 1.4 times as many images; a tenth, on cores that are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _whole(split: Images) -> Arrays:
+    whole = split.whole if isinstance(split, Subset) else split
+    if not isinstance(whole, Arrays):
+        raise UserError(f"data.pipeline=device is for images in memory, and these are in files: {INSTEAD}")
+    return whole
+
+
+def _with(config: Config, pipeline: str) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update={"pipeline": pipeline})})

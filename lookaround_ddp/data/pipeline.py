@@ -1,0 +1,60 @@
+"""From a config to a dataset and to the batches of this rank's replicas."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lookaround_ddp.config import Config
+from lookaround_ddp.data.batches import NO_SINGLE, Iterations, Plan, Single
+from lookaround_ddp.data.datasets import Dataset, open_dataset
+from lookaround_ddp.data.device.batches import DeviceIterations, batched, pixels, resolved
+from lookaround_ddp.data.transforms import train_pipelines
+from lookaround_ddp.distributed import World
+
+
+def prepare(config: Config, world: World) -> Dataset:
+    """Opens the dataset; rank 0 first, since it may have to download it."""
+    world.does("opening the data")
+    with world.together():
+        if world.main:
+            dataset = open_dataset(config.data, config.seed)
+    with world.together():
+        if not world.main:
+            dataset = open_dataset(config.data, config.seed)
+    return dataset
+
+
+def make_batches(config: Config, dataset: Dataset, world: World) -> Iterations:
+    plan = Plan(
+        images=len(dataset.train),
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        shared=config.data.batches == "shared",
+        drop_last=config.data.drop_last,
+    )
+    plan.check(world.shards)
+    pipelines = {
+        number: train_pipelines(config.augment, config.replicas[number], dataset, config.label_smoothing)
+        for number in world.hosted
+    }
+    single = single_phase(config, dataset, plan.iterations)
+    if resolved(config, dataset).data.pipeline == "device":
+        own = {number: [batched(each) for each in pipelines[number]] for number in pipelines}
+        single = replace(single, pipelines=[batched(each) for each in single.pipelines])
+        stored = pixels(dataset.train, world.device)
+        return DeviceIterations(stored, dataset.train, plan, own, world.shard, world.shards, single)
+    skip = config.data.on_corrupt == "skip"
+    return Iterations(dataset.train, plan, pipelines, world.shard, world.shards, single, skip)
+
+
+def single_phase(config: Config, dataset: Dataset, per_epoch: int) -> Single:
+    """The iterations before the rounds, if one network trains in them for all replicas."""
+    if config.average.before_start == "replicas":
+        return NO_SINGLE
+    own = [each for entries in config.replicas for each in entries]
+    pipelines = train_pipelines(config.augment, own, dataset, config.label_smoothing)
+    return Single(
+        until=max(1, round(config.average.start * per_epoch)),
+        pipelines=pipelines,
+        in_turn=config.average.before_start == "single_in_turn",
+    )

@@ -1,7 +1,0 @@
-"""Imported by the process that loader workers are forked from, and nowhere else: they need not import it again."""
-
-from __future__ import annotations
-
-from lookaround_ddp.data import loader, workers  # noqa: F401  # to have them imported
-
-workers.ignore_signals()

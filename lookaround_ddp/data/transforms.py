@@ -1,0 +1,152 @@
+"""Augmentations by name, from torchvision and timm, around which a replica's own one is composed."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from torch import Tensor
+from torchvision import transforms as T
+from torchvision.transforms.functional import pil_to_tensor
+
+from lookaround_ddp.config import Augmentation, AugmentConfig
+from lookaround_ddp.data.datasets import Dataset
+from lookaround_ddp.data.draws import Draws
+from lookaround_ddp.errors import UserError
+
+# name -> transform of a PIL image, given the dataset and the arguments of a {name: {argument: value}} entry
+NAMES: dict[str, Callable[..., Any]] = {
+    "none": lambda data: torch.nn.Identity(),
+    "crop": lambda data, padding=None, **kw: T.RandomCrop(
+        data.size, data.size // 8 if padding is None else padding, **kw
+    ),
+    "hflip": lambda data, **kw: T.RandomHorizontalFlip(**kw),
+    "vflip": lambda data, **kw: T.RandomVerticalFlip(**kw),
+    "rotation": lambda data, degrees=15, **kw: T.RandomRotation(degrees, **kw),
+    "randaugment": lambda data, **kw: T.RandAugment(**kw),
+    "autoaugment": lambda data, policy=None, **kw: T.AutoAugment(
+        data.policy if policy is None else T.AutoAugmentPolicy(policy), **kw
+    ),
+    "perspective": lambda data, **kw: T.RandomPerspective(**kw),
+    "equalize": lambda data, **kw: T.RandomEqualize(**kw),
+    "random_resized_crop": lambda data, **kw: T.RandomResizedCrop(data.size, **kw),
+}
+
+
+MIXES = ("mixup", "cutmix")  # of a batch, on the device
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One augmentation of one replica: a PIL image -> uint8 (C, size, size), then perhaps mixing a batch."""
+
+    transform: Callable[[Any], Tensor]
+    mix: Mixup | None = None
+    custom: bool = False  # somebody's own code may draw from `random` and numpy, which must then be seeded too
+    named: tuple[tuple[str, Any], ...] = ()  # the transforms that it is composed of, by their names in a config
+    batched: Callable[[Tensor, Draws], Tensor] | None = None  # the same of uint8 (n, C, H, W) on a device, if it can
+
+
+def train_pipelines(
+    augment: AugmentConfig, own: Sequence[Augmentation], dataset: Dataset, smoothing: float
+) -> list[Pipeline]:
+    """One pipeline for each of a replica's own augmentations, with `before` and `after` around it.
+
+    Raises:
+        UserError: an unknown name (with the nearest known one), or arguments that do not fit.
+    """
+    return [_pipeline([*augment.before, each, *augment.after], dataset, smoothing) for each in own]
+
+
+def evaluation_transform(dataset: Dataset) -> Callable[[Any], Tensor]:
+    """The whole image at the network's size; of a photograph, its central 87.5 % (the usual 224 of 256)."""
+    if dataset.native is None:
+        steps: list[Any] = [T.Resize(round(dataset.size / 0.875)), T.CenterCrop(dataset.size)]
+    else:
+        steps = _resize(dataset)
+    return T.Compose([*steps, _to_tensor])
+
+
+def _pipeline(entries: Sequence[Augmentation], dataset: Dataset, smoothing: float) -> Pipeline:
+    steps: list[tuple[str, Any]] = []
+    mixes: dict[str, float] = {}
+    custom = cropped = False
+    for entry in entries:
+        for name, arguments in _parts(entry):
+            if name in MIXES:
+                mixes[name] = _alpha(name, arguments)
+                continue
+            steps.append((name, _transform(name, arguments, dataset)))
+            custom |= name not in NAMES
+            cropped |= name == "random_resized_crop"
+    if not cropped:
+        steps = [*(("resize", each) for each in _resize(dataset)), *steps]
+    mix = None
+    if mixes:
+        mix = Mixup(
+            mixup_alpha=mixes.get("mixup", 0.0),
+            cutmix_alpha=mixes.get("cutmix", 0.0),
+            label_smoothing=smoothing,
+            num_classes=dataset.classes,
+        )
+    composed = T.Compose([*(transform for _, transform in steps), _to_tensor])
+    return Pipeline(composed, mix, custom, tuple(steps))
+
+
+def _resize(dataset: Dataset) -> list[Any]:
+    if dataset.native is None:
+        return [T.Resize(dataset.size), T.CenterCrop(dataset.size)]
+    return [] if dataset.size == dataset.native else [T.Resize((dataset.size, dataset.size))]
+
+
+def _parts(entry: Augmentation) -> list[tuple[str, dict[str, Any]]]:
+    """'crop+hflip' -> two names without arguments; {rotation: {degrees: 30}} -> a name with arguments."""
+    if isinstance(entry, str):
+        return [(name.strip(), {}) for name in entry.split("+")]
+    return list(entry.items())
+
+
+def _transform(name: str, arguments: dict[str, Any], dataset: Dataset) -> Callable[[Any], Any]:
+    try:
+        if name in NAMES:
+            return NAMES[name](dataset, **arguments)
+        if "." in name:
+            return _imported(name, arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"augmentation {name} with {arguments}: {error}") from None
+    close = difflib.get_close_matches(name, [*NAMES, *MIXES], n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join([*NAMES, *MIXES])}"
+    raise UserError(f"unknown augmentation {name!r}: {hint} An own one is a dotted path, such as my.module.Class")
+
+
+def _imported(path: str, arguments: dict[str, Any]) -> Callable[[Any], Any]:
+    """A class of that path, instantiated; or a function of an image."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"augmentation {path}: {error}") from None
+    return found(**arguments) if isinstance(found, type) else partial(found, **arguments)
+
+
+def _alpha(name: str, arguments: dict[str, Any]) -> float:
+    unknown = set(arguments) - {"alpha"}
+    if unknown:
+        raise UserError(f"augmentation {name} takes alpha alone, not {', '.join(sorted(unknown))}")
+    return float(arguments.get("alpha", 0.2 if name == "mixup" else 1.0))
+
+
+def _to_tensor(image: Any) -> Tensor:
+    """A PIL image, or the uint8 tensor that somebody's own transform returned."""
+    tensor = image if isinstance(image, Tensor) else pil_to_tensor(image)
+    if tensor.dtype != torch.uint8:
+        raise UserError(
+            f"an augmentation returned a {tensor.dtype} tensor: return a PIL image or uint8, it is normalized later"
+        )
+    return tensor

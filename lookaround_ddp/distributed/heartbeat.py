@@ -1,0 +1,198 @@
+"""What each rank is doing, as the others can read it: to name the rank for which they wait in vain."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+BEAT = 1.0  # seconds between two signs of life
+
+
+PATIENCE = 3.5  # seconds in which a rank that lives gives one, and those that wait say so
+
+
+COLLECTIVE = re.compile(
+    r"gloo|NCCL|c10d|TCPStore|Connection (closed|reset)|Broken pipe|pair closure"
+)  # in a RuntimeError of torch
+
+
+class LostRanks(RuntimeError):
+    """Ranks that the others waited for in vain; `speaker` is the one rank that should say so."""
+
+    def __init__(self, message: str, speaker: int) -> None:
+        self.speaker = speaker
+        super().__init__(message)
+
+
+class Presence:
+    """Signs of life of this rank in the job's store, which a thread gives; no clock is compared with another host's.
+
+    Args:
+        timeout: seconds that ranks wait for each other.
+    """
+
+    def __init__(self, rank: int, size: int, timeout: float) -> None:
+        self.rank, self.size, self.timeout = rank, size, timeout
+        self.beats, self.ended, self.stalled, self.gone = 0, "", False, False
+        self.does("starting")
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        # a connection of its own: on the process group's a sign of life could wait behind a collective
+        store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=PATIENCE), wait_for_workers=False)
+        self.store = dist.PrefixStore("presence", store)
+        self._tell()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._live, name="presence", daemon=True)
+        self.thread.start()
+
+    def does(self, what: str) -> None:
+        """What this rank begins to do, such as "evaluating after iteration 15"."""
+        self.doing, self.since = what, time.monotonic()
+
+    def close(self) -> None:
+        self.over.set()
+        self.thread.join(PATIENCE)
+
+    def explain(self, error: Exception) -> LostRanks | None:
+        """Tells the others why this rank leaves; of a collective that failed, which ranks did not come to it.
+
+        None if the error is this rank's own.
+        """
+        self.close()
+        if not lost_connection(error):
+            self._try(lambda: self._leave(f"failed ({type(error).__name__}: {short(error)})"))
+            return None
+        found: list[Mapping[str, Any]] = []
+        waited = re.search("(?i)timed? ?out", str(error)) is not None
+        if self._try(lambda: found.extend(self._roll_call(waited))):
+            message, speaker = verdict(found, self.rank, self.timeout)
+        else:
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            message, speaker = f"rank 0 has ended, or its host cannot be reached: nobody answers at {where}", self.rank
+        return LostRanks(f"{message} ({short(error)})", speaker)
+
+    def _live(self) -> None:
+        while not self.over.wait(BEAT):
+            self.beats += 1
+            try:
+                self._tell()
+                stalled = time.monotonic() - self.since > self.timeout / 2
+                if stalled and not self.stalled and self.rank == 0:
+                    told = describe(self._read())
+                    print(f"no progress for {self.timeout / 2:g} s: {told}", file=sys.stderr, flush=True)
+                self.stalled = stalled
+            except RuntimeError:  # the store has gone: the collectives will fail, and `explain` says why
+                self.gone = True
+                return
+
+    def _tell(self) -> None:
+        state = {
+            "beats": self.beats,
+            "doing": self.doing,
+            "seconds": time.monotonic() - self.since,
+            "ended": self.ended,
+        }
+        self.store.set(str(self.rank), json.dumps(state))
+
+    def _leave(self, reason: str) -> None:
+        self.ended = reason
+        self._tell()
+
+    def _read(self) -> list[dict[str, Any]]:
+        return [json.loads(value) for value in self.store.multi_get([str(rank) for rank in range(self.size)])]
+
+    def _roll_call(self, waited: bool) -> Sequence[Mapping[str, Any]]:
+        """Each rank's last state, with `alive`: whether it gave a sign of life meanwhile, or said why it ends.
+
+        Args:
+            waited: whether this rank did, for the whole timeout.
+        """
+        before = self._read()
+        others = [state["ended"] for rank, state in enumerate(before) if rank != self.rank]
+        self._leave("came too late" if set(others) == {"waited"} and not waited else "waited")
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            time.sleep(BEAT / 5)
+            now = self._read()
+            alive = [bool(new["ended"]) or new["beats"] > old["beats"] for old, new in zip(before, now, strict=True)]
+            if all(state["ended"] for state in now) or time.monotonic() > deadline:
+                break
+        if self.rank == 0:
+            time.sleep(BEAT)  # with this process the store may end, which others still read
+        return [{**state, "alive": each} for state, each in zip(now, alive, strict=True)]
+
+    def _try(self, call: Any) -> bool:
+        """Whether the store took part: on a dead link its client would wait for longer than anybody wants to."""
+        if self.gone:
+            return False
+        done: list[bool] = []
+
+        def attempt() -> None:
+            try:
+                call()
+                done.append(True)
+            except RuntimeError:  # torch's, of a store that has gone or does not answer
+                done.append(False)
+
+        thread = threading.Thread(target=attempt, daemon=True)
+        thread.start()
+        thread.join(3 * PATIENCE)
+        return done == [True]
+
+
+def lost_connection(error: Exception) -> bool:
+    """Whether it tells of other ranks, and not of a mistake of this one."""
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and bool(COLLECTIVE.search(str(error))))
+
+
+def verdict(states: Sequence[Mapping[str, Any]], rank: int, timeout: float) -> tuple[str, int]:
+    """What the ranks that waited say of the others, and which of them is to say it.
+
+    Args:
+        states: of each rank what it was `doing`, for how many `seconds`, why it `ended`, and whether it is `alive`.
+        rank: who asks; its own state says that it ended.
+    """
+    if states[rank]["ended"] == "came too late":
+        return f"rank {rank} came too late: the others had waited {timeout:g} s for it", rank
+    waiting = [number for number, state in enumerate(states) if state["ended"] == "waited"]
+    say = []
+    for number, state in enumerate(states):
+        if not state["ended"] and state["alive"]:
+            say.append(f"rank {number} is still {state['doing']}, for {state['seconds']:.0f} s")
+        elif not state["ended"]:
+            say.append(f"rank {number} gives no sign of life, last seen {state['doing']}: it was killed, or is cut off")
+        elif state["ended"] != "waited":
+            say.append(f"rank {number} {state['ended']}")
+    if not say:
+        say = ["all of them did: the network between them failed, or one was slower than the timeout"]
+    doing = states[waiting[0]]["doing"]
+    return f"{_ranks(waiting)} waited in vain, {doing} (timeout {timeout:g} s): {'; '.join(say)}", waiting[0]
+
+
+def describe(states: Sequence[Mapping[str, Any]]) -> str:
+    """What all ranks are doing: those that do the same together."""
+    groups: dict[str, list[int]] = {}
+    for rank, state in enumerate(states):
+        groups.setdefault(state["doing"], []).append(rank)
+    return "; ".join(f"{_ranks(ranks)}: {doing}" for doing, ranks in groups.items())
+
+
+def _ranks(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return f"rank {numbers[0]}"
+    *most, last = map(str, numbers)
+    return f"ranks {', '.join(most)} and {last}"
+
+
+def short(error: Exception) -> str:
+    """Its message in one line."""
+    text = " ".join(str(error).split())
+    return f"{text[:200]} ..." if len(text) > 200 else text

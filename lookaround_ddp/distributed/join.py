@@ -1,0 +1,158 @@
+"""How processes become the ranks of a `World`: they meet, form groups, and check that they agree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from importlib.metadata import version
+
+import torch
+import torch.distributed as dist
+
+from lookaround_ddp.averaging import hurry
+from lookaround_ddp.config import Config, changed_keys
+from lookaround_ddp.distributed.heartbeat import LostRanks, Presence, lost_connection, short
+from lookaround_ddp.distributed.world import World
+from lookaround_ddp.errors import Preempted, UserError
+
+VERSIONS = ("lookaround_ddp", "torch", "torchvision", "timm")  # that must be the same on all ranks
+
+
+@contextmanager
+def join(config: Config) -> Iterator[World]:
+    """Joins the processes that torchrun started, or runs as one process without it.
+
+    Raises:
+        UserError: the number of processes and of replicas do not divide (before this rank waits for any
+            other), or the ranks have different configs or package versions (on every rank).
+        LostRanks: a collective failed, since a rank died, failed, or did not come to it within `timeout`.
+    """
+    rank, size, local_rank = (_environment(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    replicas = len(config.replicas)
+    if replicas % size and size % replicas:
+        counts = ", ".join(str(count) for count in range(1, replicas + 1) if replicas % count == 0)
+        raise UserError(
+            f"{size} processes cannot share {replicas} replicas evenly: start {counts} or a multiple of {replicas}"
+        )
+    nodes, there = (os.environ.get(name, "1") for name in ("LOOKAROUND_NODES", "GROUP_WORLD_SIZE"))
+    if nodes != there and "LOOKAROUND_NODES" in os.environ:
+        raise UserError(
+            f"{there} of {nodes} nodes take part: do their clocks agree? torchrun takes a node whose clock is 15 s "
+            "late for dead"
+        )
+    device, backend = _device(local_rank)
+    if device.type == "cuda":
+        _choose_kernels(config.deterministic)
+    if size == 1:
+        yield World(0, 1, replicas, device, "none")
+        return
+    presence = _meet(rank, size, backend, config.timeout)
+    try:
+        world = World(rank, size, replicas, device, backend, presence=presence)
+        _agree(world, config)  # before groups are made, which would hang if the ranks disagreed on their shape
+        yield _with_groups(world, timedelta(seconds=config.timeout))
+    except Preempted:  # on all ranks
+        presence.close()
+        dist.destroy_process_group()
+        raise
+    except Exception as error:
+        hurry()
+        lost = presence.explain(error)
+        if lost is None:
+            raise
+        raise lost from error
+    except BaseException:  # Ctrl-C, sys.exit
+        hurry()
+        presence.close()
+        raise
+    presence.close()
+    dist.destroy_process_group()  # not after an error: it might wait for ranks that have gone; see `averaging.shutdown`
+
+
+def _meet(rank: int, size: int, backend: str, timeout: float) -> Presence:
+    """Waits until all ranks are there."""
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        return Presence(rank, size, timeout)
+    except RuntimeError as error:
+        if "EADDRINUSE" in str(error):
+            raise UserError(
+                f"port {os.environ['MASTER_PORT']} of this host is in use, perhaps by another training: set "
+                "MASTER_PORT to another, or let torchrun find one (--rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0)"
+            ) from None
+        if "Unable to find" in str(error):
+            raise UserError(
+                f"{short(error)}: GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME must name the interface that leads to the "
+                f"other hosts ({os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']})"
+            ) from None
+        if not lost_connection(error):
+            raise
+        message = f"rank {rank} did not meet all {size} ranks within {timeout:g} s: {short(error)}"
+        raise LostRanks(message, rank) from error
+
+
+def _with_groups(world: World, timeout: timedelta) -> World:
+    """The mesh of (replica, shard), as groups; a device mesh's would wait for half an hour, whatever the timeout is."""
+    mesh = torch.arange(world.size).view(-1, world.shards)
+
+    def groups(ranks: torch.Tensor) -> dist.ProcessGroup:
+        own, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
+        assert isinstance(own, dist.ProcessGroup)  # every rank is in one
+        return own
+
+    beside = groups(mesh.T)
+    if world.shards == 1:
+        return replace(world, replica_group=dist.group.WORLD, beside_group=beside)
+    return replace(world, replica_group=groups(mesh.T), beside_group=beside, shard_group=groups(mesh))
+
+
+def _agree(world: World, config: Config) -> None:
+    values = config.model_dump(mode="json") | {"versions": {name: version(name) for name in VERSIONS}}
+    everyone = world.gather(values)
+    for rank, theirs in enumerate(everyone):
+        differences = list(changed_keys(everyone[0], theirs))
+        if differences:
+            raise UserError(f"rank {rank} has another configuration than rank 0: {'; '.join(differences)}")
+
+
+def processes(replicas: int, devices: int, nodes: int = 1) -> int:
+    """The most processes for each of so many nodes, of so many devices, that can share the replicas evenly.
+
+    Raises:
+        UserError: on so many nodes no number can.
+    """
+    fitting = [n for n in range(1, devices + 1) if replicas % (n * nodes) == 0 or n * nodes % replicas == 0]
+    if not fitting:
+        raise UserError(f"{nodes} nodes with {devices} devices each cannot share {replicas} replicas evenly")
+    return fitting[-1]
+
+
+def _environment(name: str) -> int:
+    text = os.environ.get(name, "1" if name == "WORLD_SIZE" else "0")
+    if not text.isdigit():
+        raise UserError(f"the environment variable {name} is {text!r}: start the ranks with torchrun, or unset it")
+    return int(text)
+
+
+def _choose_kernels(deterministic: bool) -> None:
+    """Of cuDNN, cuBLAS and PyTorch on a GPU; PyTorch warns of a function that has no deterministic one."""
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # is read when cuBLAS is first used
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no stub has it; filling costs time
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+def _device(local_rank: int) -> tuple[torch.device, str]:
+    """A GPU of its own and NCCL; a GPU shared by several ranks, or the CPU, and gloo."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), "gloo"
+    count = torch.cuda.device_count()
+    device = torch.device("cuda", local_rank % count)
+    torch.cuda.set_device(device)
+    own = int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))  # srun may show each task its own GPUs alone
+    shared = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > max(count, own)
+    return device, "gloo" if shared else "nccl"

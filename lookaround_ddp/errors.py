@@ -1,0 +1,28 @@
+"""What a user is told in one line."""
+
+from __future__ import annotations
+
+import signal
+
+
+class UserError(Exception):
+    """A mistake that a user made and can mend: shown as one line, without a traceback, exit status 2."""
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """A text without its middle, if it has more characters than that."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}[... {len(text) - 2 * half} characters ...]{text[-half:]}"
+
+
+def explained(error: OSError) -> str:
+    """What went wrong with which file, without the error's number."""
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror or error)
+
+
+class Preempted(Exception):
+    """A training was told to leave, and has saved: the same command goes on with it."""
+
+    def __init__(self, number: signal.Signals, iteration: int) -> None:
+        self.number, self.iteration = number, iteration
+        super().__init__(f"{number.name}: saved after iteration {iteration}; the same command goes on")

@@ -1,0 +1,27 @@
+"""Exact scores on any number of ranks: of models, ensembles, soups."""
+
+from lookaround_ddp.evaluation.evaluator import Score, evaluating, make_evaluator, score_text
+from lookaround_ddp.evaluation.finished_runs import (
+    check_classes,
+    check_same_data,
+    evaluate_ensemble,
+    evaluate_run,
+    shipped_model,
+)
+from lookaround_ddp.evaluation.recalibrate import recalibrate
+from lookaround_ddp.evaluation.soup import cook, mean_state
+
+__all__ = [
+    "Score",
+    "check_classes",
+    "check_same_data",
+    "cook",
+    "evaluate_ensemble",
+    "evaluate_run",
+    "evaluating",
+    "make_evaluator",
+    "mean_state",
+    "recalibrate",
+    "score_text",
+    "shipped_model",
+]

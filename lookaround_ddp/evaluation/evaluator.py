@@ -1,0 +1,183 @@
+"""Scores of a network on a split: every image counted once, the same figures on any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lookaround_ddp.config import Config
+from lookaround_ddp.data import Batch, Dataset, EvaluationBatches, Images, Unreadable, evaluation_transform, load
+from lookaround_ddp.distributed import World
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.models import Normalize, autocast
+
+
+def score_text(score: Mapping[str, float]) -> str:
+    top5 = f" top-5 {score['top5']:.2f}" if "top5" in score else ""
+    return f"top-1 {score['top1']:.2f}{top5} NLL {score['nll']:.4f}"
+
+
+EnsembleScore = dict[str, dict[str, float]]  # of the mean of "logits", and of the mean of "probabilities"
+
+
+Score = dict[str, float]  # top1 and top5 in percent (top5 with 5 classes or more), nll in nats per image
+
+
+class Evaluator:
+    """Evaluates networks on one split.
+
+    The split is cut into batches, and batch b's sums are one row of a table, whoever computes them; the
+    rows are added in order. So the figures depend on neither the number of ranks nor their shares. Images that
+    cannot be read, and are left out, are noted in `unreadable`.
+    """
+
+    def __init__(
+        self,
+        batches: EvaluationBatches,
+        classes: int,
+        normalize: Normalize,
+        precision: str,
+        workers: int,
+        world: World,
+        unreadable: Unreadable,
+    ) -> None:
+        self.batches, self.normalize, self.precision = batches, normalize, precision
+        self.classes, self.workers, self.world, self.unreadable = classes, workers, world, unreadable
+
+    def shared(self, model: nn.Module) -> Score:
+        """The score of a model that all ranks hold, each evaluating its share. Collective."""
+        table = self._table(model, self.world.rank, self.world.size)
+        return self._score(self.world.sum(table))
+
+    def replicas(self, models: Iterable[nn.Module]) -> list[Score]:
+        """The score of each of the d replicas, in order, each evaluated by the ranks that train it. Collective."""
+        tables = torch.zeros(self.world.replicas, len(self.batches), 4, dtype=torch.float64)
+        for number, model in zip(self.world.hosted, models, strict=True):
+            tables[number] = self._table(model, self.world.shard, self.world.shards)
+        return [self._score(table) for table in self.world.sum(tables)]
+
+    def ensemble(self, models: Iterable[nn.Module]) -> EnsembleScore:
+        """The score of the models' mean prediction, for models that all ranks hold. Collective."""
+        tables = (self.world.sum(self.logits(model, self.world.rank, self.world.size)) for model in models)
+        return self._mean_prediction(tables)
+
+    def ensemble_of_replicas(self, models: Sequence[nn.Module]) -> EnsembleScore:
+        """The score of the mean prediction of the d replicas, of which each rank hosts some. Collective."""
+        own = dict(zip(self.world.hosted, models, strict=True))
+        tables = (self.world.sum(self._own_logits(own.get(number))) for number in range(self.world.replicas))
+        return self._mean_prediction(tables)
+
+    def _own_logits(self, model: nn.Module | None) -> Tensor:
+        if model is None:
+            return torch.zeros(len(self.batches.split), self.classes + 1)
+        return self.logits(model, self.world.shard, self.world.shards)
+
+    def _mean_prediction(self, tables: Iterable[Tensor]) -> EnsembleScore:
+        """Of the members' tables of logits, summed in fp64 in the members' order."""
+        logits = torch.zeros(len(self.batches.split), self.classes, dtype=torch.float64)
+        probabilities = torch.zeros_like(logits)
+        members, seen = 0, torch.ones(len(logits), dtype=torch.bool)
+        for table in tables:
+            logits += table[:, :-1]
+            probabilities += table[:, :-1].double().softmax(dim=1)
+            seen &= table[:, -1] > 0
+            members += 1
+        labels = self.batches.labels[seen]
+        return {
+            "logits": self._score(_hits((logits / members)[seen], labels, self.classes)[None]),
+            "probabilities": self._score(_hits((probabilities / members).log()[seen], labels, self.classes)[None]),
+        }
+
+    @torch.no_grad()
+    def logits(self, model: nn.Module, first: int, step: int) -> Tensor:
+        """Shape (images, classes + 1), fp32, on the CPU: behind the logits a 1.
+
+        Rows of images that cannot be read, and of batches that other ranks evaluate, are 0.
+        """
+        table = torch.zeros(len(self.batches.split), self.classes + 1)
+        for number, logits, batch in self._forward(model, first, step):
+            unreadable = dict(batch.unreadable)
+            read = [index for index in self.batches.indices(number) if index not in unreadable]
+            table[read, :-1], table[read, -1] = logits.float().cpu(), 1
+        return table
+
+    @torch.no_grad()
+    def _table(self, model: nn.Module, first: int, step: int) -> Tensor:
+        """Shape (batches, 4), fp64: images right at the first guess, right in five, sum of -log p, images.
+
+        Rows of batches that other ranks evaluate are 0.
+        """
+        table = torch.zeros(len(self.batches), 4, dtype=torch.float64, device=self.world.device)
+        for number, logits, batch in self._forward(model, first, step):
+            labels = batch.labels.to(self.world.device, non_blocking=True)
+            table[number] = _hits(logits.double(), labels, self.classes)
+        return table.cpu()
+
+    def _forward(self, model: nn.Module, first: int, step: int) -> Iterator[tuple[int, Tensor, Batch]]:
+        """Batch number, logits and batch of every `step`-th batch in which there are images."""
+        numbers = range(first, len(self.batches), step)
+        pinned = self.world.device.type == "cuda"
+        with evaluating(model):
+            for number, batch in zip(numbers, load(self.batches, numbers, self.workers, pinned), strict=True):
+                self.unreadable.note(batch)
+                if len(batch.images) == 0:
+                    continue
+                with autocast(self.precision, self.world.device):
+                    logits = model(self.normalize(batch.images))
+                yield number, logits, batch
+
+    def _score(self, table: Tensor) -> Score:
+        """Raises UserError: no image can be read."""
+        *sums, images = sum_in_order(table)
+        if images == 0:
+            count, name = len(self.batches.split), self.batches.split.name(0)
+            raise UserError(f"none of the {count} {self.unreadable.kind} images can be read, such as {name}")
+        top1, top5, nll = (torch.stack(sums) / images).tolist()
+        score = {"top1": 100 * top1, "top5": 100 * top5, "nll": nll}
+        if self.classes < 5:
+            del score["top5"]
+        return score
+
+
+def _hits(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Shape (4,): images right at the first guess, right in five, sum of -log p, images.
+
+    Log-probabilities do as logits.
+    """
+    hits = logits.topk(min(5, classes)).indices == labels[:, None]
+    nll = cross_entropy(logits, labels, reduction="sum")
+    return torch.stack([hits[:, 0].sum(), hits.sum(), nll, nll.new_full((), len(labels))])
+
+
+def make_evaluator(config: Config, dataset: Dataset, split: Images, world: World) -> Evaluator:
+    """The evaluator of one of a dataset's splits, as the config says."""
+    normalize = Normalize(dataset.mean, dataset.std, world.device, config.channels_last)
+    skip = config.data.on_corrupt == "skip"
+    batches = EvaluationBatches(split, evaluation_transform(dataset), config.evaluate.batch_size, skip)
+    workers = config.data.workers if dataset.native is None else 0  # arrays need no decoding
+    unreadable = Unreadable(split, "test" if split is dataset.test else "validation", world)
+    return Evaluator(batches, dataset.classes, normalize, config.precision, workers, world, unreadable)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every module's own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def sum_in_order(rows: Tensor) -> Tensor:
+    """The sum of the rows, first to last: a reduction of torch's own may add them in any order."""
+    total = torch.zeros_like(rows[0])
+    for row in rows:
+        total += row
+    return total

@@ -1,0 +1,147 @@
+"""What finished runs left: their configs, their models, and their scores measured again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lookaround_ddp.checkpoint import (
+    MODEL,
+    TRAJECTORY,
+    Checkpoints,
+    member_files,
+    members,
+    members_differ,
+    read_network,
+)
+from lookaround_ddp.config import Config
+from lookaround_ddp.data import Dataset, Unreadable, open_dataset
+from lookaround_ddp.distributed import World
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.evaluation.evaluator import EnsembleScore, Score, make_evaluator
+from lookaround_ddp.models import create_model, placed
+
+Scores = dict[str, Any]  # a Score, a list of them, or an EnsembleScore by what it is of
+
+
+def shipped_model(run: Path, config: Config) -> tuple[nn.Module, dict[str, Any]]:
+    """The one network that a finished run ships, on the CPU, and its file's metadata.
+
+    It is the average along time where the run made one, else the mean model.
+
+    Raises:
+        UserError: the run has not finished, its file is damaged, or it ships an ensemble.
+    """
+    if config.average.k == "never":
+        raise UserError(f"{run} has no single model: its replicas were never averaged (average.k=never)")
+    name = MODEL if config.trajectory.name == "none" else TRAJECTORY
+    return read_network(run / name, config.model)
+
+
+def evaluate_run(run: Path, config: Config, world: World) -> Scores:
+    """The run's scores on the data that the config names, of everything that it left. Collective.
+
+    The mean model's; the average's along time; the replicas', if the config asks for them or they were never
+    averaged, from the newest checkpoint: as they were just before the last average step; the members' of an
+    ensemble, and that of their mean prediction.
+
+    Raises:
+        UserError: the run has not finished; its model and the data have different numbers of classes.
+    """
+    with world.together():
+        dataset = open_dataset(config.data, config.seed)
+    test = make_evaluator(config, dataset, dataset.test, world)
+    validation = None if dataset.validation is None else make_evaluator(config, dataset, dataset.validation, world)
+    scores: Scores = {}
+    names = {"mean": MODEL} if config.trajectory.name == "none" else {"mean": MODEL, "trajectory": TRAJECTORY}
+    for name, file in names.items() if config.average.k != "never" else ():
+        with world.together():
+            model, metadata = read_network(run / file, config.model)
+            check_classes(run, metadata["classes"], dataset)
+        model = placed(model, config.channels_last, world.device)
+        scores[name] = test.shared(model)
+        if validation is not None:
+            scores["validation" if name == "mean" else f"{name}_validation"] = validation.shared(model)
+    if config.evaluate.replicas or config.average.k == "never":
+        with world.together():
+            models = [
+                placed(model, config.channels_last, world.device) for model in _replicas(run, config, dataset, world)
+            ]
+        scores["replicas"] = test.replicas(models)
+    if member_files(config):
+        with world.together():
+            models = [placed(model, config.channels_last, world.device) for model in members(config, world.device)]
+        if members_differ(config):
+            scores["members"] = [test.shared(model) for model in models]
+        if len(models) > 1:
+            scores["ensemble"] = test.ensemble(models)
+            if validation is not None:
+                scores["ensemble_validation"] = validation.ensemble(models)
+    warn_of_unreadable([each.unreadable for each in (test, validation) if each is not None], world)
+    return scores
+
+
+def evaluate_ensemble(
+    runs: Sequence[Path], configs: Sequence[Config], world: World
+) -> tuple[list[Score], EnsembleScore]:
+    """The score of each run's model, and that of their mean prediction, on the first run's data. Collective.
+
+    A run that is an ensemble itself takes part with each of its members.
+
+    Raises:
+        UserError: a run has not finished; the models and the data have different numbers of classes.
+    """
+    first = configs[0]
+    check_same_data(runs, configs)
+    with world.together():
+        dataset = open_dataset(first.data, first.seed)
+        models = []
+        for run, config in zip(runs, configs, strict=True):
+            files = [read_network(path, config.model) for path in member_files(config)]
+            for model, metadata in files or [shipped_model(run, config)]:
+                check_classes(run, metadata["classes"], dataset)
+                models.append(placed(model, first.channels_last, world.device))
+    test = make_evaluator(first, dataset, dataset.test, world)
+    scores = [test.shared(model) for model in models], test.ensemble(models)
+    warn_of_unreadable([test.unreadable], world)
+    return scores
+
+
+def warn_of_unreadable(splits: Sequence[Unreadable], world: World) -> None:
+    """Says which images were passed over (data.on_corrupt=skip). Collective."""
+    for split in splits:
+        split.share(partial(print, file=sys.stderr) if world.main else lambda _: None)
+
+
+def check_same_data(runs: Sequence[Path], configs: Sequence[Config]) -> None:
+    """Raises UserError if runs saw images of another kind than the first: it is the first one's that all are shown."""
+    seen = ("name", "size", "mean", "std")
+    for run, config in zip(runs, configs, strict=True):
+        for key in seen:
+            own, expected = getattr(config.data, key), getattr(configs[0].data, key)
+            if own != expected:
+                raise UserError(f"{run} has data.{key} {own}, and {runs[0]} has {expected}: they see other images")
+
+
+def check_classes(run: Path, classes: int, dataset: Dataset) -> None:
+    if classes != dataset.classes:
+        raise UserError(f"the model in {run} has {classes} classes, the data has {dataset.classes}")
+
+
+def _replicas(run: Path, config: Config, dataset: Dataset, world: World) -> Iterator[nn.Module]:
+    """The replicas that this rank hosts, from the newest checkpoint."""
+    if not (run / "result.json").is_file():
+        raise UserError(f"the run in {run} has not finished; the same train command goes on with it")
+    checkpoints = Checkpoints(run, config.checkpoint.keep, world, print)
+    for iteration in checkpoints.iterations():
+        state, _ = checkpoints.inspect(iteration)
+        check_classes(run, state.get("classes", dataset.classes), dataset)
+    for number in world.hosted:
+        model = create_model(config.model.model_copy(update={"pretrained": False}), dataset.classes, dataset.channels)
+        model.load_state_dict(checkpoints.newest_model(number))
+        yield model

@@ -1,0 +1,227 @@
+"""Model soups: the mean of finished runs' weights (Wortsman et al., arXiv 2203.05482)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from lookaround_ddp.checkpoint import MODEL, RESULT, save_model
+from lookaround_ddp.config import Config
+from lookaround_ddp.data import Dataset, Unreadable, load, make_batches, open_dataset, split_seed
+from lookaround_ddp.distributed import World
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.evaluation.evaluator import Score, make_evaluator
+from lookaround_ddp.evaluation.finished_runs import check_classes, check_same_data, shipped_model, warn_of_unreadable
+from lookaround_ddp.evaluation.recalibrate import recalibrate
+from lookaround_ddp.files import write_atomically
+from lookaround_ddp.models import Normalize, placed
+
+ALL_PAIRS = 5  # of more ingredients the barriers to the best one are measured, not those between all of them
+
+
+PLACES = (0.25, 0.5, 0.75)  # between two ingredients, where the loss is measured
+
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Soup:
+    """What was cooked: scores are on held-out images where there are any (`split` says it), else on the test set."""
+
+    split: str
+    ingredients: dict[str, Score]  # by run, in the order of the command line
+    barriers: dict[tuple[str, str], float]  # NLL above the line between two ingredients, at its highest
+    chosen: list[str]
+    test: Score
+
+
+class Kitchen:
+    """Weighs and tastes states of one network; every method that scores is collective."""
+
+    def __init__(self, model: nn.Module, config: Config, dataset: Dataset, world: World, update_bn: bool) -> None:
+        self.model, self.config, self.world, self.update_bn = (
+            placed(model, config.channels_last, world.device),
+            config,
+            world,
+            update_bn,
+        )
+        self.split = "test" if dataset.validation is None else "held-out images"
+        self.dataset = dataset
+        self.test = make_evaluator(config, dataset, dataset.test, world)
+        held_out = dataset.validation
+        self.taster = self.test if held_out is None else make_evaluator(config, dataset, held_out, world)
+        self.trained = Unreadable(dataset.train, "train", world)
+        self.batches = make_batches(config, dataset, world)
+
+    def load(self, state: State) -> nn.Module:
+        """The network with this state; its batch-norm statistics measured anew, if that is asked for."""
+        self.model.load_state_dict(state)
+        if self.update_bn:
+            per_epoch = self.batches.plan.iterations
+            iterations = range(min(per_epoch, self.config.evaluate.recalibrate_iterations or per_epoch))
+            batches = load(self.batches, iterations, self.config.data.workers, self.world.device.type == "cuda")
+            models = [self.model] * len(self.world.hosted)
+            normalize = Normalize(self.dataset.mean, self.dataset.std, self.world.device, self.config.channels_last)
+            recalibrate(models, self.trained.noted(batches), normalize, self.config.precision, self.world)
+        return self.model
+
+    def taste(self, state: State) -> Score:
+        return self.taster.shared(self.load(state))
+
+
+def cook(
+    runs: Sequence[Path],
+    configs: Sequence[Config],
+    recipe: str,
+    world: World,
+    *,
+    update_bn: bool = False,
+    out: Path | None = None,
+) -> Soup:
+    """Averages the runs' models and scores the result. Collective.
+
+    Args:
+        configs: of the runs; the first one's data and augmentations are used.
+        recipe: uniform: all of them; top:N: the N best on held-out images; greedy: from the best on, each that
+            makes the held-out accuracy strictly higher.
+        update_bn: measure batch-norm's statistics of every mixture over the training data.
+        out: a folder to save the soup into, as a finished run.
+
+    Raises:
+        UserError: an unknown recipe, runs that did not start from the same weights, or no images to select by.
+    """
+    with world.together():
+        if out is not None and (out.is_file() or (out / "config.yaml").exists()):
+            raise UserError(f"{out} is there already: give another --out")
+        dataset = open_dataset(configs[0].data, configs[0].seed)
+        check_same_data(runs, configs)
+        check_recipe(recipe, runs, configs)
+        states, model, start = read_ingredients(runs, configs, dataset)
+    kitchen = Kitchen(model, configs[0], dataset, world, update_bn)
+    scores = {name: kitchen.taste(state) for name, state in states.items()}
+    ranked = sorted(states, key=lambda name: scores[name]["top1"], reverse=True)
+    barriers = {
+        pair: barrier(kitchen, states[pair[0]], states[pair[1]], scores[pair[0]], scores[pair[1]])
+        for pair in (combinations(states, 2) if len(states) <= ALL_PAIRS else [(ranked[0], n) for n in ranked[1:]])
+    }
+    chosen = choose(recipe, ranked, states, scores, kitchen)
+    mixture = mean_state([states[name] for name in chosen])
+    test = kitchen.test.shared(kitchen.load(mixture))
+    warn_of_unreadable([kitchen.trained, kitchen.taster.unreadable, kitchen.test.unreadable], world)
+    if out is not None:
+        with world.together():
+            if world.main:
+                _save(out, configs[0], kitchen, chosen, start, test)
+    return Soup(kitchen.split, scores, barriers, chosen, test)
+
+
+def check_recipe(recipe: str, runs: Sequence[Path], configs: Sequence[Config]) -> None:
+    """Raises UserError unless the recipe can be followed with these runs."""
+    name, _, count = recipe.partition(":")
+    if recipe not in ("uniform", "greedy") and not (name == "top" and count.isdecimal() and int(count) >= 1):
+        raise UserError(f"recipe {recipe!r}: use uniform, greedy or top:N")
+    if name == "top" and int(count) > len(runs):
+        raise UserError(f"recipe {recipe}: there are only {len(runs)} runs")
+    if recipe == "uniform":
+        return
+    for run, config in zip(runs, configs, strict=True):
+        if config.data.validation == 0:
+            raise UserError(f"recipe {recipe} selects by held-out images, and {run} held out none: set data.validation")
+        if _split(config) != _split(configs[0]):
+            raise UserError(
+                f"recipe {recipe}: {run} held out other images than {runs[0]}, and may have trained on its: train "
+                f"them with the same data.split_seed, data.validation and data.train_images"
+            )
+
+
+def read_ingredients(
+    runs: Sequence[Path], configs: Sequence[Config], dataset: Dataset
+) -> tuple[dict[str, State], nn.Module, str]:
+    """The state dict of each run by name, on the CPU, a network that they fit, and the digest of their start.
+
+    Raises:
+        UserError: a run has no model, or they did not all start from the same weights.
+    """
+    states: dict[str, State] = {}
+    starts: dict[str, str] = {}
+    for run, config in zip(runs, configs, strict=True):
+        model, metadata = shipped_model(run, config)
+        check_classes(run, metadata["classes"], dataset)
+        name = str(run)
+        if run.resolve() in [Path(other).resolve() for other in states]:
+            raise UserError(f"{run} is named twice")
+        states[name] = {key: value.clone() for key, value in model.state_dict().items()}  # the network is used again
+        starts[name] = metadata["start"]  # a soup's is that of its ingredients
+        if starts[name] != starts[str(runs[0])]:
+            raise UserError(
+                f"{run} and {runs[0]} did not start from the same weights (head included), so their mean is "
+                f"meaningless: train them with the same model section and the same model.seed"
+            )
+    return states, model, starts[str(runs[0])]
+
+
+def barrier(kitchen: Kitchen, one: State, other: State, score: Score, other_score: Score) -> float:
+    """How far the NLL rises above the straight line between two states' (Frankle et al., arXiv 1912.05671)."""
+    heights = []
+    for place in PLACES:
+        line = (1 - place) * score["nll"] + place * other_score["nll"]
+        heights.append(kitchen.taste(mean_state([one, other], [1 - place, place]))["nll"] - line)
+    return max(heights)
+
+
+def choose(
+    recipe: str, ranked: Sequence[str], states: Mapping[str, State], scores: Mapping[str, Score], kitchen: Kitchen
+) -> list[str]:
+    """The names of the ingredients that the recipe takes. `ranked`: from the best on held-out images down."""
+    if recipe == "uniform":
+        return list(states)
+    if recipe != "greedy":
+        return list(ranked[: int(recipe.partition(":")[2])])
+    chosen, best = [ranked[0]], scores[ranked[0]]["top1"]
+    for name in ranked[1:]:
+        top1 = kitchen.taste(mean_state([states[each] for each in [*chosen, name]]))["top1"]
+        if top1 > best:
+            chosen, best = [*chosen, name], top1
+    return chosen
+
+
+def mean_state(states: Sequence[State], weights: Sequence[float] | None = None) -> State:
+    """The weighted mean of floating-point tensors, in fp64 and rounded once; others are the first state's."""
+    weights = weights or [1 / len(states)] * len(states)
+    mean: State = {}
+    for name, first in states[0].items():
+        mean[name] = first.clone()
+        if first.is_floating_point():
+            total = torch.zeros_like(first, dtype=torch.float64)
+            for state, weight in zip(states, weights, strict=True):
+                total += weight * state[name].double()
+            mean[name].copy_(total)
+    return mean
+
+
+def _split(config: Config) -> tuple[Any, ...]:
+    data = config.data
+    return data.name, data.train_images, data.validation, split_seed(data, config.seed)
+
+
+def _save(out: Path, config: Config, kitchen: Kitchen, chosen: Sequence[str], start: str, test: Score) -> None:
+    """The soup in a folder of its own, which `evaluate`, `ensemble` and `report` read like a finished run's."""
+    out.mkdir(parents=True, exist_ok=True)
+    none = type(config.trajectory)()
+    evaluate = config.evaluate.model_copy(update={"replicas": False})
+    own = config.model_copy(update={"out": str(out), "trajectory": none, "snapshots": False, "evaluate": evaluate})
+    write_atomically(out / "config.yaml", yaml.safe_dump(own.model_dump(mode="json"), sort_keys=False).encode())
+    dataset, model = kitchen.dataset, kitchen.model
+    metadata = {"classes": dataset.classes, "channels": dataset.channels, "soup": list(chosen)}
+    save_model(out / MODEL, model.state_dict(), metadata | {"start": start, "config": own.identity()})
+    result = {"mean": test, "soup": list(chosen), "iterations": 0, "epochs": 0, "seconds": 0.0, "best": None}
+    write_atomically(out / RESULT, json.dumps(result, indent=1).encode())

@@ -1,0 +1,9 @@
+"""`fit`: Algorithm 1, from a config to a run folder."""
+
+from lookaround_ddp.training.fit import fit
+from lookaround_ddp.training.preflight import rehearse
+from lookaround_ddp.training.replica import shown
+from lookaround_ddp.training.setup import build, lookaround
+from lookaround_ddp.training.state import check_resumable, parts
+
+__all__ = ["build", "check_resumable", "fit", "lookaround", "parts", "rehearse", "shown"]

@@ -1,0 +1,154 @@
+"""One replica: its network, optimizer and gradient scaler, and one update of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from lookaround_ddp import seeds
+from lookaround_ddp.averaging import forget
+from lookaround_ddp.config import Config
+from lookaround_ddp.data import Batch, Dataset, Pipeline
+from lookaround_ddp.distributed import World
+from lookaround_ddp.models import Normalize, autocast, compensate_norm_momentum, create_model, refuse_unsafe_layout
+from lookaround_ddp.optim import Lookahead, climbed, create_optimizer, frozen_statistics, set_learning_rate
+
+
+class Replica:
+    """A network that trains on its own augmentations.
+
+    Args:
+        number: 0..d-1, in the whole run.
+    """
+
+    def __init__(self, config: Config, number: int, dataset: Dataset, world: World) -> None:
+        seeds.seed_torch(config.seed if config.model.seed is None else config.model.seed, seeds.INITIAL)
+        model = create_model(config.model, dataset.classes, dataset.channels)
+        if config.channels_last and world.device.type == "cpu":
+            refuse_unsafe_layout(model)
+        layout = torch.channels_last if config.channels_last else torch.preserve_format
+        self.model: nn.Module = model.to(world.device).to(memory_format=layout)
+        if config.compile:
+            self.model.compile()
+        self.network: nn.Module = self.model
+        if world.shard_group is not None:
+            self.network = DistributedDataParallel(self.model, process_group=world.shard_group)
+        self.optimizer = create_optimizer(config.optimizer, self.model)
+        self.sam, self.lookahead = config.optimizer.sam, None
+        if config.optimizer.lookahead is not None:
+            self.lookahead = Lookahead(self.optimizer, **config.optimizer.lookahead.model_dump())
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
+        self.normalize = Normalize(dataset.mean, dataset.std, world.device, config.channels_last)
+        self.config, self.number, self.world = config, number, world
+
+    def step(self, batches: Sequence[Batch], pipelines: Sequence[Pipeline], iteration: int, rate: float) -> Tensor:
+        """One update for each augmentation's batch; returns the mean loss, shape (), without waiting for the device.
+
+        A replica that has none, since a single network trains for all of them, does nothing: its loss is 0.
+        """
+        self.network.train()
+        set_learning_rate(self.optimizer, rate)
+        losses = []
+        for update, (batch, pipeline) in enumerate(zip(batches, pipelines, strict=True)):
+            images, targets = self.normalize(batch.images), batch.labels.to(self.world.device, non_blocking=True)
+            key = (self.config.seed, self.number, iteration, update, self.world.shard)
+            if pipeline.mix is not None and len(images) % 2 == 0:  # timm pairs a batch with its reverse
+                seeds.seed_python(key[0], seeds.MIX, *key[1:])
+                images, targets = pipeline.mix(images, targets)
+            losses.append(self._update(images, targets, batch.share, key))
+        return torch.stack(losses).mean() if losses else torch.zeros((), device=self.world.device)
+
+    def _update(self, images: Tensor, targets: Tensor, share: float, key: tuple[int, ...]) -> Tensor:
+        """One step of the optimizer; with SAM, by the gradient of the same loss at the top of the climb."""
+        if self.sam is None:
+            loss = self._gradient(images, targets, share, key)
+        else:
+            local = self.sam.perturbation == "local" and isinstance(self.network, DistributedDataParallel)
+            with self.network.no_sync() if local else nullcontext():  # type: ignore[operator]  # DDP has it
+                loss = self._gradient(images, targets, share, key)
+            with (
+                climbed(
+                    self.model.named_parameters(),
+                    self.sam.rho,
+                    adaptive=self.sam.adaptive,
+                    eta=self.sam.eta,
+                    loss_scale=self.scaler.scale(torch.ones((), device=self.world.device)),
+                ),
+                frozen_statistics(self.model),
+            ):
+                self._gradient(images, targets, share, key)
+        if self.config.optimizer.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.lookahead is not None:
+            self.lookahead.step()
+        return loss
+
+    def _gradient(self, images: Tensor, targets: Tensor, share: float, key: tuple[int, ...]) -> Tensor:
+        """Forward and backward; the gradients are the parameters' `grad`. Equal keys draw equal dropout masks."""
+        seeds.seed_torch(key[0], seeds.FORWARD, *key[1:])
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.config.precision, self.world.device):
+            logits = self.network(images)
+        smoothing = self.config.label_smoothing if targets.dim() == 1 else 0.0  # mixed targets are smooth already
+        loss = cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        self.scaler.scale(loss * share).backward()
+        return loss.detach()
+
+    def restart(self) -> None:
+        """What belongs to the optimizer's past is forgotten: the weights are a new starting point."""
+        forget(self.optimizer)
+        self.moved()
+
+    def moved(self) -> None:
+        """The weights were replaced, and the slow weights of Lookahead with them."""
+        if self.lookahead is not None:
+            self.lookahead.restart()
+
+    def compensate_norm_momentum(self) -> None:
+        """From now on one of d replicas whose statistics are averaged; see `average.norm_momentum`."""
+        if self.config.average.k != "never" and self.config.average.norm_momentum == "compensated":
+            compensate_norm_momentum(self.model, self.world.replicas)
+
+    def shown(self) -> AbstractContextManager[None]:
+        """Inside, the model's weights are those to evaluate: Lookahead's slow ones, or else its own."""
+        return nullcontext() if self.lookahead is None else self.lookahead.slow_weights()
+
+    def state_dict(self) -> dict[str, Any]:
+        with self.shown():
+            shown = {} if self.lookahead is None else {"shown": _copied(self.model.state_dict())}
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "lookahead": None if self.lookahead is None else self.lookahead.state_dict(),
+            **shown,  # for those who read the weights alone
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.lookahead is not None:
+            self.lookahead.load_state_dict(state["lookahead"])
+
+
+@contextmanager
+def shown(replicas: Sequence[Replica]) -> Iterator[None]:
+    """Inside, these replicas have the weights to evaluate (with Lookahead, the slow ones)."""
+    with ExitStack() as stack:
+        for replica in replicas:
+            stack.enter_context(replica.shown())
+        yield
+
+
+def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in state.items()}

@@ -1,0 +1,73 @@
+"""From a config to what a run trains: its data, batches, replicas, and what averages them."""
+
+from __future__ import annotations
+
+from lookaround_ddp.averaging import Lookaround
+from lookaround_ddp.config import Config
+from lookaround_ddp.data import Dataset, Iterations, make_batches
+from lookaround_ddp.distributed import World
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.optim import Trajectory
+from lookaround_ddp.training.replica import Replica
+
+
+def build(config: Config, dataset: Dataset, world: World) -> tuple[Iterations, list[Replica]]:
+    """The batches of this rank, and the replicas that it trains on them."""
+    batches = make_batches(config, dataset, world)
+    return batches, [Replica(config, number, dataset, world) for number in world.hosted]
+
+
+def lookaround(config: Config, replicas: list[Replica], per_epoch: int, world: World) -> Lookaround:
+    period = config.average.period(per_epoch)
+    if len(config.replicas) > 1 and period is not None and config.optimizer.lookahead is not None:
+        check_lookahead(config, config.optimizer.lookahead.k, period, per_epoch)
+    try:
+        return Lookaround(
+            [replica.model for replica in replicas],
+            k=period,
+            start=round(config.average.start * per_epoch),
+            group=world.replica_group,
+            beside=world.beside_group,
+            shards=world.shard_group,
+            buffers=config.average.buffers,
+            exact=config.average.exact,
+            optimizers=[replica.optimizer for replica in replicas],
+            optimizer_state=config.average.optimizer_state,
+            measure=True,
+            hide=config.average.hide and not config.compile,  # which it cannot be behind
+            delay=config.average.delay,
+        )
+    except ValueError as error:
+        raise UserError(f"average: {error}") from None
+
+
+def check_lookahead(config: Config, k: int, period: int, per_epoch: int) -> None:
+    """Raises UserError unless rounds of so many iterations end where Lookahead's slow and fast weights are the same."""
+    alone = round(config.average.start * per_epoch) if config.average.before_start == "replicas" else 0
+    for own in config.replicas:
+        for updates in (period * len(own), (alone + period) * len(own)):
+            if updates % k:
+                raise UserError(
+                    f"optimizer.lookahead.k is {k} and a round has {updates} updates: the slow weights, which begin "
+                    f"anew with each round, would lose the rest; choose average.k so that {k} divides the updates"
+                )
+
+
+def along_time(config: Config, replicas: list[Replica], per_epoch: int) -> list[Trajectory]:
+    """The average along time: of the mean model, or of each hosted replica if they are never averaged.
+
+    Raises:
+        UserError: the run would end before its first snapshot, or the first validation.
+    """
+    if config.trajectory.name == "none":
+        return []
+    start, period = round(config.trajectory.start * per_epoch), config.trajectory.period(per_epoch)
+    if start + period > config.epochs * per_epoch:
+        raise UserError(
+            f"trajectory: its first {period} iterations after epoch {config.trajectory.start:g} are not over when "
+            f"the run ends ({config.epochs} epochs of {per_epoch} iterations): train longer or start earlier"
+        )
+    own = config.average.k == "never"
+    return [
+        Trajectory(config.trajectory, replica.model, per_epoch, own) for replica in (replicas if own else replicas[:1])
+    ]
