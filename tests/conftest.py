@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.limits import TEST_TIMEOUT
+
+TIERS = {"averaging": "ranks", "system": "system"}  # by folder; all others are unit tests
+
 os.environ["OMP_NUM_THREADS"] = "1"  # several ranks share few cores; two OpenMP threads each would thrash
 
 # What processes leave that tests kill, and what torchrun always leaves, goes with the session. Pytest keeps its own.
@@ -20,10 +24,22 @@ tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="lookaround-te
 atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 
 
+TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks each test with the tier of its folder, and gives it the time that its processes may take."""
+    for item in items:
+        tier = TIERS.get(item.path.relative_to(TESTS).parts[0])
+        if tier is not None:
+            item.add_marker(tier)
+        item.add_marker(pytest.mark.timeout(1.5 * TEST_TIMEOUT))
+
+
 @pytest.fixture
 def lookaround(tmp_path: Path) -> Path:
     """The folder of a finished run of three replicas."""
-    from tests.records import lookaround_run  # torch reads the settings above when it is imported
+    from tests.support.records import lookaround_run  # torch reads the settings above when it is imported
 
     return lookaround_run(tmp_path)
 
@@ -31,7 +47,7 @@ def lookaround(tmp_path: Path) -> Path:
 @pytest.fixture
 def single(tmp_path: Path) -> Path:
     """The folder of its baseline."""
-    from tests.records import single_run
+    from tests.support.records import single_run
 
     return single_run(tmp_path)
 
@@ -43,7 +59,7 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bin").mkdir()
     (folder / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (folder / "bin" / "python").chmod(0o755)
-    with (Path(__file__).parents[1] / "pyproject.toml").open() as file:
+    with (TESTS.parent / "pyproject.toml").open() as file:
         (folder / "installed").write_text(subprocess.check_output(["cksum"], stdin=file, text=True).strip() + " ")
     return folder
 
@@ -51,8 +67,8 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two small finished runs to analyze, `lookaround` and `single`."""
-    from tests.analyses import LOOKAROUND, SINGLE
-    from tests.runs import train
+    from tests.support.analyses import LOOKAROUND, SINGLE
+    from tests.support.runs import train
 
     folder = tmp_path_factory.mktemp("analysed")
     train(folder / "lookaround", *LOOKAROUND)

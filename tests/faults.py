@@ -29,8 +29,8 @@ import torch
 
 from lookaround_ddp.checkpoint.checkpoints import Checkpoints
 from lookaround_ddp.distributed.world import World
-from tests.processes import alive, descendants, kill, loader_workers, parent, start
-from tests.runs import weights
+from tests.support.processes import alive, descendants, kill, loader_workers, parent, start
+from tests.support.runs import weights
 
 RANKS, WAIT = 3, 20  # seconds that ranks wait for each other
 SLACK = 40  # seconds that a job may take beside that to end: the naming of the lost, torchrun's own patience

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.processes import descendants, kill, loader_workers, parent, start
+from tests.support.processes import descendants, kill, loader_workers, parent, start
 
 IMAGES, BATCH, RANKS, WORKERS = 320, 16, 3, 2
 PER_EPOCH = IMAGES // BATCH

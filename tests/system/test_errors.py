@@ -1,0 +1,252 @@
+"""Every mistake a user can make: one line, from one rank, that names it and the mend; exit status 2."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lookaround_ddp.cli.commands import main
+from tests.support.limits import TEST_TIMEOUT
+from tests.support.runs import TINY, Job, train
+
+MISTAKES = {
+    "unknown section": (["optimzer.lr=0.1"], "unknown key optimzer: did you mean optimizer?"),
+    "unknown key": (["data.batchsize=8"], "unknown key data.batchsize: did you mean data.batch_size?"),
+    "wrong type": (["optimizer.lr=fast"], "optimizer.lr is 'fast': should be a valid number"),
+    "a bool is no number": (["epochs=true"], "epochs is True: should be a valid integer"),
+    "k below 1": (["average.k=0"], "average.k is 0: a round has at least 1 iteration"),
+    "k a fraction": (["average.k=1.5"], 'average.k is 1.5: it should be an integer, epoch, "10 epochs" or never'),
+    "no replicas": (["replicas=[]"], "replicas: give at least one replica"),
+    "unknown model": (["model.name=resnet81"], "unknown model 'resnet81': did you mean resnet8?"),
+    "unknown timm model": (["model.name=timm:resnet5O"], "timm has no model 'resnet5O': did you mean resnet50?"),
+    "no width": (["model.name=resnet18", "model.width=8"], "for resnet8, resnet14, resnet20, not for resnet18"),
+    "no published weights": (["model.pretrained=true"], "no published weights for resnet8"),
+    "no weights file": (["model.pretrained=nowhere.pt"], "there is no file nowhere.pt"),
+    "unknown dataset": (["data.name=cifar"], "data.name is 'cifar': should be 'digits', 'fashion_mnist', 'cifar10'"),
+    "unknown augmentation": (["replicas=[[hflop]]"], "unknown augmentation 'hflop': did you mean hflip?"),
+    "unknown argument": (["replicas=[[{rotation: {angle: 3}}]]"], "augmentation rotation with {'angle': 3}"),
+    "no such module": (["replicas=[[my.module.Flip]]"], "augmentation my.module.Flip: No module named 'my'"),
+    "unknown optimizer": (["optimizer.name=sdg"], "unknown optimizer 'sdg': did you mean sgd?"),
+    "unknown optimizer option": (["optimizer.options={beta: 1}"], "optimizer sgd with {'beta': 1"),
+    "unknown buffer": (["average.buffers=[nothing]"], "no buffer named 'nothing' in the model"),
+    "no Fashion-MNIST": (["data.name=fashion_mnist"], "data.root=DIR says where it is, data.download=true fetches it"),
+    "no CIFAR": (["data.name=cifar10"], "data.download=true fetches it"),
+    "no folder": (["data.name=imagefolder", "data.root=nowhere"], "imagefolder reads nowhere/train/CLASS/"),
+    "lookahead and rounds": (
+        ["optimizer.lookahead={}", "average.k=3"],
+        "optimizer.lookahead.k is 5 and a round has 3 updates",
+    ),
+    "batch too large": (["data.batch_size=200", "data.drop_last=true"], "more than the 80 training images"),
+    "batch of one": (["data.train_images=81"], "an epoch's smallest batch has 1 of 81 images"),
+    "too many images": (["data.train_images=2000"], "more than the 1000 training images of digits"),
+    "no milestones": (["schedule.name=multistep"], "schedule.milestones is empty"),
+    "unsafe layout": (["channels_last=true"], "channels_last on a CPU corrupts memory in stages.1.0.shortcut.0"),
+    "not key=value": (["a", "b"], "one config at a time: a or b?"),
+    "no such config": (["nowhere.yaml"], "config nowhere.yaml: No such file or directory"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_2(tmp_path: Path, name: str) -> None:
+    overrides, message = MISTAKES[name]
+    said = train(tmp_path / "run", *TINY, *overrides, expect=2)
+    assert message in said
+    assert len(said.splitlines()) == 1, said
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ([], "the following arguments are required: COMMAND: see python -m lookaround_ddp --help"),
+        (["trian"], "argument COMMAND: invalid choice: 'trian' (choose from "),
+        (["train", "--faster"], "unrecognized arguments: --faster: see python -m lookaround_ddp train --help"),
+        (["bench", "--k", "x"], "argument --k: invalid int value: 'x': see python -m lookaround_ddp bench --help"),
+        (["analyze", "plane"], "arguments are required: RUN ... [key.path=value ...]: see "),
+    ],
+)
+def test_words_that_the_command_line_does_not_know(
+    said: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(said)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("- 1\n- 2\n", "expected 'key: value' lines, found a list"), ("a: [", "not YAML"), ("\xff\xfe", "not UTF-8")],
+)
+def test_a_file_that_is_no_config(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content.encode("latin-1"))
+    job = Job("train", str(path))
+    assert job.wait() == [2]
+    assert message in job.said()
+
+
+def test_processes_and_replicas_that_do_not_divide(tmp_path: Path) -> None:
+    said = train(tmp_path / "run", *TINY, ranks=2, expect=2)
+    assert "2 processes cannot share 3 replicas evenly: start 1, 3 or a multiple of 3" in said
+
+
+def test_many_ranks_make_a_mistake_but_one_speaks_first(tmp_path: Path) -> None:
+    """A launcher ends the job when rank 0 has spoken; the others would only speak if it had not failed."""
+    job = Job("train", f"out={tmp_path}/run", *TINY, "epochs=0", ranks=3)
+    assert job.wait() == [2, 2, 2]
+    assert job.said(0).startswith("error: epochs is 0")
+    assert job.said(1).startswith("rank 1: error: epochs is 0")
+
+
+def two_nodes(rank: int) -> None:
+    os.environ["LOOKAROUND_NODES"] = "2"
+
+
+def test_fewer_nodes_than_the_launcher_was_told(tmp_path: Path) -> None:
+    """torchrun begins without a node that it takes for dead; the result would be that of fewer processes, silently."""
+    job = Job("train", f"out={tmp_path}/run", *TINY, prepare=two_nodes)
+    assert job.wait() == [2]
+    assert job.said().startswith("error: 1 of 2 nodes take part: do their clocks agree?")
+    assert not (tmp_path / "run").exists()
+
+
+def differ(rank: int) -> None:
+    """Makes rank 1 read another learning rate than the others."""
+    if rank == 1:
+        from lookaround_ddp.cli import commands as cli
+        from lookaround_ddp.config import load as config_file
+
+        cli.load_config = lambda path, overrides: config_file.load_config(path, [*overrides, "optimizer.lr=0.2"])
+
+
+def test_configs_that_differ_between_ranks(tmp_path: Path) -> None:
+    job = Job("train", f"out={tmp_path}/run", *TINY, ranks=3, prepare=differ)
+    assert job.wait() == [2, 2, 2]
+    assert "rank 1 has another configuration than rank 0: optimizer.lr: 0.1 -> 0.2" in job.said(0)
+
+
+def lose_the_data(rank: int) -> None:
+    """Makes rank 2 find no dataset, as on a node without the file system."""
+    if rank == 2:
+        from lookaround_ddp.data import pipeline
+        from lookaround_ddp.errors import UserError
+
+        def missing(*_: object) -> None:
+            raise UserError("no data here")
+
+        pipeline.open_dataset = missing
+
+
+def test_a_failure_of_one_rank_ends_all_and_names_it(tmp_path: Path) -> None:
+    job = Job("train", f"out={tmp_path}/run", *TINY, ranks=3, prepare=lose_the_data)
+    assert job.wait() == [2, 2, 2]
+    assert "no data here (rank 2)" in job.said(0)
+
+
+def test_resuming_with_a_changed_config_says_which_keys(tmp_path: Path) -> None:
+    train(tmp_path / "run", *TINY)
+    said = train(tmp_path / "run", *TINY, "optimizer.lr=0.2", "average.k=4", expect=2)
+    assert "was made with another config (average.k: 3 -> 4; optimizer.lr: 0.1 -> 0.2)" in said
+    assert "has finished" in train(tmp_path / "run", *TINY, "data.workers=1", "record.every=7", "checkpoint.every=1")
+
+
+def picture_folder(root: Path, classes: int) -> Path:
+    from PIL import Image
+
+    for split in ("train", "val"):
+        for number in range(classes):
+            folder = root / split / f"class{number}"
+            folder.mkdir(parents=True)
+            for image in range(8):
+                Image.new("RGB", (20, 24), (number * 60, image * 20, 50)).save(folder / f"{image}.png")
+    return root
+
+
+def test_a_class_count_that_differs_from_the_checkpoints(tmp_path: Path) -> None:
+    two, three = picture_folder(tmp_path / "two", 2), picture_folder(tmp_path / "three", 3)
+    folder = ["data.name=imagefolder", "data.size=16", "data.batch_size=8", "epochs=1", "model.width=4"]
+    train(tmp_path / "run", *folder, f"data.root={two}")
+    said = train(tmp_path / "run", *folder, f"data.root={three}", expect=2)
+    assert "has 2 classes, the data has 3" in said
+    job = Job("evaluate", str(tmp_path / "run"), f"data.root={three}")
+    assert job.wait() == [2]
+    assert "has 2 classes, the data has 3" in job.said()
+
+
+def test_evaluating_what_is_no_finished_run(tmp_path: Path) -> None:
+    job = Job("evaluate", str(tmp_path))
+    assert job.wait() == [2]
+    assert "is not a run folder: there is no config.yaml in it" in job.said()
+
+
+def poison(only: int, iteration: int, what: str, rank: int) -> None:
+    """Makes a replica's weights, or its loss, infinite after an iteration."""
+    import torch
+
+    from lookaround_ddp.training.replica import Replica
+
+    step = Replica.step
+
+    def poisoned(self: Replica, batches: object, pipelines: object, number: int, rate: float) -> torch.Tensor:
+        loss = step(self, batches, pipelines, number, rate)
+        if self.number == only and number == iteration - 1:
+            if what == "loss":
+                return loss * float("nan")
+            next(self.model.parameters()).data[0] = float("inf")
+        return loss
+
+    Replica.step = poisoned
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("weights", "replica 2 not finite after iteration 6"),
+        ("loss", "the loss of replica 2 is not finite at iteration 6"),
+    ],
+)
+def test_a_replica_that_is_not_finite_stops_the_run(tmp_path: Path, what: str, message: str) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", f"out={out}", *TINY, "checkpoint.every=0.4"]
+    job = Job(*arguments, ranks=3, prepare=partial(poison, 2, 6, what))
+    assert job.wait() == [1, 1, 1]
+    assert message in job.said(0)
+    assert "Traceback" not in job.said()
+    assert (out / "LATEST").read_text() == "4\n"
+    assert not (out / "checkpoints" / "6").exists()
+
+
+def hang(only: int, iteration: int, rank: int) -> None:
+    """Makes a rank stop for good, without dying, when it begins this iteration."""
+    from lookaround_ddp.training.replica import Replica
+
+    step = Replica.step
+
+    def stopping(self: Replica, batches: object, pipelines: object, number: int, rate: float) -> object:
+        if rank == only and number == iteration:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return step(self, batches, pipelines, number, rate)
+
+    Replica.step = stopping
+
+
+def test_a_rank_that_hangs_ends_the_others_within_the_timeout(tmp_path: Path) -> None:
+    job = Job("train", f"out={tmp_path}/run", *TINY, "timeout=5", ranks=3, prepare=partial(hang, 1, 4))
+    for process in (job.processes[0], job.processes[2]):
+        process.join(TEST_TIMEOUT)
+        assert process.exitcode not in (None, 0)
+    job.kill(1)
+    assert job.wait()[1] == -signal.SIGKILL
+    assert re.search(r"timed out|Timed out|timeout", job.said())

@@ -1,0 +1,216 @@
+"""Every method from its config: what it leaves is what its definition says, on any number of ranks, and resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lookaround_ddp.checkpoint.run_folder import run_config
+from lookaround_ddp.distributed.join import join
+from lookaround_ddp.evaluation.finished_runs import evaluate_run
+from tests.support.ranks import same_bits, same_state
+from tests.support.runs import EVERY, Job, die_at, train
+
+# 4 epochs of 5 iterations; rounds end after 3, 6, 9, 12, 15, 18; a checkpoint after every second iteration
+TINY = ("data.train_images=80", "data.batch_size=16", "epochs=4", "average.k=3", "model.width=4")
+TINY = (*TINY, "evaluate.every=2", "checkpoint.every=0.4", "checkpoint.keep=99")
+TWO = "replicas=[[crop],[rotation]]"
+ONE = "replicas=[[crop,rotation]]"
+
+SEVERAL = {  # methods of two replicas: on 1 and 2 ranks the same bits
+    "sam": ("optimizer.sam={}",),
+    "asam": ("optimizer.sam={adaptive: true, rho: 0.5}",),
+    "swa": ("trajectory={name: swa, start: 1, every: 4, swa_lr: 0.05, anneal_epochs: 1}",),
+    "swad": ("trajectory={name: swad, every: 2}", "data.validation=40"),
+    "ema": ("trajectory={name: ema, decay: 0.8}",),
+    "ensemble": ("average.k=never",),
+    "ensemble-swa": ("average.k=never", "trajectory={name: swa, start: 2}", "data.validation=40"),
+    "dart": ("average={start: 2, before_start: single, k: epoch}",),
+    "dart-in-turn": ("average={start: 2, before_start: single_in_turn, k: 1 epoch}",),
+    "lookahead-around": ("optimizer.lookahead={k: 3, momentum: reset}",),
+    "dart-snapshots": (  # the first cycle ends while a single network trains
+        "average={start: 3, before_start: single}",
+        "snapshots=true",
+        "schedule.cycles=2",
+        "evaluate.every=4",
+    ),
+    "ensemble-ema": ("average.k=never", "trajectory={name: ema, decay: 0.8}"),
+    "snapshots-around": ("snapshots=true", "schedule.cycles=2", "evaluate.recalibrate=true"),
+}
+ALONE = {  # methods of one network, on one rank or on two that share its batches
+    "lookahead": ("optimizer.lookahead={k: 3, momentum: pullback}",),
+    "swad": ("trajectory={name: swad, every: 2}", "data.validation=40"),
+    "ema": ("trajectory={name: ema, decay: 0.8}",),  # of statistics that each rank has of its own share
+    "all": (
+        "optimizer={sam: {}, lookahead: {}}",
+        "trajectory={name: swa, start: 2}",
+        "snapshots=true",
+        "schedule.cycles=3",
+    ),
+}
+
+
+def left(run: Path) -> dict[str, Any]:
+    """Digests of all models, and the result without what depends on the machine."""
+    files = {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*.safetensors"))}
+    result = json.loads((run / "result.json").read_text())
+    for key in ("seconds", "processes"):
+        del result[key]
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()} | result
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Undisturbed runs of all methods, trained when they are asked for."""
+    return tmp_path_factory.mktemp("methods")
+
+
+def undisturbed(runs: Path, name: str, values: tuple[str, ...], ranks: int = 1) -> Path:
+    run = runs / f"{name}-{ranks}"
+    if not run.exists():
+        train(run, *TINY, *values, ranks=ranks)
+    return run
+
+
+def several(runs: Path, method: str) -> Path:
+    return undisturbed(runs, method, (TWO, *SEVERAL[method]))
+
+
+def alone(runs: Path, method: str, *values: str) -> Path:
+    return undisturbed(runs, f"one-{method}", (ONE, *ALONE.get(method, ()), *values))
+
+
+@pytest.mark.parametrize("method", SEVERAL)
+def test_on_two_ranks_killed_and_resumed_the_bits_are_those_of_one(runs: Path, tmp_path: Path, method: str) -> None:
+    """Killed in iteration 13, or 9 of a single network that trains until 10."""
+    expected, out = left(several(runs, method)), tmp_path / "run"
+    iteration = 9 if method.startswith("dart") else 13
+    values = (*TINY, TWO, *SEVERAL[method])
+    Job("train", f"out={out}", *values, ranks=2, prepare=partial(die_at, iteration, EVERY)).wait()
+    said = train(out, *values, ranks=2)
+    assert f"resumed after iteration {iteration - iteration % 2}" in said
+    assert left(out) == expected
+
+
+@pytest.mark.parametrize("method", ALONE)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_single_network_resumes_bit_for_bit(runs: Path, tmp_path: Path, method: str, ranks: int) -> None:
+    values, out = (ONE, *ALONE[method]), tmp_path / "run"
+    expected = left(undisturbed(runs, f"one-{method}", values, ranks))
+    Job("train", f"out={out}", *TINY, *values, ranks=ranks, prepare=partial(die_at, 13, EVERY)).wait()
+    assert "resumed after iteration 12" in train(out, *TINY, *values, ranks=ranks)
+    assert left(out) == expected
+
+
+@pytest.mark.parametrize("method", [*SEVERAL, "one-ema"])
+def test_evaluate_repeats_the_result(runs: Path, method: str) -> None:
+    run = undisturbed(runs, method, (ONE, *ALONE["ema"]), ranks=2) if method == "one-ema" else several(runs, method)
+    config = run_config(run)
+    result = json.loads((run / "result.json").read_text())
+    torch.set_num_threads(1)
+    with join(config) as world:
+        scores = evaluate_run(run, config, world)
+    assert scores
+    assert scores == {name: result[name] for name in scores}
+    scored = {"mean", "validation", "trajectory", "trajectory_validation", "replicas", "members", "ensemble"}
+    assert {name for name in result if name in scored} == set(scores) - {"ensemble_validation"}
+
+
+def checkpoint(run: Path, iteration: int, replica: int = 0) -> dict[str, Tensor]:
+    """A replica's weights just before the average step of this iteration."""
+    path = run / "checkpoints" / str(iteration) / f"replica-{replica}.pt"
+    return torch.load(path, weights_only=True)["model"]
+
+
+def check_mean(found: dict[str, Tensor], states: list[dict[str, Tensor]]) -> None:
+    """Parameters are the mean of these states'; they do not move so slowly that any other mean would do."""
+    names = [name for name in found if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    assert len(names) > 10
+    for name in names:
+        mean = torch.stack([state[name].double() for state in states]).mean(0)
+        torch.testing.assert_close(found[name].double(), mean, rtol=0, atol=2e-6, msg=name)
+    assert max((states[0][name] - states[-1][name]).abs().max().item() for name in names) > 1e-3
+
+
+def test_swa_is_the_mean_of_the_networks_at_its_snapshots(runs: Path) -> None:
+    """One network from epoch 2 on, of 5 iterations: after 14, 18 (every 4; the checkpoints are after even ones)."""
+    values = ("trajectory={name: swa, start: 2, every: 4}",)
+    run = alone(runs, "swa", *values)
+    check_mean(load_file(run / "trajectory.safetensors"), [checkpoint(run, 14), checkpoint(run, 18)])
+
+
+def test_lookaround_with_swa_averages_the_means_at_round_ends(runs: Path) -> None:
+    """Due after 9, 13, 17 of 20: rounds end after 9, 15, 18; phi is the mean of both replicas there."""
+    run = undisturbed(runs, "swa-every", (TWO, *SEVERAL["swa"], "checkpoint.every=0.2"))
+    phis = []
+    for iteration in (9, 15, 18):
+        one, other = (checkpoint(run, iteration, replica) for replica in (0, 1))
+        phis.append({name: (one[name].double() + other[name].double()) / 2 for name in one})
+    check_mean(load_file(run / "trajectory.safetensors"), phis)
+
+
+def test_snapshots_are_the_networks_before_the_restarts(runs: Path) -> None:
+    """Two cycles of 10 iterations."""
+    run = alone(runs, "snapshots", "snapshots=true", "schedule.cycles=2")
+    for number, iteration in ((1, 10), (2, 20)):
+        assert same_state(load_file(run / "snapshots" / f"{number}.safetensors"), checkpoint(run, iteration))
+
+
+def test_dart_begins_as_the_single_network(runs: Path) -> None:
+    """For 10 iterations it is the equal-data baseline, bit for bit; then both replicas start from it."""
+    dart, baseline = several(runs, "dart"), alone(runs, "sgdm")
+    for iteration in (2, 8, 10):
+        state = checkpoint(dart, iteration)
+        assert same_state(state, checkpoint(baseline, iteration))
+        assert same_state(state, checkpoint(dart, iteration, replica=1))
+    apart = checkpoint(dart, 12), checkpoint(dart, 12, replica=1)
+    assert not same_bits(apart[0]["fc.weight"], apart[1]["fc.weight"])
+    path = dart / "checkpoints" / "12" / "replica-0.pt"
+    momentum = torch.load(path, weights_only=True)["optimizer"]["state"][0]["momentum_buffer"]
+    path = baseline / "checkpoints" / "12" / "replica-0.pt"
+    assert not same_bits(momentum, torch.load(path, weights_only=True)["optimizer"]["state"][0]["momentum_buffer"])
+
+
+def test_a_snapshot_of_a_single_network_is_that_network(runs: Path) -> None:
+    """After 10 of the 15 iterations in which the others wait for it, and nothing else is due there."""
+    dart = several(runs, "dart-snapshots")
+    assert same_state(load_file(dart / "snapshots" / "1.safetensors"), checkpoint(dart, 10))
+
+
+def test_lookahead_moves_the_replicas(runs: Path) -> None:
+    plain = undisturbed(runs, "plain", (TWO,))
+    first, second = (checkpoint(run, 4)["fc.weight"] for run in (plain, several(runs, "lookahead-around")))
+    assert not same_bits(first, second)
+
+
+def test_an_average_of_each_replica_is_no_average_of_the_run(runs: Path) -> None:
+    text = (several(runs, "ensemble-ema") / "metrics.jsonl").read_text()
+    keys = [set(json.loads(line)) for line in text.splitlines() if "replicas" in line]
+    assert keys == [{"iteration", "epoch", "replicas", "ensemble"}] * 2
+
+
+def test_lookahead_is_evaluated_on_its_slow_weights(runs: Path) -> None:
+    """The last of 40 updates is number 40, one after the slow weights moved at 39."""
+    run = alone(runs, "lookahead")
+    state = torch.load(run / "checkpoints" / "20" / "replica-0.pt", weights_only=True)
+    slow = load_file(run / "model.safetensors")
+    assert not same_bits(slow["fc.weight"], state["model"]["fc.weight"])
+    assert same_state(slow, state["shown"])
+
+
+def test_members_of_an_ensemble_are_its_replicas(runs: Path) -> None:
+    run = several(runs, "ensemble")
+    for replica in (0, 1):
+        state = load_file(run / "members" / f"{replica}.safetensors")
+        assert same_state(state, checkpoint(run, 20, replica))
+    assert not (run / "model.safetensors").exists()
+    assert sorted(os.listdir(run / "members")) == ["0.safetensors", "1.safetensors"]

@@ -1,0 +1,62 @@
+"""What ranks would refuse is found before they start."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lookaround_ddp.checkpoint.run_folder import locked
+from lookaround_ddp.config.load import load_config
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.training.preflight import rehearse
+from tests.support.limits import TEST_TIMEOUT
+from tests.support.runs import ROOT, TINY, Job, train
+
+REFUSED = {
+    "optimizer.lookahead.k=7": "optimizer.lookahead.k is 7 and a round has 3 updates",
+    "model.name=timm:nix": "timm has no model 'nix'",
+    "data.batch_size=79": "an epoch's smallest batch has 1 of 80 images",
+    "optimizer.name=blub": "unknown optimizer 'blub'",
+    "average.buffers=[nix]": "average: ",
+    "replicas=[[nix],[crop],[crop]]": "unknown augmentation 'nix'",
+}
+
+
+@pytest.mark.parametrize(("value", "message"), REFUSED.items())
+def test_mistakes_are_found(tmp_path: Path, value: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        rehearse(load_config(None, [f"out={tmp_path}/run", *TINY, value]), 3, alone=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_that_get_too_few_images(tmp_path: Path) -> None:
+    config = load_config(None, [f"out={tmp_path}/run", *TINY])
+    rehearse(config, 24, alone=True)
+    with pytest.raises(UserError, match="fewer than 2 for each of a replica's 9 ranks"):
+        rehearse(config, 27, alone=True)
+
+
+def test_a_run_folder_of_another_config(tmp_path: Path) -> None:
+    train(tmp_path / "run", *TINY)
+    rehearse(load_config(None, [f"out={tmp_path}/run", *TINY]), 3, alone=True)
+    with pytest.raises(UserError, match=r"was made with another config \(optimizer.lr: 0.1 -> 0.2\)"):
+        rehearse(load_config(None, [f"out={tmp_path}/run", *TINY, "optimizer.lr=0.2"]), 3, alone=True)
+
+
+@pytest.mark.parametrize(("nodes", "code"), [(1, 2), (3, 0)])
+def test_a_run_folder_in_use(tmp_path: Path, nodes: int, code: int) -> None:
+    """Of several nodes each may look at the same time: the ranks will find it."""
+    with locked(tmp_path):
+        job = Job("processes", f"out={tmp_path}", *TINY, "--nodes", str(nodes))
+        assert job.wait() == [code]
+    assert (f"error: {tmp_path} is in use by process" in job.said()) == (nodes == 1)
+
+
+def test_the_launcher_starts_no_rank_for_a_mistake(venv: Path, tmp_path: Path) -> None:
+    command = ["env", f"VENV={venv}", "bash", "launch/torchrun.sh", f"out={tmp_path}/run", *TINY, "model.name=timm:nix"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TEST_TIMEOUT)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: timm has no model 'nix': known are ")

@@ -1,0 +1,181 @@
+"""One update of a replica, against the same update written out: precision, smoothing, mixing, clipping, scaling."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lookaround_ddp.config.load import make_config
+from lookaround_ddp.config.schema import Config
+from lookaround_ddp.data.batches import Batch, Iterations, Plan
+from lookaround_ddp.data.datasets import Dataset, open_dataset
+from lookaround_ddp.data.transforms import Pipeline, train_pipelines
+from lookaround_ddp.distributed.world import World
+from lookaround_ddp.training.replica import Replica
+from tests.support.runs import TINY, Job, train, weights
+
+WORLD = World(rank=0, size=1, replicas=3, device=torch.device("cpu"), backend="none")
+PLAIN_SGD = {"momentum": 0.0, "weight_decay": 0.0, "lr": 0.1}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return open_dataset(Config().data, seed=0)
+
+
+def make(digits: Dataset, own: str = "none", **values: Any) -> tuple[Replica, list[Batch], list[Pipeline]]:
+    """A replica and its first batch, of 20 images."""
+    config = make_config({"replicas": [[own]] * 3, "optimizer": PLAIN_SGD, **values})
+    pipelines = train_pipelines(config.augment, config.replicas[0], digits, config.label_smoothing)
+    batches = Iterations(digits.train, Plan(100, 20, 0, True), {0: pipelines})
+    return Replica(config, 0, digits, WORLD), batches[0][0], pipelines
+
+
+def forward(model: nn.Module, batch: Batch, digits: Dataset) -> Tensor:
+    images = (batch.images.float() / 255 - digits.mean[0]) / digits.std[0]
+    return model(images)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_an_update_in_each_precision(digits: Dataset, precision: str, dtype: torch.dtype | None) -> None:
+    """Forward in that precision, loss and weights in fp32: theta - lr * gradient, whatever the scaler's factor."""
+    replica, batches, pipelines = make(digits, precision=precision)
+    twin = copy.deepcopy(replica.model).train()
+    loss = replica.step(batches, pipelines, 0, 0.1)
+
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        logits = forward(twin, batches[0], digits)
+    assert logits.dtype == (dtype or torch.float32)
+    expected = -logits.float().log_softmax(1)[torch.arange(20), batches[0].labels].mean()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    tolerance = 1e-6 if precision == "fp32" else 2e-3  # the scaler's factor shifts what fp16 rounds to 0
+    moved = 0.0
+    for own, (name, other) in zip(replica.model.parameters(), twin.named_parameters(), strict=True):
+        assert own.dtype == torch.float32
+        assert other.grad is not None
+        torch.testing.assert_close(own, other - 0.1 * other.grad, rtol=0, atol=tolerance, msg=name)
+        moved = max(moved, (own - other).abs().max().item())
+    assert moved > 10 * tolerance
+
+
+def test_label_smoothing(digits: Dataset) -> None:
+    """(1 - e) of the label's -log p, and e of the mean over all classes."""
+    replica, batches, pipelines = make(digits, label_smoothing=0.1)
+    logs = forward(copy.deepcopy(replica.model).train(), batches[0], digits).log_softmax(1)
+    expected = -(0.9 * logs[torch.arange(20), batches[0].labels] + 0.1 * logs.mean(1)).mean()
+    assert replica.step(batches, pipelines, 0, 0.1).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_mixing_mixes_images_and_targets_alike(digits: Dataset, name: str) -> None:
+    replica, batches, pipelines = make(digits, name)
+    noise = torch.randint(0, 256, batches[0].images.shape, dtype=torch.uint8)
+    batches = [replace(batches[0], images=noise)]  # no two images have a pixel in common
+    mix, seen = pipelines[0].mix, []
+    assert mix is not None
+
+    def watched(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        before = images.clone()
+        seen.append((before, *mix(images, targets)))
+        return seen[-1][1:]
+
+    object.__setattr__(pipelines[0], "mix", watched)
+    twin = copy.deepcopy(replica.model).train()
+    loss = replica.step(batches, pipelines, 0, 0.1)
+    ((before, images, targets),) = seen
+    one_hot = nn.functional.one_hot(batches[0].labels, 10).float()
+    other = one_hot.flip(0)
+    pairs = (one_hot * other).sum(1) == 0  # images of two classes
+    share = (targets * one_hot).sum(1)[pairs]
+    assert share.min() == share.max()
+    torch.testing.assert_close(targets, share[0] * one_hot + (1 - share[0]) * other)
+    if name == "mixup":
+        torch.testing.assert_close(images, share[0] * before + (1 - share[0]) * before.flip(0))
+    else:  # a rectangle of the other image, whose area is the other's share
+        foreign = images != before
+        assert torch.equal(images[foreign], before.flip(0)[foreign])
+        assert foreign.any(dim=0).float().mean().item() == pytest.approx(1 - share[0].item(), abs=1e-6)
+    expected = -(targets * twin(images).log_softmax(1)).sum(1).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_clipped_gradient_has_the_norm_asked_for(digits: Dataset) -> None:
+    replica, batches, pipelines = make(digits, optimizer={**PLAIN_SGD, "clip_norm": 0.01})
+    before = [parameter.detach().clone() for parameter in replica.model.parameters()]
+    replica.step(batches, pipelines, 0, 0.1)
+    after = [parameter.detach() for parameter in replica.model.parameters()]
+    moved = sum(float((a - b).double().square().sum()) for a, b in zip(after, before, strict=True)) ** 0.5
+    assert moved == pytest.approx(0.1 * 0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("average", "momentum"),
+    [({"k": 5}, 1 - 0.9**3), ({"norm_momentum": "own"}, 0.1), ({"k": "never"}, 0.1)],
+)
+def test_batch_norm_momentum(digits: Dataset, average: dict[str, Any], momentum: float) -> None:
+    replica, _, _ = make(digits, average=average)
+    replica.compensate_norm_momentum()
+    momenta = [module.momentum for module in replica.model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert momenta == pytest.approx([momentum] * 7 + [momentum] * 2)  # of the stem, 3 blocks and 2 shortcuts
+
+
+# Whole runs, each on its own augmentations
+
+CONFIG = (*TINY, "model.width=16", "optimizer.lr=0.01")  # 10 iterations, so short that rounding hardly grows
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    out = tmp_path_factory.mktemp("plain") / "run"
+    train(out, *CONFIG)
+    return load_file(out / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("setting", "tolerance"),
+    [("channels_last=true", 2e-4), ("compile=true", 2e-4), ("precision=bf16", 0.02), ("precision=fp16", 5e-3)],
+)
+def test_the_same_training_another_way(
+    plain: dict[str, Tensor], tmp_path: Path, setting: str, tolerance: float
+) -> None:
+    """Same names, nearly the same weights; but other bits, so the setting did something."""
+    train(tmp_path / "run", *CONFIG, setting)
+    other = load_file(tmp_path / "run" / "model.safetensors")
+    assert list(other) == list(plain)
+    differences = []
+    for name, value in plain.items():
+        assert other[name].dtype == value.dtype
+        if value.is_floating_point() and "running" not in name:
+            torch.testing.assert_close(other[name], value, rtol=0, atol=tolerance, msg=name)
+            differences.append((other[name] - value).abs().max().item())
+    assert max(differences) > 0
+
+
+def overflow(only: int, rank: int) -> None:
+    """Makes the scaler of one replica begin so high that its first updates overflow and are skipped."""
+    original = Replica.__init__
+
+    def patched(self: Replica, config: Config, number: int, *rest: Any) -> None:
+        original(self, config, number, *rest)
+        if number == only:
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+
+    Replica.__init__ = patched
+
+
+def test_steps_that_a_scaler_skips_on_one_replica_do_not_shift_its_averages(tmp_path: Path) -> None:
+    for ranks in (1, 3):
+        out = tmp_path / f"{ranks}"
+        job = Job("train", f"out={out}", *CONFIG, "precision=fp16", ranks=ranks, prepare=partial(overflow, 1))
+        assert job.wait() == [0] * ranks, job.said()
+    train(tmp_path / "other", *CONFIG, "precision=fp16")
+    assert weights(tmp_path / "1") == weights(tmp_path / "3") != weights(tmp_path / "other")
