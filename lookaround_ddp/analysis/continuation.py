@@ -14,7 +14,7 @@ from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.optim import learning_rate
-from lookaround_ddp.training import build, check_resumable, lookaround, parts, shown
+from lookaround_ddp.training import build, check_resumable, make_lookaround, parts, shown
 
 
 class Continuation:
@@ -39,7 +39,7 @@ class Continuation:
             self.config = self.original.model_copy(update={"model": model, "average": average})
             self.batches, self.replicas = build(self.config, self.dataset, world)
         self.per_epoch = self.batches.plan.iterations
-        self.around = lookaround(self.config, self.replicas, self.per_epoch, world)
+        self.around = make_lookaround(self.config, self.replicas, self.per_epoch, world)
         self.k = self.around.k or 0  # never averaged: refused above
         for replica in self.replicas:
             replica.compensate_norm_momentum()
@@ -64,7 +64,7 @@ class Continuation:
         """An average step, with what goes with it in a training."""
         self.around.average()
         for replica in self.replicas:
-            replica.moved()
+            replica.restart_lookahead()
 
     def train(self, first: int, count: int, rate: float | None) -> Iterator[int]:
         """So many iterations of the run from number `first` on; yields each one's number after it, not yet averaged.
@@ -82,8 +82,7 @@ class Continuation:
         for iteration, hosted in zip(upcoming, batches, strict=True):
             scheduled = learning_rate(self.config, min(iteration, last), self.per_epoch)
             for replica, own in zip(self.replicas, hosted, strict=True):
-                pipelines = [pipeline for _, pipeline in self.batches.pipelines_at(iteration, replica.number)]
-                replica.step(own, pipelines, iteration, scheduled if rate is None else rate)
+                replica.step(own, iteration, scheduled if rate is None else rate)
             self.around.check_finite(iteration + 1)
             yield iteration + 1
 

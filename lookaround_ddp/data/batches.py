@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from timm.data import Mixup
 from torch import Tensor
 from torch.utils import data
 
@@ -71,13 +72,15 @@ class Batch:
     """The images of one update: uint8 (n, C, H, W), and their labels, int64 (n,).
 
     share is n * D / N, for n of the minibatch's N images on this one of the replica's D ranks: with the
-    loss weighted by it, the mean of the ranks' gradients is the minibatch's gradient. unreadable are the images of
-    the split that should have been in it and are not: the index of each, and why it cannot be read.
+    loss weighted by it, the mean of the ranks' gradients is the minibatch's gradient. mix mixes images and targets on
+    the device (mixup, cutmix); None if they stay as they are. unreadable are the images of the split that should have
+    been in it and are not: the index of each, and why it cannot be read.
     """
 
     images: Tensor
     labels: Tensor
     share: float
+    mix: Mixup | None = None
     unreadable: tuple[tuple[int, str], ...] = ()
 
     def pin_memory(self) -> Batch:
@@ -164,7 +167,7 @@ class Iterations(data.Dataset[list[list[Batch]]]):
                     unreadable.append((index, self.substitutes.reasons[index]))
             images.append(pipeline.transform(image))
         labels = self.labels[used] if unreadable else self.labels[indices]
-        return Batch(torch.stack(images), labels, share, tuple(unreadable))
+        return Batch(torch.stack(images), labels, share, pipeline.mix, tuple(unreadable))
 
 
 class EvaluationBatches(data.Dataset[Batch]):
@@ -195,4 +198,6 @@ class EvaluationBatches(data.Dataset[Batch]):
                     raise
                 unreadable[index] = error.reason
         read = [index for index in self.indices(number) if index not in unreadable]
-        return Batch(torch.stack(images) if images else torch.empty(0), self.labels[read], 1.0, (*unreadable.items(),))
+        return Batch(
+            torch.stack(images) if images else torch.empty(0), self.labels[read], 1.0, None, (*unreadable.items(),)
+        )

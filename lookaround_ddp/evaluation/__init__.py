@@ -1,17 +1,26 @@
 """Exact scores on any number of ranks: of models, ensembles, soups."""
 
-from lookaround_ddp.evaluation.evaluator import Score, evaluating, make_evaluator, score_text
+from lookaround_ddp.evaluation.evaluator import (
+    Evaluator,
+    Score,
+    evaluating,
+    make_evaluator,
+    make_evaluators,
+    score_text,
+)
 from lookaround_ddp.evaluation.finished_runs import (
     check_classes,
     check_same_data,
     evaluate_ensemble,
     evaluate_run,
+    score_run,
     shipped_model,
 )
 from lookaround_ddp.evaluation.recalibrate import recalibrate
 from lookaround_ddp.evaluation.soup import cook, mean_state
 
 __all__ = [
+    "Evaluator",
     "Score",
     "check_classes",
     "check_same_data",
@@ -20,8 +29,10 @@ __all__ = [
     "evaluate_run",
     "evaluating",
     "make_evaluator",
+    "make_evaluators",
     "mean_state",
     "recalibrate",
+    "score_run",
     "score_text",
     "shipped_model",
 ]

@@ -163,6 +163,13 @@ def make_evaluator(config: Config, dataset: Dataset, split: Images, world: World
     return Evaluator(batches, dataset.classes, normalize, config.precision, workers, world, unreadable)
 
 
+def make_evaluators(config: Config, dataset: Dataset, world: World) -> tuple[Evaluator, Evaluator | None]:
+    """Returns the evaluator of the test split, and that of the held-out images if there are any."""
+    held_out = dataset.validation
+    validation = None if held_out is None else make_evaluator(config, dataset, held_out, world)
+    return make_evaluator(config, dataset, dataset.test, world), validation
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; afterwards every module's own mode again."""

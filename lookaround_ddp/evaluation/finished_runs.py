@@ -23,7 +23,7 @@ from lookaround_ddp.config import Config
 from lookaround_ddp.data import Dataset, Unreadable, open_dataset
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.evaluation.evaluator import EnsembleScore, Score, make_evaluator
+from lookaround_ddp.evaluation.evaluator import EnsembleScore, Evaluator, Score, make_evaluator, make_evaluators
 from lookaround_ddp.models import create_model, placed
 
 Scores = dict[str, Any]  # a Score, a list of them, or an EnsembleScore by what it is of
@@ -55,24 +55,52 @@ def evaluate_run(run: Path, config: Config, world: World) -> Scores:
     """
     with world.together():
         dataset = open_dataset(config.data, config.seed)
-    test = make_evaluator(config, dataset, dataset.test, world)
-    validation = None if dataset.validation is None else make_evaluator(config, dataset, dataset.validation, world)
+    evaluators = make_evaluators(config, dataset, world)
     scores: Scores = {}
+    if config.evaluate.replicas or config.average.k == "never":
+        with world.together():
+            models = [
+                placed(model, config.channels_last, world.device) for model in _replicas(run, config, dataset, world)
+            ]
+        scores["replicas"] = evaluators[0].replicas(models)
+    scores = score_run(run, config, dataset, evaluators, world, scores)
+    warn_of_unreadable([each.unreadable for each in evaluators if each is not None], world)
+    return scores
+
+
+def score_run(
+    run: Path,
+    config: Config,
+    dataset: Dataset,
+    evaluators: tuple[Evaluator, Evaluator | None],
+    world: World,
+    known: Scores,
+) -> Scores:
+    """Returns the scores of all models that a run left in its folder: what a finished run is worth. Collective.
+
+    The end of a training and `evaluate` both call it, so that they give the same figures.
+
+    Args:
+        evaluators: of the test split, and of the held-out images if there are any.
+        known: scores that are there already, such as the replicas', which are not measured again.
+
+    Raises:
+        UserError: a file is missing or damaged; a model and the data have different numbers of classes.
+    """
+    test, validation = evaluators
+    scores = dict(known)
     names = {"mean": MODEL} if config.trajectory.name == "none" else {"mean": MODEL, "trajectory": TRAJECTORY}
     for name, file in names.items() if config.average.k != "never" else ():
+        held_out = "validation" if name == "mean" else f"{name}_validation"
+        if name in known:
+            continue
         with world.together():
             model, metadata = read_network(run / file, config.model)
             check_classes(run, metadata["classes"], dataset)
         model = placed(model, config.channels_last, world.device)
         scores[name] = test.shared(model)
         if validation is not None:
-            scores["validation" if name == "mean" else f"{name}_validation"] = validation.shared(model)
-    if config.evaluate.replicas or config.average.k == "never":
-        with world.together():
-            models = [
-                placed(model, config.channels_last, world.device) for model in _replicas(run, config, dataset, world)
-            ]
-        scores["replicas"] = test.replicas(models)
+            scores[held_out] = validation.shared(model)
     if member_files(config):
         with world.together():
             models = [placed(model, config.channels_last, world.device) for model in members(config, world.device)]
@@ -82,7 +110,6 @@ def evaluate_run(run: Path, config: Config, world: World) -> Scores:
             scores["ensemble"] = test.ensemble(models)
             if validation is not None:
                 scores["ensemble_validation"] = validation.ensemble(models)
-    warn_of_unreadable([each.unreadable for each in (test, validation) if each is not None], world)
     return scores
 
 

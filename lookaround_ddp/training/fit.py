@@ -6,21 +6,19 @@ import signal
 import sys
 from pathlib import Path
 
-from lookaround_ddp.averaging import content_digest
-from lookaround_ddp.checkpoint import PREEMPTED, Checkpoints, State, read_result, write_config
+from lookaround_ddp.checkpoint import PREEMPTED, State, write_config
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Dataset, get_ready, prepare
-from lookaround_ddp.data.device import resolved
+from lookaround_ddp.data import get_ready
 from lookaround_ddp.distributed import Stop, World
 from lookaround_ddp.errors import Preempted
 from lookaround_ddp.files import write_atomically
-from lookaround_ddp.optim import learning_rate
-from lookaround_ddp.training.record import Record
-from lookaround_ddp.training.replica import Replica
-from lookaround_ddp.training.results import finish
-from lookaround_ddp.training.run import START, Run
-from lookaround_ddp.training.setup import along_time, build, lookaround
-from lookaround_ddp.training.state import check_resumable, parts
+from lookaround_ddp.optim import ends_cycle, learning_rate
+from lookaround_ddp.training.results import finish, save_snapshot
+from lookaround_ddp.training.rounds import average, training_line
+from lookaround_ddp.training.run import Run, load_batches
+from lookaround_ddp.training.setup import set_up
+from lookaround_ddp.training.state import restore, save_checkpoint
+from lookaround_ddp.training.validate import validate
 
 
 def fit(config: Config, world: World, stop: Stop) -> State:
@@ -36,89 +34,77 @@ def fit(config: Config, world: World, stop: Stop) -> State:
     """
     if config.data.workers:
         get_ready()
-    dataset = prepare(config, world)
-    with world.together():
-        config = resolved(config, dataset)
-        batches, replicas = build(config, dataset, world)
-    plan = batches.plan
-    total = config.epochs * plan.iterations
-    around = lookaround(config, replicas, plan.iterations, world)
-    trajectories = along_time(config, replicas, plan.iterations)
-    record = Record(config, world.main, total)
-    checkpoints = Checkpoints(Path(config.out), config.checkpoint.keep, world, record.say)
-    start = {**START, "start": content_digest(replicas[0].model)}
-    kept = parts(replicas, trajectories, around)
-    state = checkpoints.restore(kept, lambda found: check_resumable(config, dataset, found)) or start
-    with world.together():
-        finished = read_result(config) if world.main else None
-    finished = world.share(finished)
-    if finished is not None:
-        record.say(f"{config.out} has finished: give another `out` to train anew")
+    run = set_up(config, world)
+    if (finished := restore(run)) is not None:
+        run.record.say(f"{config.out} has finished: give another `out` to train anew")
         return finished
-
-    write_config(config, world)
-    left = Path(config.out) / PREEMPTED
-    run = Run(config, dataset, batches, replicas, around, trajectories, world, record, state)
-    record.open(state["iteration"], killed=not left.exists())
-    if world.main:
-        left.unlink(missing_ok=True)
-    record.say(describe(config, dataset, world, replicas, total))
-    around.load_state_dict(state)
+    begin(run)
+    config = run.config  # `data.pipeline` is resolved in it
     try:
-        if state["iteration"] > 0:
-            record.say(f"resumed after iteration {state['iteration']}")
-            run.advance(state["iteration"])  # a checkpoint is written before the average step of its iteration
-        upcoming = range(state["iteration"], total)
-        stop.begin(state["iteration"])
-        for iteration, hosted in zip(upcoming, run.load(upcoming), strict=True):
+        if run.iteration > 0:
+            average(run)  # a checkpoint is written before the average step of its iteration
+        upcoming = range(run.iteration, run.total)
+        stop.begin(run.iteration)
+        for iteration, batches in zip(upcoming, load_batches(run, upcoming), strict=True):
             world.does(f"training iteration {iteration + 1}")
-            rate = learning_rate(config, iteration, plan.iterations)
-            losses = []
-            for replica, own in zip(replicas, hosted, strict=True):
-                pipelines = [pipeline for _, pipeline in batches.pipelines_at(iteration, replica.number)]
-                losses.append(replica.step(own, pipelines, iteration, rate))
+            rate = learning_rate(config, iteration, run.per_epoch)
+            losses = [replica.step(own, iteration, rate) for replica, own in zip(run.replicas, batches, strict=True)]
             run.losses.count(losses)
-            done = iteration + 1
-            if done % config.record.every == 0 or done == total:
-                run.record_training(done, rate)
-            if due(done, config.evaluate.every, plan.iterations) or done == total:
-                run.evaluate(done)
-            run.snapshot(done)
-            leaving = stop.agreed(done, around.due, world) if done < total else None
-            if due(done, config.checkpoint.every, plan.iterations) or done == total or leaving:
-                run.save(done, checkpoints)
+            run.iteration = iteration + 1
+            if run.iteration % config.record.every == 0 or run.iteration == run.total:
+                run.record.train(training_line(run, rate))
+            if due(run, config.evaluate.every):
+                validate(run)
+            if config.snapshots and ends_cycle(config.schedule, run.iteration, run.total):
+                save_snapshot(run)
+            leaving = stop.agreed(run.iteration, run.around.due, world) if run.iteration < run.total else None
+            if leaving or due(run, config.checkpoint.every):
+                save_checkpoint(run)
             if leaving:
-                raise preempted(config, world, leaving, done)
-            run.advance(done)
+                raise preempted(run, leaving)
+            average(run)
         return finish(run)
     except FloatingPointError:
         run.losses.check()  # names the very iteration, where a loss tells it
         raise
     finally:
-        record.close(sys.exc_info()[1])
+        run.record.close(sys.exc_info()[1])
 
 
-def preempted(config: Config, world: World, number: signal.Signals, iteration: int) -> Preempted:
-    """Leaves a file that tells a launcher: not finished and not failed, but to be gone on with."""
-    error = Preempted(number, iteration)
-    with world.together():
-        if world.main:
-            write_atomically(Path(config.out) / PREEMPTED, f"{error}\n".encode())
+def begin(run: Run) -> None:
+    """Writes the config, opens the record, and says what is trained where. Collective."""
+    write_config(run.config, run.world)
+    left = Path(run.config.out) / PREEMPTED
+    run.record.open(run.iteration, killed=not left.exists())
+    if run.world.main:
+        left.unlink(missing_ok=True)
+    run.record.say(describe(run))
+    if run.iteration > 0:
+        run.record.say(f"resumed after iteration {run.iteration}")
+
+
+def preempted(run: Run, number: signal.Signals) -> Preempted:
+    """Leaves a file that tells a launcher: not finished and not failed, but to be gone on with. Collective."""
+    error = Preempted(number, run.iteration)
+    with run.world.together():
+        if run.world.main:
+            write_atomically(Path(run.config.out) / PREEMPTED, f"{error}\n".encode())
     return error
 
 
-def due(done: int, epochs: float, per_epoch: int) -> bool:
-    """Whether something that happens every so many epochs happens after this many iterations."""
-    return done % max(1, round(epochs * per_epoch)) == 0
+def due(run: Run, epochs: float) -> bool:
+    """Returns whether what happens every so many epochs, and at the end, happens after the run's iteration."""
+    return run.iteration % max(1, round(epochs * run.per_epoch)) == 0 or run.iteration == run.total
 
 
-def describe(config: Config, dataset: Dataset, world: World, replicas: list[Replica], total: int) -> str:
-    """One line on what runs where."""
-    millions = sum(parameter.numel() for parameter in replicas[0].model.parameters()) / 1e6
+def describe(run: Run) -> str:
+    """Returns one line on what runs where."""
+    config, world = run.config, run.world
+    millions = sum(parameter.numel() for parameter in run.replicas[0].model.parameters()) / 1e6
     processes = "1 process" if world.size == 1 else f"{world.size} processes"
     kinds = "1 network" if world.replicas == 1 else f"{world.replicas} replicas, k = {config.average.k},"
     where = world.device.type if world.size == 1 else f"{world.device.type}, {world.backend}"
     return (
-        f"{config.model.name}, {millions:.2f} M parameters | {config.data.name}, {len(dataset.train)} images | "
-        f"{kinds} on {processes} ({where}) | {total} iterations | {config.out}"
+        f"{config.model.name}, {millions:.2f} M parameters | {config.data.name}, {len(run.dataset.train)} images | "
+        f"{kinds} on {processes} ({where}) | {run.total} iterations | {config.out}"
     )

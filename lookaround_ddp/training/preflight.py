@@ -6,12 +6,10 @@ from pathlib import Path
 
 import torch
 
-from lookaround_ddp.checkpoint import Checkpoints, locked, read_result
+from lookaround_ddp.checkpoint import locked, read_result
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import open_dataset
-from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
-from lookaround_ddp.training.setup import along_time, build, lookaround
+from lookaround_ddp.training.setup import set_up
 from lookaround_ddp.training.state import check_resumable
 
 
@@ -25,19 +23,14 @@ def rehearse(config: Config, processes: int, alone: bool) -> None:
     Raises:
         UserError: as `fit` would on every rank, and again whenever the ranks are restarted.
     """
-    dataset = open_dataset(config.data, config.seed)
-    config = resolved(config, dataset)
-    world = World(0, 1, 1, torch.device("cpu"), "none")
-    batches, replicas = build(config, dataset, world)
-    batches.plan.check(max(1, processes // len(config.replicas)))
-    lookaround(config, replicas, batches.plan.iterations, world)
-    along_time(config, replicas, batches.plan.iterations)
+    run = set_up(config, World(0, 1, 1, torch.device("cpu"), "none"))
+    run.batches.plan.check(max(1, processes // len(config.replicas)))
     folder = Path(config.out)
     if alone and folder.is_dir():
         with locked(folder):
             pass
-    checkpoints = Checkpoints(folder, config.checkpoint.keep, world, print)
-    state = next((state for i in checkpoints.iterations() if (state := checkpoints.inspect(i)[0])), None)
+    found = (run.checkpoints.inspect(iteration)[0] for iteration in run.checkpoints.iterations())
+    state = next((state for state in found if state), None)
     if state is not None:
-        check_resumable(config, dataset, state)
+        check_resumable(run.config, run.dataset, state)
     read_result(config)

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lookaround_ddp import seeds
 from lookaround_ddp.averaging import forget
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Batch, Dataset, Pipeline
+from lookaround_ddp.data import Batch, Dataset
 from lookaround_ddp.distributed import World
 from lookaround_ddp.models import Normalize, autocast, compensate_norm_momentum, create_model, refuse_unsafe_layout
 from lookaround_ddp.optim import Lookahead, climbed, create_optimizer, frozen_statistics, set_learning_rate
@@ -47,25 +47,25 @@ class Replica:
         self.normalize = Normalize(dataset.mean, dataset.std, world.device, config.channels_last)
         self.config, self.number, self.world = config, number, world
 
-    def step(self, batches: Sequence[Batch], pipelines: Sequence[Pipeline], iteration: int, rate: float) -> Tensor:
-        """One update for each augmentation's batch; returns the mean loss, shape (), without waiting for the device.
+    def step(self, batches: Sequence[Batch], iteration: int, rate: float) -> Tensor:
+        """Takes an update for each augmentation's batch; returns the mean loss, shape (), without a wait for the device.
 
         A replica that has none, since a single network trains for all of them, does nothing: its loss is 0.
         """
         self.network.train()
         set_learning_rate(self.optimizer, rate)
         losses = []
-        for update, (batch, pipeline) in enumerate(zip(batches, pipelines, strict=True)):
+        for update, batch in enumerate(batches):
             images, targets = self.normalize(batch.images), batch.labels.to(self.world.device, non_blocking=True)
             key = (self.config.seed, self.number, iteration, update, self.world.shard)
-            if pipeline.mix is not None and len(images) % 2 == 0:  # timm pairs a batch with its reverse
+            if batch.mix is not None and len(images) % 2 == 0:  # timm pairs a batch with its reverse
                 seeds.seed_python(key[0], seeds.MIX, *key[1:])
-                images, targets = pipeline.mix(images, targets)
+                images, targets = batch.mix(images, targets)
             losses.append(self._update(images, targets, batch.share, key))
         return torch.stack(losses).mean() if losses else torch.zeros((), device=self.world.device)
 
     def _update(self, images: Tensor, targets: Tensor, share: float, key: tuple[int, ...]) -> Tensor:
-        """One step of the optimizer; with SAM, by the gradient of the same loss at the top of the climb."""
+        """Takes one step of the optimizer; with SAM, by the gradient of the same loss at the top of the climb."""
         if self.sam is None:
             loss = self._gradient(images, targets, share, key)
         else:
@@ -93,7 +93,7 @@ class Replica:
         return loss
 
     def _gradient(self, images: Tensor, targets: Tensor, share: float, key: tuple[int, ...]) -> Tensor:
-        """Forward and backward; the gradients are the parameters' `grad`. Equal keys draw equal dropout masks."""
+        """Computes the loss, and leaves gradients in the parameters' `grad`. Equal keys draw equal dropout masks."""
         seeds.seed_torch(key[0], seeds.FORWARD, *key[1:])
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.config.precision, self.world.device):
@@ -104,22 +104,22 @@ class Replica:
         return loss.detach()
 
     def restart(self) -> None:
-        """What belongs to the optimizer's past is forgotten: the weights are a new starting point."""
+        """Clears the optimizer's state: the weights are a new starting point."""
         forget(self.optimizer)
-        self.moved()
+        self.restart_lookahead()
 
-    def moved(self) -> None:
-        """The weights were replaced, and the slow weights of Lookahead with them."""
+    def restart_lookahead(self) -> None:
+        """Restarts Lookahead's slow weights from the current weights; to be called after these were overwritten."""
         if self.lookahead is not None:
             self.lookahead.restart()
 
     def compensate_norm_momentum(self) -> None:
-        """From now on one of d replicas whose statistics are averaged; see `average.norm_momentum`."""
+        """Raises batch-norm's momentum to that of one of d replicas; see `average.norm_momentum`."""
         if self.config.average.k != "never" and self.config.average.norm_momentum == "compensated":
             compensate_norm_momentum(self.model, self.world.replicas)
 
     def shown(self) -> AbstractContextManager[None]:
-        """Inside, the model's weights are those to evaluate: Lookahead's slow ones, or else its own."""
+        """Gives the model the weights to evaluate while the block runs: Lookahead's slow ones, or else its own."""
         return nullcontext() if self.lookahead is None else self.lookahead.slow_weights()
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class Replica:
 
 @contextmanager
 def shown(replicas: Sequence[Replica]) -> Iterator[None]:
-    """Inside, these replicas have the weights to evaluate (with Lookahead, the slow ones)."""
+    """Gives these replicas the weights to evaluate while the block runs (with Lookahead the slow ones)."""
     with ExitStack() as stack:
         for replica in replicas:
             stack.enter_context(replica.shown())

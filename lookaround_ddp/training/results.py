@@ -1,40 +1,46 @@
-"""What a run leaves when its training ends: models, their last scores, result.json."""
+"""What a run leaves when it ends, or when one of its cycles does: models, their scores, result.json."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from lookaround_ddp.checkpoint import MODEL, RESULT, TRAJECTORY, State, members, members_differ
+from torch import nn
+
+from lookaround_ddp.checkpoint import MODEL, RESULT, TRAJECTORY, State, save_model
 from lookaround_ddp.config import Config
+from lookaround_ddp.evaluation import score_run
 from lookaround_ddp.files import write_atomically
 from lookaround_ddp.optim import Swad
-from lookaround_ddp.training.run import Run
+from lookaround_ddp.training.rounds import share_single, update_weight_averages
+from lookaround_ddp.training.run import Run, evaluation_weights
+from lookaround_ddp.training.validate import averaged_model, recalibrate_mean, recalibrate_models
 
 
 def finish(run: Run) -> State:
-    """The last average step; the models that are left, their scores, and result.json with them. Collective."""
+    """Makes the last average step, saves the models, scores them, and writes result.json. Collective.
+
+    Returns what result.json holds.
+    """
     config, world = run.config, run.world
-    scores = dict(run.scores)
     world.does("scoring the finished run")
-    with run.shown():
+    with evaluation_weights(run):
         if config.average.k == "never":
-            scores |= _independent(run)
+            _save_members(run)
         else:
             run.around.average()
             if world.replicas > 1:
                 for replica in run.replicas:
-                    replica.moved()
-            run.observe(run.total, averaged=True)
+                    replica.restart_lookahead()
+            update_weight_averages(run, averaged=True)
             with run.around.averaged() as mean:
-                run.recalibrate_mean(mean)
-                run.keep_model(MODEL, mean)
-            scores |= _along_time(run)
-            if config.snapshots:
-                scores |= _snapshots(run)
+                recalibrate_mean(run, mean)
+                save_shared_model(run, MODEL, mean)
+            _save_weight_average(run)
+    known = {name: score for name, score in run.scores.items() if name in ("mean", "validation", "replicas")}
+    scores = score_run(Path(config.out), config, run.dataset, (run.test, run.validation), world, known)
     result: State = {
         **scores,
-        **run.count_unreadable(),
         "best": run.best,
         "iterations": run.total,
         "epochs": config.epochs,
@@ -49,57 +55,70 @@ def finish(run: Run) -> State:
     return result
 
 
-def _independent(run: Run) -> State:
-    """Replicas that were never averaged, or the averages along time of each, recalibrated each for itself."""
+def save_snapshot(run: Run) -> None:
+    """Saves the mean model where one of the schedule's cycles ends (a snapshot ensemble's member). Collective."""
+    run.watch.pause()
+    share_single(run)
+    cycle = run.iteration * run.config.schedule.cycles // run.total
+    with evaluation_weights(run), run.around.averaged() as mean:
+        recalibrate_mean(run, mean)
+        save_shared_model(run, f"snapshots/{cycle}.safetensors", mean)
+    run.watch.go()
+
+
+def save_shared_model(run: Run, name: str, model: nn.Module) -> None:
+    """Saves a model that all ranks hold into the run's folder. Collective."""
+    with run.world.together():
+        if run.world.main:
+            _write_model(run, name, model)
+
+
+def _write_model(run: Run, name: str, model: nn.Module) -> None:
+    """Writes a model into the run's folder, with what its readers need to build the network without the data."""
+    path = Path(run.config.out) / name
+    path.parent.mkdir(exist_ok=True)
+    metadata = {
+        "classes": run.dataset.classes,
+        "channels": run.dataset.channels,
+        "start": run.start,
+        "config": run.config.identity(),
+    }
+    save_model(path, model.state_dict(), metadata)
+
+
+def _save_members(run: Run) -> None:
+    """Saves replicas that were never averaged, or SWA's, SWAD's or EMA's model of each, recalibrated for itself."""
     config, models = run.config, [replica.model for replica in run.replicas]
-    if run.trajectories:
+    if run.weight_averages:
         _warn_unconverged(run)
-        models = [run.along_time(trajectory) for trajectory in run.trajectories]
-    if _measured_anew(config):
-        run.recalibrate(models, apart=True)
+        models = [averaged_model(run, average) for average in run.weight_averages]
+    if _needs_statistics(config):
+        recalibrate_models(run, models, apart=True)
     with run.world.together():
         for number, model in zip(run.world.hosted, models, strict=True):
             if run.world.shard == 0:
-                run.write_model(f"members/{number}.safetensors", model)
-    scores: State = {"members": run.test.replicas(models)} if members_differ(config) else {}
-    if run.world.replicas > 1:
-        scores["ensemble"] = run.test.ensemble_of_replicas(models)
-        if run.validation is not None:
-            scores["ensemble_validation"] = run.validation.ensemble_of_replicas(models)
-    return scores
+                _write_model(run, f"members/{number}.safetensors", model)
 
 
-def _along_time(run: Run) -> State:
-    """The average along time of the mean model."""
-    if not run.trajectories:
-        return {}
+def _save_weight_average(run: Run) -> None:
+    """Saves SWA's, SWAD's or EMA's model of the mean model, if the run has one."""
+    if not run.weight_averages:
+        return
     _warn_unconverged(run)
-    model = run.along_time(run.trajectories[0])
-    if _measured_anew(run.config):
-        run.recalibrate([model] * len(run.replicas))
-    run.keep_model(TRAJECTORY, model)
-    scores: State = {"trajectory": run.test.shared(model)}
-    if run.validation is not None:
-        scores["trajectory_validation"] = run.validation.shared(model)
-    return scores
+    model = averaged_model(run, run.weight_averages[0])
+    if _needs_statistics(run.config):
+        recalibrate_models(run, [model] * len(run.replicas))
+    save_shared_model(run, TRAJECTORY, model)
 
 
-def _measured_anew(config: Config) -> bool:
-    """Snapshots have no statistics of their mean; EMA averages them along with the weights."""
+def _needs_statistics(config: Config) -> bool:
+    """Returns whether batch-norm is to be measured anew: SWA and SWAD have no statistics of their mean, EMA has."""
     return config.trajectory.name in ("swa", "swad") or config.evaluate.recalibrate
 
 
-def _snapshots(run: Run) -> State:
-    with run.world.together():
-        models = list(members(run.config, run.world.device))
-    scores: State = {"members": [run.test.shared(model) for model in models], "ensemble": run.test.ensemble(models)}
-    if run.validation is not None:
-        scores["ensemble_validation"] = run.validation.ensemble(models)
-    return scores
-
-
 def _warn_unconverged(run: Run) -> None:
-    average = run.trajectories[0].average
+    """Says which validations SWAD's valley spans, or warns that it found none."""
+    average = run.weight_averages[0].average
     if isinstance(average, Swad):
         losses = f"{len(average.losses)} validation losses"
         if average.start is None:

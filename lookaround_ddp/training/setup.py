@@ -1,23 +1,68 @@
-"""From a config to what a run trains: its data, batches, replicas, and what averages them."""
+"""From a config to a `Run`: its data, batches, replicas, and what averages them."""
 
 from __future__ import annotations
 
-from lookaround_ddp.averaging import Lookaround
+from pathlib import Path
+
+from lookaround_ddp.averaging import Lookaround, content_digest
+from lookaround_ddp.checkpoint import Checkpoints
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Dataset, Iterations, make_batches
+from lookaround_ddp.data import Dataset, Iterations, make_batches, prepare
+from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
+from lookaround_ddp.evaluation import make_evaluators
 from lookaround_ddp.optim import Trajectory
+from lookaround_ddp.training.progress import Losses, Stopwatch
+from lookaround_ddp.training.record import Record
 from lookaround_ddp.training.replica import Replica
+from lookaround_ddp.training.run import Run
+
+
+def set_up(config: Config, world: World) -> Run:
+    """Makes all parts of a run, at its start; writes nothing. Collective.
+
+    Raises:
+        UserError: a mistake in the config, or in the data.
+    """
+    dataset = prepare(config, world)
+    with world.together():
+        config = resolved(config, dataset)
+        batches, replicas = build(config, dataset, world)
+    per_epoch = batches.plan.iterations
+    around = make_lookaround(config, replicas, per_epoch, world)
+    record = Record(config, world.main, config.epochs * per_epoch)
+    test, validation = make_evaluators(config, dataset, world)
+    return Run(
+        config=config,
+        dataset=dataset,
+        world=world,
+        batches=batches,
+        replicas=replicas,
+        around=around,
+        weight_averages=make_weight_averages(config, replicas, per_epoch),
+        test=test,
+        validation=validation,
+        record=record,
+        checkpoints=Checkpoints(Path(config.out), config.checkpoint.keep, world, record.say),
+        losses=Losses(config, batches, world, counted=0),
+        watch=Stopwatch(elapsed=0.0),
+        start=content_digest(replicas[0].model),
+    )
 
 
 def build(config: Config, dataset: Dataset, world: World) -> tuple[Iterations, list[Replica]]:
-    """The batches of this rank, and the replicas that it trains on them."""
+    """Makes the batches of this rank, and the replicas that it trains on them."""
     batches = make_batches(config, dataset, world)
     return batches, [Replica(config, number, dataset, world) for number in world.hosted]
 
 
-def lookaround(config: Config, replicas: list[Replica], per_epoch: int, world: World) -> Lookaround:
+def make_lookaround(config: Config, replicas: list[Replica], per_epoch: int, world: World) -> Lookaround:
+    """Starts all replicas from one point, and returns what averages them.
+
+    Raises:
+        UserError: settings of the average that do not go together.
+    """
     period = config.average.period(per_epoch)
     if len(config.replicas) > 1 and period is not None and config.optimizer.lookahead is not None:
         check_lookahead(config, config.optimizer.lookahead.k, period, per_epoch)
@@ -53,8 +98,8 @@ def check_lookahead(config: Config, k: int, period: int, per_epoch: int) -> None
                 )
 
 
-def along_time(config: Config, replicas: list[Replica], per_epoch: int) -> list[Trajectory]:
-    """The average along time: of the mean model, or of each hosted replica if they are never averaged.
+def make_weight_averages(config: Config, replicas: list[Replica], per_epoch: int) -> list[Trajectory]:
+    """Returns what averages along time: the mean model, or each hosted replica if they are never averaged.
 
     Raises:
         UserError: the run would end before its first snapshot, or the first validation.

@@ -1,22 +1,85 @@
-"""What a checkpoint holds of a run: the state beside the replicas, and the part of each file."""
+"""What a checkpoint holds of a run, and how a run goes on from one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from lookaround_ddp.averaging import Lookaround
-from lookaround_ddp.checkpoint import Part, State
+from lookaround_ddp.checkpoint import Part, State, read_result
 from lookaround_ddp.config import Config, changed_keys
 from lookaround_ddp.data import Dataset
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.optim import Trajectory
+from lookaround_ddp.training.progress import Losses, Stopwatch
 from lookaround_ddp.training.replica import Replica
+from lookaround_ddp.training.rounds import begin_rounds, share_single
+from lookaround_ddp.training.run import Run
+from lookaround_ddp.training.validate import check_finite
 
 SHARED_TRAJECTORY = "trajectory.pt"
 
 
-class Corrected:
-    """A replica with the correction that is on its way to it (average.delay)."""
+def restore(run: Run) -> State | None:
+    """Puts a run where its newest whole checkpoint left it; without one it stays at its start. Collective.
+
+    Returns what result.json holds if the run has finished, else None.
+
+    Raises:
+        UserError: the checkpoint is of another config or other data, or all are damaged; result.json is.
+    """
+    config, world = run.config, run.world
+    kept = parts(run.replicas, run.weight_averages, run.around)
+    state = run.checkpoints.restore(kept, lambda found: check_resumable(config, run.dataset, found))
+    with world.together():
+        finished = read_result(config) if world.main else None
+    finished = world.share(finished)
+    if finished is not None:
+        return finished
+    if state is not None:
+        run.iteration, run.start = state["iteration"], state["start"]
+        run.scores, run.best = state["scores"], state["best"]
+        run.losses = Losses(config, run.batches, world, counted=run.iteration)
+        run.watch = Stopwatch(state["seconds"])
+        run.last_logged = (run.iteration, run.watch.seconds())
+        run.last_checked_epoch = run.iteration // run.per_epoch
+        run.around.load_state_dict(state)
+    if run.iteration > run.single_phase_end or run.single_phase_end == 0:
+        begin_rounds(run)
+    return None
+
+
+def save_checkpoint(run: Run) -> None:
+    """Writes a checkpoint of the replicas as they are before the average step of this iteration. Collective.
+
+    Raises:
+        FloatingPointError: a loss or a weight is not finite: nothing is written.
+        UserError: a file cannot be written.
+    """
+    run.world.does(f"saving after iteration {run.iteration}")
+    check_finite(run)
+    run.watch.pause()
+    share_single(run)
+    state = {
+        **run.around.state_dict(),
+        "seconds": run.watch.elapsed,
+        "scores": run.scores,
+        "best": run.best,
+        "start": run.start,
+        "classes": run.dataset.classes,
+        "trained_on": run.dataset.trained_on,
+        "config": run.config.identity(),
+    }
+    mine = {
+        name: part
+        for name, part in parts(run.replicas, run.weight_averages, run.around).items()
+        if (run.world.main if name == SHARED_TRAJECTORY else run.world.shard == 0)
+    }
+    run.checkpoints.save(run.iteration, mine, state)
+    run.watch.go()
+
+
+class WithCorrection:
+    """A replica and the correction that is on its way to it (average.delay), in one file."""
 
     def __init__(self, replica: Replica, hosted: int, around: Lookaround) -> None:
         self.replica, self.hosted, self.corrections = replica, hosted, around.corrections
@@ -29,15 +92,15 @@ class Corrected:
         self.corrections.restore(self.hosted, state["correction"])
 
 
-def parts(replicas: Sequence[Replica], trajectories: Sequence[Trajectory], around: Lookaround) -> Mapping[str, Part]:
-    """File name -> what a checkpoint keeps in it, of what this rank holds."""
+def parts(replicas: Sequence[Replica], weight_averages: Sequence[Trajectory], around: Lookaround) -> Mapping[str, Part]:
+    """Returns what a checkpoint keeps of what this rank holds, by the name of its file."""
     named: dict[str, Part] = {
-        f"replica-{replica.number}.pt": Corrected(replica, hosted, around) if around.delay else replica
+        f"replica-{replica.number}.pt": WithCorrection(replica, hosted, around) if around.delay else replica
         for hosted, replica in enumerate(replicas)
     }
-    if len(trajectories) == 1 and not trajectories[0].own:
-        return named | {SHARED_TRAJECTORY: trajectories[0]}
-    own = {f"trajectory-{r.number}.pt": t for r, t in zip(replicas, trajectories, strict=False)}
+    if len(weight_averages) == 1 and not weight_averages[0].own:
+        return named | {SHARED_TRAJECTORY: weight_averages[0]}
+    own = {f"trajectory-{r.number}.pt": t for r, t in zip(replicas, weight_averages, strict=False)}
     return named | own
 
 

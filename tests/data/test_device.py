@@ -257,7 +257,7 @@ def test_auto_is_the_device_where_it_can_do_all() -> None:
     assert pipeline(data, "data.pipeline=auto", "replicas=[[hflip],[mixup]]") == "device"
     assert pipeline(data, "data.pipeline=auto", own) == "workers"
     assert pipeline(photographs, "data.pipeline=auto") == "workers"
-    with pytest.raises(UserError, match=r"device has no augmentation tests\.test_data\.invert"):
+    with pytest.raises(UserError, match=r"device has no augmentation tests\.data\.test_batches\.invert"):
         pipeline(data, "data.pipeline=device", own)
     with pytest.raises(UserError, match=r"data\.pipeline=device is for images in memory, and these are in files"):
         pipeline(photographs, "data.pipeline=device")

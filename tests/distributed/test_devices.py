@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lookaround_ddp.config.load import make_config
-from lookaround_ddp.distributed.join import _device, join
+from lookaround_ddp.distributed.rendezvous import _device, join
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_device_and_backend(
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch, deterministic: bool) -> None:
     """Those whose bits are the same each time, unless the config asks for the fastest."""
-    monkeypatch.setattr("lookaround_ddp.distributed.join._device", lambda _: (torch.device("cuda:0"), "nccl"))
+    monkeypatch.setattr("lookaround_ddp.distributed.rendezvous._device", lambda _: (torch.device("cuda:0"), "nccl"))
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     for name in ("deterministic", "benchmark"):
@@ -63,6 +63,6 @@ def test_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch, deterministic: bool) 
 
 
 def test_a_cpu_has_only_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lookaround_ddp.distributed.join._device", lambda _: (torch.device("cpu"), "gloo"))
+    monkeypatch.setattr("lookaround_ddp.distributed.rendezvous._device", lambda _: (torch.device("cpu"), "gloo"))
     with join(make_config({})):
         assert not torch.are_deterministic_algorithms_enabled()

@@ -23,7 +23,7 @@ from lookaround_ddp.data.batches import Iterations, Plan
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.images import Arrays, Images
 from lookaround_ddp.data.transforms import train_pipelines
-from lookaround_ddp.distributed.join import join
+from lookaround_ddp.distributed.rendezvous import join
 from lookaround_ddp.distributed.world import World
 from lookaround_ddp.evaluation.evaluator import evaluating, make_evaluator
 from lookaround_ddp.evaluation.recalibrate import recalibrate

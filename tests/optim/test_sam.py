@@ -109,7 +109,7 @@ def test_a_replica_with_sam_is_its_definition() -> None:
     replica = Replica(config, 0, dataset, World(0, 1, 3, torch.device("cpu"), "none"))
     twin = copy.deepcopy(replica.model).train()
     for iteration in range(3):
-        replica.step(batches[iteration][0], pipelines, iteration, 0.1)
+        replica.step(batches[iteration][0], iteration, 0.1)
         for batch in batches[iteration][0]:
             twin_update(twin, images_of(dataset, batch), batch.labels, 0.05, 0.1)
     for (name, value), other in zip(replica.model.state_dict().items(), twin.state_dict().values(), strict=True):
@@ -130,7 +130,7 @@ def under_ddp(rank: int, ranks: int) -> dict[str, Tensor]:
         replica = Replica(config, 0, dataset, world)
         start = copy.deepcopy(replica.model)
         batches = Iterations(dataset.train, Plan(100, 20, 0, True), {0: pipelines}, rank, ranks)
-        replica.step(batches[0][0], pipelines, 0, 0.1)
+        replica.step(batches[0][0], 0, 0.1)
         shards = [Iterations(dataset.train, Plan(100, 20, 0, True), {0: pipelines}, r, ranks)[0][0][0] for r in (0, 1)]
         result[f"{perturbation} found"] = flat(replica.model)
         result[f"{perturbation} expected"] = expected_under_ddp(start.train(), shards, dataset, perturbation)

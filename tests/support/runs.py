@@ -115,12 +115,12 @@ def die_at(iteration: int, only: int, rank: int, death: signal.Signals = signal.
 
     step, sent = Replica.step, False
 
-    def fatal(self: Replica, batches: object, pipelines: object, number: int, rate: float) -> object:
+    def fatal(self: Replica, batches: object, number: int, rate: float) -> object:
         nonlocal sent
         if number == iteration and only in (rank, EVERY) and not sent:
             sent = True  # once, however many replicas the rank hosts
             os.kill(os.getpid(), death)
-        return step(self, batches, pipelines, number, rate)
+        return step(self, batches, number, rate)
 
     Replica.step = fatal
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,31 +99,31 @@ def fill_disk(folder: Path, left: int) -> Path:
 
 def fill_before_saving(folder: Path, left: int, rank: int) -> None:
     """Makes rank 0 fill the disk when it begins to save after iteration 6."""
-    from lookaround_ddp.training.run import Run
+    from lookaround_ddp.checkpoint import Checkpoints
 
-    save = Run.save
+    save = Checkpoints.save
 
-    def filled(self: Run, iteration: int, *arguments: Any) -> None:
+    def filled(self: Checkpoints, iteration: int, *arguments: Any) -> None:
         if rank == 0 and iteration == 6:
             fill_disk(folder, left)
         save(self, iteration, *arguments)
 
-    Run.save = filled
+    Checkpoints.save = filled
 
 
 def full_record(rank: int) -> None:
     """Makes the record find no room after iteration 5."""
-    from lookaround_ddp.training.run import Run
+    from lookaround_ddp.training.record import Record
 
-    record_training = Run.record_training
+    train = Record.train
 
-    def filled(self: Run, iteration: int, rate: float) -> None:
-        if rank == 0 and iteration == 5:
-            self.record.metrics.close()
-            self.record.metrics = Path("/dev/full").open("a")  # noqa: SIM115  # the run closes it
-        record_training(self, iteration, rate)
+    def filled(self: Record, line: Mapping[str, Any]) -> None:
+        if rank == 0 and line["iteration"] == 5:
+            self.metrics.close()
+            self.metrics = Path("/dev/full").open("a")  # noqa: SIM115  # the run closes it
+        train(self, line)
 
-    Run.record_training = filled
+    Record.train = filled
 
 
 @pytest.mark.parametrize("ranks", [1, 3])

@@ -199,8 +199,8 @@ def poison(only: int, iteration: int, what: str, rank: int) -> None:
 
     step = Replica.step
 
-    def poisoned(self: Replica, batches: object, pipelines: object, number: int, rate: float) -> torch.Tensor:
-        loss = step(self, batches, pipelines, number, rate)
+    def poisoned(self: Replica, batches: object, number: int, rate: float) -> torch.Tensor:
+        loss = step(self, batches, number, rate)
         if self.number == only and number == iteration - 1:
             if what == "loss":
                 return loss * float("nan")
@@ -234,10 +234,10 @@ def hang(only: int, iteration: int, rank: int) -> None:
 
     step = Replica.step
 
-    def stopping(self: Replica, batches: object, pipelines: object, number: int, rate: float) -> object:
+    def stopping(self: Replica, batches: object, number: int, rate: float) -> object:
         if rank == only and number == iteration:
             os.kill(os.getpid(), signal.SIGSTOP)
-        return step(self, batches, pipelines, number, rate)
+        return step(self, batches, number, rate)
 
     Replica.step = stopping
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lookaround_ddp.checkpoint.run_folder import run_config
-from lookaround_ddp.distributed.join import join
+from lookaround_ddp.distributed.rendezvous import join
 from lookaround_ddp.evaluation.finished_runs import evaluate_run
 from tests.support.ranks import same_bits, same_state
 from tests.support.runs import EVERY, Job, die_at, train

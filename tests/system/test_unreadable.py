@@ -166,10 +166,10 @@ def lose(path: Path, iteration: int, rank: int) -> None:
 
     step = Replica.step
 
-    def losing(self: Replica, batches: object, pipelines: object, number: int, rate: float) -> object:
+    def losing(self: Replica, batches: object, number: int, rate: float) -> object:
         if number == iteration:
             path.unlink(missing_ok=True)
-        return step(self, batches, pipelines, number, rate)
+        return step(self, batches, number, rate)
 
     Replica.step = losing
 

@@ -17,7 +17,7 @@ from lookaround_ddp.config.load import make_config
 from lookaround_ddp.config.schema import Config
 from lookaround_ddp.data.batches import Batch, Iterations, Plan
 from lookaround_ddp.data.datasets import Dataset, open_dataset
-from lookaround_ddp.data.transforms import Pipeline, train_pipelines
+from lookaround_ddp.data.transforms import train_pipelines
 from lookaround_ddp.distributed.world import World
 from lookaround_ddp.training.replica import Replica
 from tests.support.runs import TINY, Job, train, weights
@@ -31,12 +31,12 @@ def digits() -> Dataset:
     return open_dataset(Config().data, seed=0)
 
 
-def make(digits: Dataset, own: str = "none", **values: Any) -> tuple[Replica, list[Batch], list[Pipeline]]:
+def make(digits: Dataset, own: str = "none", **values: Any) -> tuple[Replica, list[Batch]]:
     """A replica and its first batch, of 20 images."""
     config = make_config({"replicas": [[own]] * 3, "optimizer": PLAIN_SGD, **values})
     pipelines = train_pipelines(config.augment, config.replicas[0], digits, config.label_smoothing)
     batches = Iterations(digits.train, Plan(100, 20, 0, True), {0: pipelines})
-    return Replica(config, 0, digits, WORLD), batches[0][0], pipelines
+    return Replica(config, 0, digits, WORLD), batches[0][0]
 
 
 def forward(model: nn.Module, batch: Batch, digits: Dataset) -> Tensor:
@@ -47,9 +47,9 @@ def forward(model: nn.Module, batch: Batch, digits: Dataset) -> Tensor:
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_an_update_in_each_precision(digits: Dataset, precision: str, dtype: torch.dtype | None) -> None:
     """Forward in that precision, loss and weights in fp32: theta - lr * gradient, whatever the scaler's factor."""
-    replica, batches, pipelines = make(digits, precision=precision)
+    replica, batches = make(digits, precision=precision)
     twin = copy.deepcopy(replica.model).train()
-    loss = replica.step(batches, pipelines, 0, 0.1)
+    loss = replica.step(batches, 0, 0.1)
 
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         logits = forward(twin, batches[0], digits)
@@ -69,18 +69,18 @@ def test_an_update_in_each_precision(digits: Dataset, precision: str, dtype: tor
 
 def test_label_smoothing(digits: Dataset) -> None:
     """(1 - e) of the label's -log p, and e of the mean over all classes."""
-    replica, batches, pipelines = make(digits, label_smoothing=0.1)
+    replica, batches = make(digits, label_smoothing=0.1)
     logs = forward(copy.deepcopy(replica.model).train(), batches[0], digits).log_softmax(1)
     expected = -(0.9 * logs[torch.arange(20), batches[0].labels] + 0.1 * logs.mean(1)).mean()
-    assert replica.step(batches, pipelines, 0, 0.1).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert replica.step(batches, 0, 0.1).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_mixing_mixes_images_and_targets_alike(digits: Dataset, name: str) -> None:
-    replica, batches, pipelines = make(digits, name)
+    replica, batches = make(digits, name)
     noise = torch.randint(0, 256, batches[0].images.shape, dtype=torch.uint8)
     batches = [replace(batches[0], images=noise)]  # no two images have a pixel in common
-    mix, seen = pipelines[0].mix, []
+    mix, seen = batches[0].mix, []
     assert mix is not None
 
     def watched(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,9 +88,9 @@ def test_mixing_mixes_images_and_targets_alike(digits: Dataset, name: str) -> No
         seen.append((before, *mix(images, targets)))
         return seen[-1][1:]
 
-    object.__setattr__(pipelines[0], "mix", watched)
+    batches = [replace(batches[0], mix=watched)]
     twin = copy.deepcopy(replica.model).train()
-    loss = replica.step(batches, pipelines, 0, 0.1)
+    loss = replica.step(batches, 0, 0.1)
     ((before, images, targets),) = seen
     one_hot = nn.functional.one_hot(batches[0].labels, 10).float()
     other = one_hot.flip(0)
@@ -109,9 +109,9 @@ def test_mixing_mixes_images_and_targets_alike(digits: Dataset, name: str) -> No
 
 
 def test_a_clipped_gradient_has_the_norm_asked_for(digits: Dataset) -> None:
-    replica, batches, pipelines = make(digits, optimizer={**PLAIN_SGD, "clip_norm": 0.01})
+    replica, batches = make(digits, optimizer={**PLAIN_SGD, "clip_norm": 0.01})
     before = [parameter.detach().clone() for parameter in replica.model.parameters()]
-    replica.step(batches, pipelines, 0, 0.1)
+    replica.step(batches, 0, 0.1)
     after = [parameter.detach() for parameter in replica.model.parameters()]
     moved = sum(float((a - b).double().square().sum()) for a, b in zip(after, before, strict=True)) ** 0.5
     assert moved == pytest.approx(0.1 * 0.01, rel=1e-3)
@@ -122,7 +122,7 @@ def test_a_clipped_gradient_has_the_norm_asked_for(digits: Dataset) -> None:
     [({"k": 5}, 1 - 0.9**3), ({"norm_momentum": "own"}, 0.1), ({"k": "never"}, 0.1)],
 )
 def test_batch_norm_momentum(digits: Dataset, average: dict[str, Any], momentum: float) -> None:
-    replica, _, _ = make(digits, average=average)
+    replica, _ = make(digits, average=average)
     replica.compensate_norm_momentum()
     momenta = [module.momentum for module in replica.model.modules() if isinstance(module, nn.BatchNorm2d)]
     assert momenta == pytest.approx([momentum] * 7 + [momentum] * 2)  # of the stem, 3 blocks and 2 shortcuts

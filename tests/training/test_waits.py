@@ -18,7 +18,7 @@ from lookaround_ddp.data.transforms import train_pipelines
 from lookaround_ddp.distributed.world import World
 from lookaround_ddp.training.progress import Losses
 from lookaround_ddp.training.replica import Replica
-from lookaround_ddp.training.setup import lookaround
+from lookaround_ddp.training.setup import make_lookaround
 
 WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2")  # a number, or a size
 K = 3
@@ -66,21 +66,21 @@ class Rounds:
         config = make_config({"replicas": [["none"], ["hflip"]], "average": {"k": K}, **values})
         world = World(rank=0, size=1, replicas=2, device=torch.device(device), backend="none")
         digits = open_dataset(Config().data, seed=0)
-        self.pipelines = {
+        pipelines = {
             number: train_pipelines(config.augment, own, digits, config.label_smoothing)
             for number, own in enumerate(config.replicas)
         }
-        batches = Iterations(digits.train, Plan(100, 20, 0, True), self.pipelines)
+        batches = Iterations(digits.train, Plan(100, 20, 0, True), pipelines)
         self.batches = [batches[iteration] for iteration in range(2 * K)]
         self.replicas = [Replica(config, number, digits, world) for number in range(2)]
         self.losses = Losses(config, batches, world, 0)
-        self.around = lookaround(config, self.replicas, batches.plan.iterations, world)
+        self.around = make_lookaround(config, self.replicas, batches.plan.iterations, world)
 
     def run(self, iterations: range) -> None:
         for iteration in iterations:
             losses = []
             for replica, own in zip(self.replicas, self.batches[iteration], strict=True):
-                losses.append(replica.step(own, self.pipelines[replica.number], iteration, 0.1))
+                losses.append(replica.step(own, iteration, 0.1))
             self.losses.count(losses)
             self.around.step()
 

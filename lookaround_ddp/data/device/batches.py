@@ -99,7 +99,7 @@ class DeviceIterations(Iterations):
             images = self.stored.index_select(0, indices.to(self.stored.device, non_blocking=True))
             draws = Draws((self.plan.seed, seeds.AUGMENT, *key), indices)
             images = pipeline.batched(images, draws)
-        return Batch(images, self.labels[indices], share)
+        return Batch(images, self.labels[indices], share, pipeline.mix)
 
 
 @contextmanager

@@ -1,0 +1,122 @@
+"""What follows an iteration: the average step where it is due, and those who look at its result."""
+
+from __future__ import annotations
+
+from lookaround_ddp.averaging import check_agreement
+from lookaround_ddp.checkpoint import State
+from lookaround_ddp.optim import Swad
+from lookaround_ddp.training.run import Run, evaluation_weights
+
+
+def average(run: Run) -> None:
+    """Ends an iteration with the average step, if it is due, and with what goes with it. Collective."""
+    around, iteration = run.around, run.iteration
+    if around.due(iteration):
+        run.world.does(f"averaging after iteration {iteration}")
+    around.measure = shows_distances(run, iteration)
+    averaged = around.step()
+    if averaged and run.world.replicas > 1:
+        if run.config.optimizer.lookahead is not None:
+            around.wait()
+            for replica in run.replicas:
+                replica.restart_lookahead()
+        if iteration // run.per_epoch > run.last_checked_epoch:
+            run.last_checked_epoch = iteration // run.per_epoch
+            compare_ranks(run)
+    if iteration == run.single_phase_end:
+        around.restart()
+        for replica in run.replicas:
+            replica.restart()
+        begin_rounds(run)
+    update_weight_averages(run, averaged)
+
+
+def begin_rounds(run: Run) -> None:
+    """Makes the hosted replicas parts of a mean: from here on their norm layers' momentum is that of d replicas."""
+    for replica in run.replicas:
+        replica.compensate_norm_momentum()
+
+
+def share_single(run: Run) -> None:
+    """Gives all ranks the single network's weights while it trains on replica 0's ranks, to evaluate and save them."""
+    if run.iteration <= run.single_phase_end:
+        run.around.restart()
+
+
+def compare_ranks(run: Run) -> None:
+    """Compares the mean on all ranks, bit by bit.
+
+    Raises:
+        RuntimeError: a rank has another mean.
+    """
+    buffers, gather = run.config.average.buffers, run.world.gather
+    if run.config.average.delay:
+        with run.around.averaged() as mean:
+            check_agreement([mean], buffers, run.iteration, gather)
+    else:
+        run.around.wait()
+        check_agreement([replica.model for replica in run.replicas], buffers, run.iteration, gather)
+
+
+def shows_distances(run: Run, iteration: int) -> bool:
+    """Returns whether this iteration's average step is the last before a line of the record, which shows distances."""
+    if not run.around.due(iteration):
+        return False
+    every = run.config.record.every
+    line = min(iteration - iteration % every + every, run.total)
+    return not any(run.around.due(later) for later in range(iteration + 1, line))
+
+
+def update_weight_averages(run: Run, averaged: bool) -> None:
+    """Shows the weights to SWA, SWAD or EMA, where they are a mean, or independent for good; SWAD also validates."""
+    independent = run.config.average.k == "never"
+    if not run.weight_averages or not (averaged or independent or run.world.replicas == 1):
+        return
+    run.around.wait()
+    with evaluation_weights(run):
+        due = [
+            average.observe(replica.model, run.iteration)
+            for average, replica in zip(run.weight_averages, run.replicas, strict=False)
+        ]
+        if any(due) and run.config.trajectory.name == "swad":
+            run.watch.pause()
+            _validate_segments(run, independent)
+            run.watch.go()
+
+
+def training_line(run: Run, rate: float) -> State:
+    """Returns a line of the record: mean losses since the last one, distances to phi, speed. Collective.
+
+    Args:
+        rate: the learning rate of the last iteration.
+    """
+    losses = run.losses.since_last()
+    run.around.wait()  # for the distances
+    (before, earlier), seconds = run.last_logged, run.watch.seconds()
+    run.last_logged = (run.iteration, seconds)
+    distances = run.around.distances
+    return {
+        "iteration": run.iteration,
+        "epoch": run.iteration / run.per_epoch,
+        "lr": rate,
+        "loss": losses.tolist(),
+        "distance": None if distances is None else distances.tolist(),
+        "images_per_second": run.losses.images(before, run.iteration) / (seconds - earlier),
+        "seconds": seconds,
+        "eta": (run.total - run.iteration) * (seconds - earlier) / (run.iteration - before),
+    }
+
+
+def _validate_segments(run: Run, independent: bool) -> None:
+    """Closes SWAD's segment with the validation loss of the mean model, or of each replica that is never averaged."""
+    assert run.validation is not None
+    if independent:
+        run.around.synchronize_shards()
+        scores = run.validation.replicas(replica.model for replica in run.replicas)
+        losses = [scores[number]["nll"] for number in run.world.hosted]
+    else:
+        with run.around.averaged() as mean:
+            losses = [run.validation.shared(mean)["nll"]]
+    for each, loss in zip(run.weight_averages, losses, strict=True):
+        assert isinstance(each.average, Swad)
+        each.average.validated(loss)
