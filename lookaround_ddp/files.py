@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
+def with_filename(path: Path) -> Iterator[None]:
     """Gives an OSError inside the file's name, which the system leaves out where a disk is full."""
     try:
         yield
@@ -27,7 +27,7 @@ def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
         OSError: it cannot be; with its name.
     """
     try:
-        with named(path), path.open("wb") as file:
+        with with_filename(path), path.open("wb") as file:
             try:
                 fill(file)
             except RuntimeError as error:  # torch's, of its own, in the place of the system's

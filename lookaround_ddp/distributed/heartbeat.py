@@ -17,7 +17,7 @@ import torch.distributed as dist
 BEAT = 1.0  # seconds between two signs of life
 
 
-PATIENCE = 3.5  # seconds in which a rank that lives gives one, and those that wait say so
+ANSWER_SECONDS = 3.5  # seconds in which a rank that lives gives one, and those that wait say so
 
 
 COLLECTIVE = re.compile(
@@ -33,7 +33,7 @@ class LostRanks(RuntimeError):
         super().__init__(message)
 
 
-class Presence:
+class Heartbeat:
     """Signs of life of this rank in the job's store, which a thread gives; no clock is compared with another host's.
 
     Args:
@@ -46,11 +46,13 @@ class Presence:
         self.does("starting")
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         # a connection of its own: on the process group's a sign of life could wait behind a collective
-        store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=PATIENCE), wait_for_workers=False)
-        self.store = dist.PrefixStore("presence", store)
+        store = dist.TCPStore(
+            host, port, is_master=False, timeout=timedelta(seconds=ANSWER_SECONDS), wait_for_workers=False
+        )
+        self.store = dist.PrefixStore("heartbeat", store)
         self._tell()
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self._live, name="presence", daemon=True)
+        self.closed = threading.Event()
+        self.thread = threading.Thread(target=self._live, name="heartbeat", daemon=True)
         self.thread.start()
 
     def does(self, what: str) -> None:
@@ -58,8 +60,8 @@ class Presence:
         self.doing, self.since = what, time.monotonic()
 
     def close(self) -> None:
-        self.over.set()
-        self.thread.join(PATIENCE)
+        self.closed.set()
+        self.thread.join(ANSWER_SECONDS)
 
     def explain(self, error: Exception) -> LostRanks | None:
         """Tells the others why this rank leaves; of a collective that failed, which ranks did not come to it.
@@ -80,7 +82,7 @@ class Presence:
         return LostRanks(f"{message} ({short(error)})", speaker)
 
     def _live(self) -> None:
-        while not self.over.wait(BEAT):
+        while not self.closed.wait(BEAT):
             self.beats += 1
             try:
                 self._tell()
@@ -118,7 +120,7 @@ class Presence:
         before = self._read()
         others = [state["ended"] for rank, state in enumerate(before) if rank != self.rank]
         self._leave("came too late" if set(others) == {"waited"} and not waited else "waited")
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + ANSWER_SECONDS
         while True:
             time.sleep(BEAT / 5)
             now = self._read()
@@ -144,7 +146,7 @@ class Presence:
 
         thread = threading.Thread(target=attempt, daemon=True)
         thread.start()
-        thread.join(3 * PATIENCE)
+        thread.join(3 * ANSWER_SECONDS)
         return done == [True]
 
 

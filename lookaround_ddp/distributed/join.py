@@ -12,9 +12,9 @@ from importlib.metadata import version
 import torch
 import torch.distributed as dist
 
-from lookaround_ddp.averaging import hurry
+from lookaround_ddp.averaging import expect_lost_ranks
 from lookaround_ddp.config import Config, changed_keys
-from lookaround_ddp.distributed.heartbeat import LostRanks, Presence, lost_connection, short
+from lookaround_ddp.distributed.heartbeat import Heartbeat, LostRanks, lost_connection, short
 from lookaround_ddp.distributed.world import World
 from lookaround_ddp.errors import Preempted, UserError
 
@@ -49,34 +49,34 @@ def join(config: Config) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, replicas, device, "none")
         return
-    presence = _meet(rank, size, backend, config.timeout)
+    heartbeat = _meet(rank, size, backend, config.timeout)
     try:
-        world = World(rank, size, replicas, device, backend, presence=presence)
+        world = World(rank, size, replicas, device, backend, heartbeat=heartbeat)
         _agree(world, config)  # before groups are made, which would hang if the ranks disagreed on their shape
         yield _with_groups(world, timedelta(seconds=config.timeout))
     except Preempted:  # on all ranks
-        presence.close()
+        heartbeat.close()
         dist.destroy_process_group()
         raise
     except Exception as error:
-        hurry()
-        lost = presence.explain(error)
+        expect_lost_ranks()
+        lost = heartbeat.explain(error)
         if lost is None:
             raise
         raise lost from error
     except BaseException:  # Ctrl-C, sys.exit
-        hurry()
-        presence.close()
+        expect_lost_ranks()
+        heartbeat.close()
         raise
-    presence.close()
+    heartbeat.close()
     dist.destroy_process_group()  # not after an error: it might wait for ranks that have gone; see `averaging.shutdown`
 
 
-def _meet(rank: int, size: int, backend: str, timeout: float) -> Presence:
+def _meet(rank: int, size: int, backend: str, timeout: float) -> Heartbeat:
     """Waits until all ranks are there."""
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-        return Presence(rank, size, timeout)
+        return Heartbeat(rank, size, timeout)
     except RuntimeError as error:
         if "EADDRINUSE" in str(error):
             raise UserError(
@@ -103,10 +103,10 @@ def _with_groups(world: World, timeout: timedelta) -> World:
         assert isinstance(own, dist.ProcessGroup)  # every rank is in one
         return own
 
-    beside = groups(mesh.T)
+    overlap = groups(mesh.T)
     if world.shards == 1:
-        return replace(world, replica_group=dist.group.WORLD, beside_group=beside)
-    return replace(world, replica_group=groups(mesh.T), beside_group=beside, shard_group=groups(mesh))
+        return replace(world, replica_group=dist.group.WORLD, overlap_group=overlap)
+    return replace(world, replica_group=groups(mesh.T), overlap_group=overlap, shard_group=groups(mesh))
 
 
 def _agree(world: World, config: Config) -> None:
@@ -118,7 +118,7 @@ def _agree(world: World, config: Config) -> None:
             raise UserError(f"rank {rank} has another configuration than rank 0: {'; '.join(differences)}")
 
 
-def processes(replicas: int, devices: int, nodes: int = 1) -> int:
+def processes_per_node(replicas: int, devices: int, nodes: int = 1) -> int:
     """The most processes for each of so many nodes, of so many devices, that can share the replicas evenly.
 
     Raises:

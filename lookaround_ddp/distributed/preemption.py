@@ -22,7 +22,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 
 
-class Stop:
+class PreemptionHandler:
     """Remembers the first of these signals that arrives, until the ranks ask each other for it.
 
     A second Ctrl-C leaves at once. Ranks whose torchrun dies get SIGTERM. Outside of its `with` block the
@@ -38,7 +38,7 @@ class Stop:
         self.caught: signal.Signals | None = None
         self.before: dict[signal.Signals, object] = {}
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> PreemptionHandler:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
             wanted = [each for each in SIGNALS if not (each == signal.SIGHUP and ignored(each))]
             self.before = {number: signal.signal(number, self._catch) for number in wanted}
@@ -52,11 +52,11 @@ class Stop:
         for number, handler in self.before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
 
-    def begin(self, iteration: int) -> None:
+    def start(self, iteration: int) -> None:
         """The training goes on after this iteration."""
         self.asked, self.since, self.next = iteration, time.perf_counter(), iteration + 1
 
-    def agreed(self, iteration: int, round_ends: Callable[[int], bool], world: World) -> signal.Signals | None:
+    def vote(self, iteration: int, round_ends: Callable[[int], bool], world: World) -> signal.Signals | None:
         """The signal that some rank got, if it is time to ask; the same on all ranks. Collective.
 
         Args:

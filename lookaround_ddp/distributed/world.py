@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from lookaround_ddp.averaging import WeakGroup
-from lookaround_ddp.distributed.heartbeat import Presence
+from lookaround_ddp.distributed.heartbeat import Heartbeat
 from lookaround_ddp.errors import UserError, explained
 
 T = TypeVar("T")
@@ -31,9 +31,9 @@ class World:
     device: torch.device
     backend: str
     replica_group: WeakGroup = WeakGroup()  # the ranks that an average runs over; None: one process
-    beside_group: WeakGroup = WeakGroup()  # the same ranks, for averages that go on beside other collectives
+    overlap_group: WeakGroup = WeakGroup()  # the same ranks, for averages that go on beside other collectives
     shard_group: WeakGroup = WeakGroup()  # the ranks of this rank's replica; None: it has one
-    presence: Presence | None = None  # None: one process
+    heartbeat: Heartbeat | None = None  # None: one process
 
     @property
     def hosted(self) -> range:
@@ -60,8 +60,8 @@ class World:
 
     def does(self, what: str) -> None:
         """What this rank begins to do, such as "evaluating after iteration 15": others can read it."""
-        if self.presence is not None:
-            self.presence.does(what)
+        if self.heartbeat is not None:
+            self.heartbeat.does(what)
 
     def gather(self, value: T) -> list[T]:
         """One picklable value from each rank, in rank order."""

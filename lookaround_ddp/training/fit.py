@@ -11,7 +11,7 @@ from lookaround_ddp.checkpoint import PREEMPTED, Checkpoints, State, read_result
 from lookaround_ddp.config import Config
 from lookaround_ddp.data import Dataset, get_ready, prepare
 from lookaround_ddp.data.device import resolved
-from lookaround_ddp.distributed import Stop, World
+from lookaround_ddp.distributed import PreemptionHandler, World
 from lookaround_ddp.errors import Preempted
 from lookaround_ddp.files import write_atomically
 from lookaround_ddp.optim import learning_rate
@@ -23,7 +23,7 @@ from lookaround_ddp.training.setup import along_time, build, lookaround
 from lookaround_ddp.training.state import check_resumable, parts
 
 
-def fit(config: Config, world: World, stop: Stop) -> State:
+def fit(config: Config, world: World, preemption: PreemptionHandler) -> State:
     """Trains the config's replicas, from the newest checkpoint in `out` if there is one.
 
     Collective: every rank of the world calls it with the same config, in its `run_folder`. A run that has
@@ -69,7 +69,7 @@ def fit(config: Config, world: World, stop: Stop) -> State:
             record.say(f"resumed after iteration {state['iteration']}")
             run.advance(state["iteration"])  # a checkpoint is written before the average step of its iteration
         upcoming = range(state["iteration"], total)
-        stop.begin(state["iteration"])
+        preemption.start(state["iteration"])
         for iteration, hosted in zip(upcoming, run.load(upcoming), strict=True):
             world.does(f"training iteration {iteration + 1}")
             rate = learning_rate(config, iteration, plan.iterations)
@@ -84,7 +84,7 @@ def fit(config: Config, world: World, stop: Stop) -> State:
             if due(done, config.evaluate.every, plan.iterations) or done == total:
                 run.evaluate(done)
             run.snapshot(done)
-            leaving = stop.agreed(done, around.due, world) if done < total else None
+            leaving = preemption.vote(done, around.due, world) if done < total else None
             if due(done, config.checkpoint.every, plan.iterations) or done == total or leaving:
                 run.save(done, checkpoints)
             if leaving:

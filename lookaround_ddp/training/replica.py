@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from lookaround_ddp import seeds
-from lookaround_ddp.averaging import forget
+from lookaround_ddp.averaging import reset_state
 from lookaround_ddp.config import Config
 from lookaround_ddp.data import Batch, Dataset, Pipeline
 from lookaround_ddp.distributed import World
@@ -105,7 +105,7 @@ class Replica:
 
     def restart(self) -> None:
         """What belongs to the optimizer's past is forgotten: the weights are a new starting point."""
-        forget(self.optimizer)
+        reset_state(self.optimizer)
         self.moved()
 
     def moved(self) -> None:
