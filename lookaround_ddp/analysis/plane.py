@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lookaround_ddp.analysis.continuation import OneCheckpoint, select_checkpoints
+from lookaround_ddp.analysis.continuation import select_checkpoints
 from lookaround_ddp.analysis.geometry import axis, plane_through
 from lookaround_ddp.analysis.output import Output
 from lookaround_ddp.analysis.plane_figure import draw_plane
@@ -161,8 +161,8 @@ def _networks(
 
 
 def _replicas(run: Path, config: Config, iteration: int, world: World) -> list[State]:
-    checkpoint = OneCheckpoint(run, iteration, world)
-    return [checkpoint.newest_model(number) for number in range(len(config.replicas))]
+    checkpoints = Checkpoints(run, 1, world, print)
+    return [checkpoints.newest_model(number, iteration) for number in range(len(config.replicas))]
 
 
 def _check(options: argparse.Namespace) -> None:
