@@ -108,6 +108,7 @@ class AverageStep:
             self.overlap = None
 
     def _begin(self, step: int, measure: bool, write: Literal["mean", "first"], overlap: bool) -> None:
+        """Begins the average step, and ends it too unless it can overlap the next forward pass."""
         rows = self._rows()
         check_finite(rows, self._members, step)
         if self._exact:

@@ -130,12 +130,14 @@ def _average_by_messages_(
     squares = torch.zeros(members.hosted, dtype=torch.float64, device=device)
 
     def start(bucket: Bucket, slot: MessageSlot) -> None:
+        """Packs the bucket, and begins to send the other ranks their shards of it."""
         for row, pieces in zip(slot.stage(bucket.size, bucket.dtype), bucket.pieces, strict=True):
             _pack(pieces, row)
         if exact:
             slot.send()
 
     def reduce(slot: MessageSlot) -> None:
+        """Forms the mean of this rank's shard, and begins to send it to the others."""
         if exact:
             _sum_exactly(slot)
             slot.distribute()
@@ -143,6 +145,7 @@ def _average_by_messages_(
             _all_reduce_mean_(slot.bucket, members)
 
     def finish(bucket: Bucket, slot: MessageSlot) -> None:
+        """Waits for the whole mean, measures the distances, and unpacks it into the tensors."""
         whole = slot.mean()
         scratch = Scratch(bucket.dtype, bucket.device)
         means = whole.to(bucket.device).split([piece.numel() for piece in bucket.pieces[0]])

@@ -70,6 +70,7 @@ class InThread:
         return self._result
 
     def _run(self) -> None:
+        """Runs the exchange, and keeps what it returns or raises."""
         error = None
         try:
             with torch.no_grad():

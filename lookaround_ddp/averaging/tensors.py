@@ -48,6 +48,7 @@ def optimizer_states(optimizers: Iterable[torch.optim.Optimizer]) -> list[list[T
 
 
 def _is_averaged(name: str, buffer: Tensor, extra: Collection[str]) -> bool:
+    """Returns whether the average step averages a buffer of this name."""
     return is_number(buffer) and (name.rpartition(".")[2] in RUNNING_STATISTICS or name in extra)
 
 
@@ -100,6 +101,7 @@ def mean_digest(model: nn.Module, extra: Collection[str]) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
+    """Returns the bits of a tensor's elements, in order."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
