@@ -114,6 +114,7 @@ class AverageStep:
         if self._exact:
             self._storage.hold(rows, self._layouts)
         measured = range(self._buffers, len(rows[0])) if measure else NO_TENSORS
+        # an average step that does not overlap keeps off the other group, where corrections may be under way
         members = self._overlap_members if overlap else self._members
         where = rows, self._layouts, members, self._storage
 

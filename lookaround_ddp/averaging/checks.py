@@ -79,9 +79,7 @@ def check_arguments(k: int | None, start: int, delay: int, optimizer_state: str,
     if optimizer_state != "local" and optimizers != models:
         raise ValueError(f"optimizer_state={optimizer_state!r} needs `optimizers`, one for each model")
     if optimizer_state != "local" and delay:
-        raise ValueError(
-            f"optimizer_state={optimizer_state!r} and delay={delay}: a mean that comes late leaves it local"
-        )
+        raise ValueError(f"optimizer_state={optimizer_state!r} and delay={delay}: a delayed mean leaves it local")
 
 
 def check_models(models: Sequence[nn.Module], extra: Collection[str]) -> None:

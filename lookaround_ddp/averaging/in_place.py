@@ -101,9 +101,8 @@ def _shared_out(sizes: Sequence[tuple[int, int]], ranks: int) -> Iterator[_Block
     elements, before = sum(size for _, size in sizes), 0
     for column, size in sizes:
         for start, stop in block_bounds(size):
-            yield _Block(
-                column, start, stop, (2 * before + start + stop) * ranks // (2 * elements)
-            )  # the rank in whose share its middle lies
+            rank = (2 * before + start + stop) * ranks // (2 * elements)  # in whose share the block's middle lies
+            yield _Block(column, start, stop, rank)
         before += size
 
 

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from lookaround_ddp.averaging import shutdown
 from lookaround_ddp.averaging.replica_group import ReplicaGroup
 
-# Of one replica, under way together: small, since the first must be there before the forward pass can begin
+# Bytes of one replica under way together: few, since the first bucket must be there before the forward pass begins
 BUCKET_BYTES = 8 * 2**20
 
 

@@ -29,9 +29,8 @@ class WeakGroup:
         self._name = f"_{name}"
 
     def __get__(self, instance: object, owner: type) -> dist.ProcessGroup | None:
-        reference = (
-            None if instance is None else vars(instance)[self._name]
-        )  # read on the class: a dataclass asks for its default
+        # a dataclass reads the attribute on the class too, as the field's default
+        reference = None if instance is None else vars(instance)[self._name]
         if reference is None:
             return None
         group: dist.ProcessGroup | None = reference()

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 RUNNING_STATISTICS = ("running_mean", "running_var")  # of every norm layer that keeps them
 
 
-SUM_DTYPES = {
-    torch.float16: torch.float32,
-    torch.bfloat16: torch.float32,
-}  # summed in fp64 they would take 4 times as long
+# In which the check for inf and NaN sums half precision: in fp64 it takes 4 times as long
+SUM_DTYPES = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
 def as_list(models: nn.Module | Iterable[nn.Module]) -> list[nn.Module]:

@@ -18,9 +18,8 @@ BEAT = 1.0  # seconds between two signs of life
 
 ANSWER_SECONDS = 3.5  # within which a living rank gives a sign of life, and the waiting ones say that they wait
 
-COLLECTIVE = re.compile(
-    r"gloo|NCCL|c10d|TCPStore|Connection (closed|reset)|Broken pipe|pair closure"
-)  # in a RuntimeError of torch
+# What torch's RuntimeErrors say when the connection to other ranks is at fault
+COLLECTIVE = re.compile(r"gloo|NCCL|c10d|TCPStore|Connection (closed|reset)|Broken pipe|pair closure")
 
 
 class LostRanks(RuntimeError):
