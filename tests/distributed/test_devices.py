@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 import torch
 
 from lookaround_ddp.config.load import make_config
 from lookaround_ddp.distributed.join import _device, join
+
+JOINING = sys.modules[join.__module__]  # the package's attribute of this name is the function
 
 
 @pytest.mark.parametrize(
@@ -45,7 +48,7 @@ def test_device_and_backend(
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch, deterministic: bool) -> None:
     """Those whose bits are the same each time, unless the config asks for the fastest."""
-    monkeypatch.setattr("lookaround_ddp.distributed.join._device", lambda _: (torch.device("cuda:0"), "nccl"))
+    monkeypatch.setattr(JOINING, "_device", lambda _: (torch.device("cuda:0"), "nccl"))
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     for name in ("deterministic", "benchmark"):
@@ -63,6 +66,6 @@ def test_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch, deterministic: bool) 
 
 
 def test_a_cpu_has_only_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lookaround_ddp.distributed.join._device", lambda _: (torch.device("cpu"), "gloo"))
+    monkeypatch.setattr(JOINING, "_device", lambda _: (torch.device("cpu"), "gloo"))
     with join(make_config({})):
         assert not torch.are_deterministic_algorithms_enabled()
