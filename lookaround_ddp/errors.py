@@ -1,4 +1,4 @@
-"""What a user is told in one line."""
+"""Errors that are told to the user in one line."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ class UserError(Exception):
 
 
 def shortened(text: str, most: int = 200) -> str:
-    """A text without its middle, if it has more characters than that."""
+    """Returns a text of more than `most` characters without its middle."""
     half = most // 2
     return text if len(text) <= most else f"{text[:half]}[... {len(text) - 2 * half} characters ...]{text[-half:]}"
 
 
 def explained(error: OSError) -> str:
-    """What went wrong with which file, without the error's number."""
+    """Says what went wrong with which file, without the error's number."""
     return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror or error)
 
 

@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Gives an OSError inside the file's name, which the system leaves out where a disk is full."""
+def with_filename(path: Path) -> Iterator[None]:
+    """Adds the file's name to an OSError that lacks it (a full disk's does)."""
     try:
         yield
     except OSError as error:
@@ -21,16 +21,16 @@ def named(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    """A file, on disk when this returns; removed if it cannot be written.
+    """Writes a file, which is on the disk when this returns; removes it if it cannot be written.
 
     Raises:
-        OSError: it cannot be; with its name.
+        OSError: it cannot be written; the error has its name.
     """
     try:
-        with named(path), path.open("wb") as file:
+        with with_filename(path), path.open("wb") as file:
             try:
                 fill(file)
-            except RuntimeError as error:  # torch's, of its own, in the place of the system's
+            except RuntimeError as error:  # torch raises this one in place of the system's
                 raise _root(error) from None
             file.flush()
             os.fsync(file.fileno())
@@ -40,7 +40,7 @@ def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """The file has its old content or the new one, whenever the process is killed, or the disk is full."""
+    """Replaces a file's content: it has the old or the new one, whenever the process is killed or the disk is full."""
     temporary = path.with_name(f".writing-{path.name}")
     write(temporary, lambda file: file.write(content))
     temporary.rename(path)
@@ -57,7 +57,7 @@ def sync(folder: Path) -> None:
 
 
 def _root(error: Exception) -> Any:
-    """The error of the system in which this one began, or itself."""
+    """Returns the system's error that caused this one, or this one if there is none."""
     origin: BaseException | None = error
     while origin is not None and not isinstance(origin, OSError):
         origin = origin.__context__

@@ -18,13 +18,13 @@ SPLIT, INITIAL, ORDER, AUGMENT, FORWARD, MIX = range(6)
 
 
 def derive(*key: int) -> int:
-    """A 63-bit seed from up to eight integers, each in [-2**63, 2**63); different keys give unrelated seeds."""
+    """Returns a 63-bit seed from up to eight integers, each in [-2**63, 2**63); different keys give unrelated seeds."""
     digest = hashlib.blake2b(struct.pack(f"<{len(key)}q", *key), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def permutation(size: int, *key: int) -> torch.Tensor:
-    """A random order of range(size), int64."""
+    """Returns a random order of range(size), int64."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(derive(*key)))
 
 

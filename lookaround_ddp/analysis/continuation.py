@@ -54,9 +54,10 @@ class Continuation:
 
     def restore(self, iteration: int) -> None:
         """The replicas as they were after this iteration and an average step: at the beginning of a round."""
-        chosen = OneCheckpoint(self.run, iteration, self.world)
-        chosen.restore(
-            parts(self.replicas, [], self.around), lambda state: check_resumable(self.original, self.dataset, state)
+        Checkpoints(self.run, 1, self.world, print).restore(
+            parts(self.replicas, [], self.around),
+            lambda state: check_resumable(self.original, self.dataset, state),
+            iteration,
         )
         self.average()
 
@@ -105,19 +106,8 @@ class Continuation:
         return [found[number] for number in range(self.world.replicas)]
 
 
-class OneCheckpoint(Checkpoints):
-    """A run's checkpoints, of which there is only this one."""
-
-    def __init__(self, run: Path, iteration: int, world: World) -> None:
-        super().__init__(run, 1, world, print)
-        self.iteration = iteration
-
-    def iterations(self) -> list[int]:
-        return [self.iteration]
-
-
-def named(given: Sequence[int] | None, known: Sequence[int], run: Path) -> list[int]:
-    """The checkpoints that a user names, by default all.
+def select_checkpoints(given: Sequence[int] | None, known: Sequence[int], run: Path) -> list[int]:
+    """Returns the checkpoints that a user names, by default all.
 
     Raises:
         UserError: there is no such checkpoint.

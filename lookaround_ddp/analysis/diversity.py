@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lookaround_ddp.analysis.continuation import Continuation, named
+from lookaround_ddp.analysis.continuation import Continuation, select_checkpoints
 from lookaround_ddp.analysis.output import Numbers, Output
 from lookaround_ddp.analysis.scoring import (
     Scorer,
@@ -53,7 +53,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         output = Output(default_output(options, run, "diversity"))
     going = Continuation(run, config, world)
     with world.together():
-        starts = named(options.at, going.checkpoints(), run)
+        starts = select_checkpoints(options.at, going.checkpoints(), run)
         scorer = Scorer(config, going.dataset, world, options.split, options.images, options.recalibrate)
     rows: list[Numbers] = []
     diverged: list[str] = []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lookaround_ddp.analysis.continuation import OneCheckpoint, named
+from lookaround_ddp.analysis.continuation import select_checkpoints
 from lookaround_ddp.analysis.geometry import axis, plane_through
 from lookaround_ddp.analysis.output import Output
 from lookaround_ddp.analysis.plane_figure import draw_plane
@@ -149,7 +149,7 @@ def _networks(
     known = sorted(Checkpoints(run, 1, world, print).iterations())
     if not known:
         raise UserError(f"{run} has no checkpoint: its replicas are not known any more")
-    at = named(None if options.at is None else [options.at], known, run)[-1]
+    at = select_checkpoints(None if options.at is None else [options.at], known, run)[-1]
     states = _replicas(run, config, at, world)
     networks = {f"replica {number}, iteration {at}": state for number, state in enumerate(states)}
     if len(states) == 2:  # which their mean is on one line with
@@ -161,8 +161,8 @@ def _networks(
 
 
 def _replicas(run: Path, config: Config, iteration: int, world: World) -> list[State]:
-    checkpoint = OneCheckpoint(run, iteration, world)
-    return [checkpoint.newest_model(number) for number in range(len(config.replicas))]
+    checkpoints = Checkpoints(run, 1, world, print)
+    return [checkpoints.newest_model(number, iteration) for number in range(len(config.replicas))]
 
 
 def _check(options: argparse.Namespace) -> None:

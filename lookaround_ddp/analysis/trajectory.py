@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lookaround_ddp.analysis.continuation import Continuation, named
+from lookaround_ddp.analysis.continuation import Continuation, select_checkpoints
 from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain
 from lookaround_ddp.analysis.scoring import Pace, Scorer, State, default_output, described, divided, warn_of_unreadable
 from lookaround_ddp.config import Config
@@ -41,7 +41,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         output = Output(default_output(options, run, "trajectory"))
     going = Continuation(run, config, world)
     with world.together():
-        start = named(None if options.at is None else [options.at], going.checkpoints(), run)[-1]
+        start = select_checkpoints(None if options.at is None else [options.at], going.checkpoints(), run)[-1]
         scorer = Scorer(config, going.dataset, world, options.split, options.images, options.recalibrate)
     pace = Pace(len(rates) * (options.iterations + 1), "iterations with their scores", world)
     curves: list[Numbers] = []

@@ -4,7 +4,15 @@ from lookaround_ddp.averaging.checks import check_agreement
 from lookaround_ddp.averaging.collectives import broadcast_
 from lookaround_ddp.averaging.lookaround import Lookaround
 from lookaround_ddp.averaging.replica_group import WeakGroup
-from lookaround_ddp.averaging.shutdown import hurry
-from lookaround_ddp.averaging.tensors import content_digest, forget
+from lookaround_ddp.averaging.shutdown import expect_lost_ranks
+from lookaround_ddp.averaging.tensors import content_digest, reset_state
 
-__all__ = ["Lookaround", "WeakGroup", "broadcast_", "check_agreement", "content_digest", "forget", "hurry"]
+__all__ = [
+    "Lookaround",
+    "WeakGroup",
+    "broadcast_",
+    "check_agreement",
+    "content_digest",
+    "expect_lost_ranks",
+    "reset_state",
+]

@@ -1,4 +1,4 @@
-"""The average step on the replicas' tensors: at once, behind the next forward pass, or as a correction to come."""
+"""The average step on the replicas' tensors: at once, overlapped with the next forward pass, or delayed."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lookaround_ddp.averaging.checks import check_finite
-from lookaround_ddp.averaging.collectives import NOTHING, average_
+from lookaround_ddp.averaging.collectives import NO_TENSORS, average_
 from lookaround_ddp.averaging.delayed import Corrections
-from lookaround_ddp.averaging.overlap import Behind, Done, begin, can_hide, unseen
-from lookaround_ddp.averaging.replica_group import Members, WeakGroup
+from lookaround_ddp.averaging.overlap import ForwardOverlap, OnTensorDone, begin, can_overlap, overlap_obstacle
+from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup
 from lookaround_ddp.averaging.shared_storage import FlatStorage
 from lookaround_ddp.averaging.tensors import Layout, averaged_tensors, layout_of
 
 
 class AverageStep:
-    """Which tensors of the replicas are averaged, and how. Every method that averages, or waits, is collective.
+    """Averages the replicas' tensors in one of three ways. Every method that averages, or waits, is collective.
 
     Args:
         models: those that this rank hosts.
         members: the ranks.
-        aside: the same ranks, with the group for what goes on beside other collectives.
+        overlap_members: the same ranks, with a process group of their own for exchanges that overlap other collectives.
         shards: see `Lookaround`.
-        extra: names of buffers to average beside the running statistics.
+        extra: names of buffers to average in addition to the running statistics.
         exact: see `Lookaround`.
 
     Attributes:
         distances: see `Lookaround`.
-        behind: a step that goes on behind the next forward pass; None if there is none.
-        corrections: those that are on their way, if a step was begun by `late`.
+        overlap: the average step that overlaps the next forward pass; None if there is none.
+        corrections: those that are on their way, if a step was begun by `delayed`.
     """
 
     _shards = WeakGroup()
@@ -42,8 +42,8 @@ class AverageStep:
     def __init__(
         self,
         models: Sequence[nn.Module],
-        members: Members,
-        aside: Members,
+        members: ReplicaGroup,
+        overlap_members: ReplicaGroup,
         shards: dist.ProcessGroup | None,
         extra: Collection[str],
         *,
@@ -51,9 +51,9 @@ class AverageStep:
     ) -> None:
         self.models, self.extra = models, extra
         self.distances: Tensor | None = None
-        self.behind: Behind | None = None
-        self.corrections = Corrections(aside)
-        self._members, self._aside, self._shards = members, aside, shards
+        self.overlap: ForwardOverlap | None = None
+        self.corrections = Corrections(overlap_members)
+        self._members, self._overlap_members, self._shards = members, overlap_members, shards
         self._exact, self._warned = exact, False
         self._storage = FlatStorage(members)
         found = self._tensors()[0]
@@ -62,25 +62,25 @@ class AverageStep:
         self._layouts: list[Layout] = members.gather_objects(layouts)[0]
 
     def check_finite(self, step: int) -> None:
-        """See `refusals.check_finite`."""
+        """Calls `checks.check_finite` on the averaged tensors."""
         check_finite(self._rows(), self._members, step)
 
     def at_once(self, step: int, measure: bool, write: Literal["mean", "first"] = "mean") -> None:
-        """Returns when all have the mean.
+        """Averages, and returns when all replicas have the mean.
 
         Args:
             step: the number of the replicas' last step.
             measure: see `Lookaround`.
-            write: the mean into all replicas, or into this rank's first alone.
+            write: "mean" overwrites every hosted replica, "first" only the first.
         """
-        self._begin(step, measure, write, beside=False)
+        self._begin(step, measure, write, overlap=False)
 
-    def beside(self, step: int, measure: bool) -> None:
-        """Behind the next forward pass, if it can be."""
-        self._begin(step, measure, "mean", beside=self._can_go_aside())
+    def overlapped(self, step: int, measure: bool) -> None:
+        """Averages while the next forward pass runs, where that is possible; otherwise at once."""
+        self._begin(step, measure, "mean", overlap=self._can_overlap())
 
-    def late(self, step: int, measure: bool, delay: int) -> None:
-        """The running statistics at once; of the parameters, what leads to corrections after so many steps."""
+    def delayed(self, step: int, measure: bool, delay: int) -> None:
+        """Averages the running statistics at once, and begins the parameters' corrections, due `delay` steps later."""
         tensors, layouts, first = self._tensors(), self._layouts, self._buffers
         if first:
             buffers = [buffers for buffers, _ in tensors]
@@ -93,55 +93,60 @@ class AverageStep:
             step + delay,
             exact=self._exact,
             measure=measure,
-            aside=self._can_go_aside(),
+            overlap=self._can_overlap(),
         )
 
     @torch.no_grad()
     def correct(self) -> None:
-        """Adds the corrections, which are due."""
+        """Adds the corrections, which must be due, to the parameters."""
         self._measured(self.corrections.add_to([parameters for _, parameters in self._tensors()]))
 
     def wait(self) -> None:
-        """Until nothing goes on behind a forward pass."""
-        if self.behind is not None:
-            self._measured(self.behind.end())
-            self.behind = None
+        """Waits until no average step overlaps a forward pass."""
+        if self.overlap is not None:
+            self._measured(self.overlap.end())
+            self.overlap = None
 
-    def _begin(self, step: int, measure: bool, write: Literal["mean", "first"], beside: bool) -> None:
+    def _begin(self, step: int, measure: bool, write: Literal["mean", "first"], overlap: bool) -> None:
+        """Begins the average step, and ends it too unless it can overlap the next forward pass."""
         rows = self._rows()
         check_finite(rows, self._members, step)
         if self._exact:
             self._storage.hold(rows, self._layouts)
-        measured = range(self._buffers, len(rows[0])) if measure else NOTHING
-        members = self._aside if beside else self._members  # corrections may be on their way over the other group
+        measured = range(self._buffers, len(rows[0])) if measure else NO_TENSORS
+        # an average step that does not overlap keeps off the other group, where corrections may be under way
+        members = self._overlap_members if overlap else self._members
         where = rows, self._layouts, members, self._storage
 
-        def exchange(done: Done | None) -> Tensor | None:
-            if done is None and beside:
-                done = _nobody_waits  # the ranks meet for it, and another rank may hide
-            return average_(*where, exact=self._exact, write=write, measured=measured, done=done)
+        def exchange(on_tensor_done: OnTensorDone | None) -> Tensor | None:
+            if on_tensor_done is None and overlap:
+                # every rank must synchronize per bucket if any rank overlaps, so this one gives a callback too
+                on_tensor_done = _ignore_tensor
+            return average_(*where, exact=self._exact, write=write, measured=measured, on_tensor_done=on_tensor_done)
 
-        if beside and not self._must_wait():
-            under_way = begin(exchange, len(rows[0]), _device(rows[0]), beside)
-            self.behind = Behind(under_way, self.models, rows)
-            if self._shards is not None:  # DDP hands buffers around before the model's own forward begins
+        if overlap and not self._must_wait():
+            under_way = begin(exchange, len(rows[0]), _device(rows[0]), overlap)
+            self.overlap = ForwardOverlap(under_way, self.models, rows)
+            if self._shards is not None:  # DDP broadcasts buffers before the model's own forward begins
                 under_way.wait_for(range(self._buffers))
         else:
             self._measured(exchange(None))
 
     def _tensors(self) -> list[tuple[list[Tensor], list[Tensor]]]:
-        """Of each hosted model: buffers, parameters. Found anew each time, since a caller may have replaced them."""
+        """Returns (buffers, parameters) of each hosted model; looked up each time, since a caller may replace them."""
         return [averaged_tensors(model, self.extra) for model in self.models]
 
     def _rows(self) -> list[list[Tensor]]:
+        """Returns all averaged tensors of each hosted model, buffers first."""
         return [buffers + parameters for buffers, parameters in self._tensors()]
 
-    def _can_go_aside(self) -> bool:
-        return can_hide(self._members, _device(self._rows()[0]))
+    def _can_overlap(self) -> bool:
+        """Returns whether an exchange can run while this rank computes."""
+        return can_overlap(self._members, _device(self._rows()[0]))
 
     def _must_wait(self) -> bool:
-        """Whether nothing can be hidden behind the models' forward passes; warns of it once."""
-        why = unseen(self.models)
+        """Returns whether the models' forward passes cannot wait for single weights; warns of it once."""
+        why = overlap_obstacle(self.models)
         if why is not None and not self._warned:
             self._warned = True
             warnings.warn(
@@ -152,13 +157,15 @@ class AverageStep:
         return why is not None
 
     def _measured(self, squares: Tensor | None) -> None:
+        """Stores distances, from their squares, if they were measured."""
         if squares is not None:
             self.distances = squares.sqrt()
 
 
 def _device(row: Sequence[Tensor]) -> torch.device:
+    """Returns the device of a replica's tensors; the CPU if it has none."""
     return row[0].device if row else torch.device("cpu")
 
 
-def _nobody_waits(_: int) -> None:
-    """For a tensor that is done."""
+def _ignore_tensor(_: int) -> None:
+    """Does nothing when a tensor is done."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from lookaround_ddp.averaging import mean
 from lookaround_ddp.averaging.in_place import Write
 from lookaround_ddp.averaging.mean import Scratch, blocks
-from lookaround_ddp.averaging.replica_group import Members
+from lookaround_ddp.averaging.replica_group import ReplicaGroup
 from lookaround_ddp.averaging.tensors import by_dtype
 
 SLOTS = 3
@@ -28,7 +28,7 @@ class Messages:
         bucket_bytes: the most that a bucket may have of one replica.
     """
 
-    def __init__(self, members: Members, device: torch.device) -> None:
+    def __init__(self, members: ReplicaGroup, device: torch.device) -> None:
         device = members.wire(device)
         self.bucket_bytes = max(members.bucket_bytes // SLOTS // 16 * 16, 16)  # whole elements of any dtype
         self.slots = [MessageSlot(members, device, self.bucket_bytes) for _ in range(SLOTS)]
@@ -43,7 +43,7 @@ class MessageSlot:
         bucket: the hosted replicas' elements, shape (hosted, size); later, in the first row, their mean.
     """
 
-    def __init__(self, members: Members, device: torch.device, size: int) -> None:
+    def __init__(self, members: ReplicaGroup, device: torch.device, size: int) -> None:
         self.members = members
         self._staged = torch.empty(members.hosted, size, dtype=torch.uint8, device=device)
         shard = size // members.ranks // 16 * 16 + 16  # rounded up to whole elements of any dtype
@@ -53,12 +53,12 @@ class MessageSlot:
         self._under_way: list[dist.Work] = []
 
     def stage(self, size: int, dtype: torch.dtype) -> Tensor:
-        """Where to put the hosted replicas' elements."""
+        """Returns where to put the hosted replicas' elements, shape (hosted, size)."""
         self.bucket = _rows(self._staged, size, dtype)
         return self.bucket
 
     def send(self) -> None:
-        """Begins to hand each rank its shard of them."""
+        """Begins to send each rank its shard of them."""
         rank, shards = self.members.rank, self.members.shards(self.bucket)
         self._values = {(rank, host): row for host, row in enumerate(shards[rank])}
         received = iter(_rows(self._received, shards[rank].shape[1], self.bucket.dtype))
@@ -71,16 +71,16 @@ class MessageSlot:
         self._under_way = _begun(transfers)
 
     def collect(self) -> list[Tensor]:
-        """This rank's shard of each of the d replicas, in replica order, each of shape (shard,)."""
+        """Waits for and returns this rank's shard of each of the d replicas, in replica order, of shape (shard,)."""
         self._wait()
         return [self._values[place] for place in sorted(self._values)]
 
     def shard(self) -> Tensor:
-        """Where to put the mean of this rank's shard; the memory of a collected one."""
+        """Returns where to put the mean of this rank's shard: the memory of a collected one."""
         return self.members.shards(self.bucket[0])[self.members.rank]
 
     def distribute(self) -> None:
-        """Begins to hand this rank's shard of the mean to all others."""
+        """Begins to send this rank's shard of the mean to all others."""
         means, transfers = self.members.shards(self.bucket[0]), []
         for peer in self._peers():
             transfers += self._transfer(dist.irecv, means[peer], peer)
@@ -88,51 +88,56 @@ class MessageSlot:
         self._under_way = _begun(transfers)
 
     def mean(self) -> Tensor:
-        """Of the bucket, shape (size,), put together from all ranks' shards."""
+        """Waits for all ranks' shards and returns the mean of the bucket, shape (size,)."""
         self._wait()
         return self.bucket[0]
 
     def _wait(self) -> None:
+        """Waits for the messages that were begun last."""
         for work in self._under_way:
             work.wait()
 
     def _peers(self) -> list[int]:
-        """From the next rank on, so that not all begin with the same one."""
+        """Returns the other ranks, from the next one on, so that not all begin with the same one."""
         ranks = self.members.ranks
         return [(self.members.rank + step) % ranks for step in range(1, ranks)]
 
     def _transfer(self, operation: Callable[..., Any], view: Tensor, peer: int) -> list[dist.P2POp]:
+        """Describes a message; none where it would be empty."""
         return [dist.P2POp(operation, view, group=self.members.group, group_peer=peer)] if view.numel() else []
 
 
 def _begun(transfers: list[dist.P2POp]) -> list[dist.Work]:
+    """Starts the transfers together."""
     return dist.batch_isend_irecv(transfers) if transfers else []
 
 
 def _rows(memory: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """The first `size` elements of each row of bytes."""
+    """Returns the first `size` elements of each row of bytes."""
     return memory[:, : size * dtype.itemsize].view(dtype)
 
 
 def _average_by_messages_(
     flats: list[list[Tensor]],
-    members: Members,
+    members: ReplicaGroup,
     exact: bool,
     write: Write,
     measured: range,
-    done: Callable[[int], None],
+    on_tensor_done: Callable[[int], None],
 ) -> Tensor | None:
-    """The same of the hosted replicas' elements, bucket by bucket."""
+    """Averages the hosted replicas' elements bucket by bucket; see `collectives.average_`."""
     device = flats[0][0].device
     squares = torch.zeros(members.hosted, dtype=torch.float64, device=device)
 
     def start(bucket: Bucket, slot: MessageSlot) -> None:
+        """Packs the bucket, and begins to send the other ranks their shards of it."""
         for row, pieces in zip(slot.stage(bucket.size, bucket.dtype), bucket.pieces, strict=True):
             _pack(pieces, row)
         if exact:
             slot.send()
 
     def reduce(slot: MessageSlot) -> None:
+        """Forms the mean of this rank's shard, and begins to send it to the others."""
         if exact:
             _sum_exactly(slot)
             slot.distribute()
@@ -140,6 +145,7 @@ def _average_by_messages_(
             _all_reduce_mean_(slot.bucket, members)
 
     def finish(bucket: Bucket, slot: MessageSlot) -> None:
+        """Waits for the whole mean, measures the distances, and unpacks it into the tensors."""
         whole = slot.mean()
         scratch = Scratch(bucket.dtype, bucket.device)
         means = whole.to(bucket.device).split([piece.numel() for piece in bucket.pieces[0]])
@@ -153,7 +159,7 @@ def _average_by_messages_(
                 elif write == "mean" or number == 0:
                     piece.copy_(part)
         for column in bucket.ended:
-            done(column)
+            on_tensor_done(column)
 
     for columns in by_dtype(flats[0]):
         channel = Messages(members, flats[0][columns[0]].device)
@@ -218,6 +224,7 @@ def _buckets(flats: list[list[Tensor]], columns: Sequence[int], most: int) -> It
 
 
 def _pack(pieces: list[Tensor], row: Tensor) -> None:
+    """Copies the pieces into the row, one after the other."""
     if pieces[0].device == row.device:
         torch.cat(pieces, out=row)
     else:
@@ -225,15 +232,15 @@ def _pack(pieces: list[Tensor], row: Tensor) -> None:
 
 
 def _sum_exactly(slot: MessageSlot) -> None:
-    """This rank's shard of the mean of the bucket that was sent."""
+    """Forms this rank's shard of the mean of the bucket that was sent."""
     replicas, mine = slot.collect(), slot.shard()
     scratch = Scratch(mine.dtype, mine.device)
     for block, *values in zip(blocks(mine), *map(blocks, replicas), strict=True):
         block.copy_(scratch.mean_of(values))
 
 
-def _all_reduce_mean_(staged: Tensor, members: Members) -> None:
-    """The mean into the first row: the backend's own sum, in its own order."""
+def _all_reduce_mean_(staged: Tensor, members: ReplicaGroup) -> None:
+    """Writes the mean into the first row, summed by the backend in its own order."""
     total = staged[0]
     for row in staged[1:]:
         total += row

@@ -1,4 +1,4 @@
-"""What `Lookaround` refuses: arguments, models, and ranks that were built in another way."""
+"""Checks of what `Lookaround` is given: arguments, models, and ranks that were built in another way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from lookaround_ddp.averaging.replica_group import Members
+from lookaround_ddp.averaging.replica_group import ReplicaGroup
 from lookaround_ddp.averaging.tensors import all_finite, digest, kinds_of, mean_digest, optimizer_states
 
 
@@ -22,7 +22,7 @@ def check_agreement(
 
     Args:
         models: the replicas that this rank hosts.
-        buffers: names of those that are averaged beside the running statistics.
+        buffers: names of those that are averaged in addition to the running statistics.
         gather: value of this rank -> the values of all ranks, in rank order.
 
     Raises:
@@ -44,7 +44,7 @@ class UnlikeReplicasError(ValueError):
     """Replicas that can no longer be averaged, since somebody converted some of them."""
 
 
-def check(models: Sequence[nn.Module], members: Members, optimizers: int, arguments: Mapping[str, Any]) -> None:
+def check(models: Sequence[nn.Module], members: ReplicaGroup, optimizers: int, arguments: Mapping[str, Any]) -> None:
     """Raises ValueError on all ranks if there is something wrong with one of them. Collective.
 
     Args:
@@ -79,9 +79,7 @@ def check_arguments(k: int | None, start: int, delay: int, optimizer_state: str,
     if optimizer_state != "local" and optimizers != models:
         raise ValueError(f"optimizer_state={optimizer_state!r} needs `optimizers`, one for each model")
     if optimizer_state != "local" and delay:
-        raise ValueError(
-            f"optimizer_state={optimizer_state!r} and delay={delay}: a mean that comes late leaves it local"
-        )
+        raise ValueError(f"optimizer_state={optimizer_state!r} and delay={delay}: a delayed mean leaves it local")
 
 
 def check_models(models: Sequence[nn.Module], extra: Collection[str]) -> None:
@@ -112,7 +110,7 @@ def check_models(models: Sequence[nn.Module], extra: Collection[str]) -> None:
                 )
 
 
-def check_ranks(members: Members, settings: Mapping[str, object], refusal: ValueError | None) -> None:
+def check_ranks(members: ReplicaGroup, settings: Mapping[str, object], refusal: ValueError | None) -> None:
     """Raises ValueError on all ranks if one of them refuses its arguments, or was given others. Collective."""
     everyone = members.gather_objects((None if refusal is None else str(refusal), settings))
     if refusal is not None:
@@ -128,8 +126,8 @@ def check_ranks(members: Members, settings: Mapping[str, object], refusal: Value
                 )
 
 
-def check_finite(rows: Sequence[Sequence[Tensor]], members: Members, step: int) -> None:
-    """Raises on all ranks, if one of them cannot be averaged with the others. Collective.
+def check_finite(rows: Sequence[Sequence[Tensor]], members: ReplicaGroup, step: int) -> None:
+    """Raises on all ranks if a replica cannot be averaged with the others. Collective.
 
     Raises:
         UnlikeReplicasError: tensors that were replaced by others of another dtype or size, on some ranks only.
@@ -152,8 +150,8 @@ def check_finite(rows: Sequence[Sequence[Tensor]], members: Members, step: int) 
         )
 
 
-def same_states(optimizers: Sequence[torch.optim.Optimizer], members: Members) -> list[list[Tensor]]:
-    """The state of each optimizer, if all replicas have the same kinds of it, or ValueError. Collective."""
+def same_states(optimizers: Sequence[torch.optim.Optimizer], members: ReplicaGroup) -> list[list[Tensor]]:
+    """Returns each optimizer's state; raises ValueError unless all replicas' have the same shapes. Collective."""
     rows = optimizer_states(optimizers)
     shapes = [[(tuple(value.shape), str(value.dtype)) for value in row] for row in rows]
     if any(row != shapes[0] for theirs in members.gather_objects(shapes) for row in theirs):

@@ -1,9 +1,7 @@
 """The mean of d replicas over the ranks of a process group: the same bits on any number of ranks.
 
-Every element is summed in fp64 in replica order, divided by d and rounded once, whoever does it. (A
-backend's all-reduce sums in an order that depends on the number of ranks, so its bits do too.) The
-volume is that of a ring all-reduce: each rank fetches the d values of *its* shard in the stored
-precision, forms the mean, and hands its shard to the others.
+How an element is summed is in `mean`. The volume is that of a ring all-reduce: each rank fetches the d values of *its*
+shard in the stored precision, forms the mean, and sends its shard to the others.
 """
 
 from __future__ import annotations
@@ -17,11 +15,11 @@ from torch.autograd.graph import increment_version
 
 from lookaround_ddp.averaging.buckets import _average_by_messages_
 from lookaround_ddp.averaging.in_place import Write, average_in_place_
-from lookaround_ddp.averaging.replica_group import Members
+from lookaround_ddp.averaging.replica_group import ReplicaGroup
 from lookaround_ddp.averaging.shared_storage import FlatStorage
 from lookaround_ddp.averaging.tensors import Layout, flat_of, write_back
 
-NOTHING = range(0)
+NO_TENSORS = range(0)
 
 
 def broadcast_(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
@@ -37,13 +35,13 @@ def broadcast_(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> No
 def average_(
     rows: Sequence[Sequence[Tensor]],
     layouts: Sequence[Layout],
-    members: Members,
+    members: ReplicaGroup,
     storage: FlatStorage | None = None,
     *,
     exact: bool = True,
     write: Write = "mean",
-    measured: range = NOTHING,
-    done: Callable[[int], None] | None = None,
+    measured: range = NO_TENSORS,
+    on_tensor_done: Callable[[int], None] | None = None,
 ) -> Tensor | None:
     """Replaces replicas by their mean, in place, one tensor after the other.
 
@@ -55,10 +53,10 @@ def average_(
         members: where the replicas live.
         storage: that holds these tensors, if one does.
         exact: sum in fp64 in replica order; otherwise leave the sum to the backend's all-reduce.
-        write: the mean into every row, or into the first alone and leave the others; or into every row what leads
-            from its old values to the mean.
+        write: "mean" overwrites every hosted replica with the mean, "first" only the first of them, "difference"
+            writes mean - old value into each.
         measured: measure the replicas' distances to the mean, over these of the tensors.
-        done: called with the number of each tensor when all rows have their new values of it, if somebody waits.
+        on_tensor_done: called with the index of each tensor once it holds its new value in every hosted replica.
 
     Returns:
         Squared L2 distances of the replicas to their mean, shape (replicas,), fp64, the same on every
@@ -73,16 +71,19 @@ def average_(
     else:
         flats = [[flat_of(t, layout) for t, layout in zip(row, layouts, strict=True)] for row in rows]
 
-    def ended(column: int) -> None:
+    def finish(column: int) -> None:
+        """Completes a tensor of every row: copies it back where it was exchanged through a copy, and reports it."""
         for row, row_flats in zip(rows, flats, strict=True):
             write_back(row[column], layouts[column], row_flats[column])
-            increment_version(row[column])  # autograd cannot see what other ranks write, and must refuse what is stale
-        if done is not None:
-            done(column)
+            increment_version(row[column])  # autograd does not see what other ranks write; a stale graph must fail
+        if on_tensor_done is not None:
+            on_tensor_done(column)
 
     if shared is None and exact and members.ranks == 1 and rows[0][0].device.type == "cpu":
-        shared = flats  # on a GPU larger pieces than a tensor keep it busy
+        shared = flats  # not on a GPU, which buckets of many tensors keep busier
     if shared is not None:
-        hurried = done is not None
-        return average_in_place_(shared, members, write=write, measured=measured, done=ended, hurried=hurried)
-    return _average_by_messages_(flats, members, exact, write, measured, ended)
+        per_bucket = on_tensor_done is not None
+        return average_in_place_(
+            shared, members, write=write, measured=measured, on_tensor_done=finish, per_bucket=per_bucket
+        )
+    return _average_by_messages_(flats, members, exact, write, measured, finish)

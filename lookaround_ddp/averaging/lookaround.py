@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from lookaround_ddp.averaging.average_step import AverageStep
 from lookaround_ddp.averaging.checks import check, same_states
 from lookaround_ddp.averaging.collectives import average_, broadcast_
-from lookaround_ddp.averaging.overlap import aside
-from lookaround_ddp.averaging.replica_group import Members, WeakGroup
-from lookaround_ddp.averaging.tensors import as_list, forget, local_tensors
+from lookaround_ddp.averaging.overlap import overlap_members
+from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup
+from lookaround_ddp.averaging.tensors import as_list, local_tensors, reset_state
 
 
 class Lookaround:
@@ -58,7 +58,7 @@ class Lookaround:
             paper's code), "average" averages it too, "reset" clears it.
         measure: keep the distances of the replicas to their mean in `distances` at each average step; may be
             set anew before any of them, on all ranks alike.
-        hide: let the average step go on behind the next forward pass, in which each tensor is waited for when a
+        hide: overlap the average step with the next forward pass, in which each tensor is waited for when a
             function of torch first uses it. The bits are the same. `state_dict` of the model, and all methods
             here, wait too; other readers of the weights call `wait` first. A forward pass through the model
             itself, or DDP around it, must follow each step, and use a weight. Without effect, and so synchronous:
@@ -105,7 +105,7 @@ class Lookaround:
         self.steps = 0
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
-        self.members = Members(group, hosted=len(self.models))
+        self.members = ReplicaGroup(group, hosted=len(self.models))
         check(
             self.models,
             self.members,
@@ -124,7 +124,7 @@ class Lookaround:
         self._average = AverageStep(
             self.models,
             self.members,
-            aside(self.members, beside) if hide or delay else self.members,
+            overlap_members(self.members, beside) if hide or delay else self.members,
             shards,
             self.extra_buffers,
             exact=exact,
@@ -145,7 +145,7 @@ class Lookaround:
         return self._average.distances
 
     def due(self, steps: int) -> bool:
-        """Whether an average step follows step number `steps`, counted from 1."""
+        """Returns whether an average step follows step number `steps`, counted from 1."""
         return self.k is not None and steps > self.start and (steps - self.start) % self.k == 0
 
     def step(self) -> bool:
@@ -158,8 +158,8 @@ class Lookaround:
             FloatingPointError, ValueError: see `average`. With a delay, perhaps only when a correction is due: it is
                 not made then, but the running statistics have been averaged.
         """
-        behind = self._average.behind
-        if behind is not None and not behind.over:
+        overlap = self._average.overlap
+        if overlap is not None and not overlap.finished:
             raise RuntimeError(
                 "a step without a forward pass through the model, which would have waited for its weights: "
                 "call the model itself, not a compiled copy or a part of it, or create Lookaround with hide=False"
@@ -174,7 +174,7 @@ class Lookaround:
         return False
 
     def average(self) -> None:
-        """The average step, now, on all ranks: theta_j = phi = 1/d sum_i theta_i for every replica j.
+        """Averages now, on all ranks: theta_j = phi = 1/d sum_i theta_i for every replica j.
 
         Raises:
             FloatingPointError: on every rank, before any weight is touched, if a replica is not finite.
@@ -184,7 +184,7 @@ class Lookaround:
         self._begin(now=True)
 
     def wait(self) -> None:
-        """Until an average step that goes on behind the next forward pass (`hide`) has ended."""
+        """Waits until an average step that overlaps the next forward pass (`hide`) has ended."""
         self._average.wait()
 
     @contextmanager
@@ -243,29 +243,30 @@ class Lookaround:
         self._average.check_finite(self.steps if step is None else step)
 
     def state_dict(self) -> dict[str, Any]:
-        """The count of steps and the last distances, JSON-able. The replicas' own states are the caller's to keep.
+        """Returns the count of steps and the last distances, JSON-able; the caller keeps the replicas' own states.
 
-        With a delay these have a part in `corrections`.
+        With a delay, `corrections` holds tensors to keep with each replica.
         """
         self.wait()
         distances = None if self.distances is None else self.distances.tolist()
-        late = {"correction_due": self.corrections.due} if self.delay else {}
-        return {"steps": self.steps, "distances": distances, **late}
+        delayed = {"correction_due": self.corrections.due} if self.delay else {}
+        return {"steps": self.steps, "distances": distances, **delayed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what `state_dict` returned."""
         self.steps, distances = int(state["steps"]), state["distances"]
         self._average.distances = None if distances is None else torch.tensor(distances, dtype=torch.float64)
         self.corrections.due = state.get("correction_due")
 
     @torch.no_grad()
     def _begin(self, now: bool) -> None:
-        """The average step, or what leads to it, and what it does with the optimizers."""
+        """Averages in the way that `hide` and `delay` ask for, at once if `now`, and treats the optimizers' states."""
         self.synchronize_shards()
         states = same_states(self.optimizers, self.members) if self.optimizer_state == "average" else None
         if self.delay and not now:
-            self._average.late(self.steps, self.measure, self.delay)
+            self._average.delayed(self.steps, self.measure, self.delay)
         elif self.hide and not now:
-            self._average.beside(self.steps, self.measure)
+            self._average.overlapped(self.steps, self.measure)
         else:
             self._average.at_once(self.steps, self.measure)
         if states is not None:
@@ -273,4 +274,4 @@ class Lookaround:
             average_(states, layouts, self.members, exact=self.exact)
         if self.optimizer_state == "reset":
             for optimizer in self.optimizers:
-                forget(optimizer)
+                reset_state(optimizer)

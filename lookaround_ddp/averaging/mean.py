@@ -15,20 +15,20 @@ BLOCK_ELEMENTS = 2**15  # on a CPU the fp64 sums stay in the cache; half and twi
 
 
 def blocks(flat: Tensor) -> tuple[Tensor, ...]:
-    """The parts of a one-dimensional tensor that are summed at a time; all of it on a GPU."""
+    """Returns the parts of a one-dimensional tensor that are summed at a time; all of it on a GPU."""
     return flat.split(BLOCK_ELEMENTS) if flat.device.type == "cpu" else (flat,)
 
 
 def block_bounds(size: int) -> Iterator[tuple[int, int]]:
-    """Where these parts begin and end, on a CPU."""
+    """Yields where these parts begin and end, on a CPU."""
     for start in range(0, size, BLOCK_ELEMENTS):
         yield start, min(start + BLOCK_ELEMENTS, size)
 
 
 class Scratch:
-    """Memory for sums in fp64 and differences, which is used again for each block.
+    """Memory for fp64 sums and differences that is reused for each block.
 
-    Fresh memory for each would cost time, and leave gaps between what lives on.
+    Allocating it anew for each block would cost time and fragment the heap.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class Scratch:
         self._rounded, self._delta = (torch.empty(0, dtype=dtype, device=device) for _ in range(2))
 
     def mean_of(self, values: Sequence[Tensor]) -> Tensor:
-        """In fp64; it is there until the next call."""
+        """Returns the mean in fp64, in memory that the next call reuses."""
         first, count = values[0], len(values)
         total = self._total.resize_(first.shape)
         if first.dtype == torch.float64:  # no wider type to sum in: from an offset, equal replicas still change nothing
@@ -50,10 +50,10 @@ class Scratch:
         return total.div_(count)
 
     def rounded(self, mean: Tensor) -> Tensor:
-        """To the replicas' dtype; it is there until the next call."""
+        """Returns the mean rounded to the replicas' dtype, in memory that the next call reuses."""
         return self._rounded.resize_(mean.shape).copy_(mean)
 
     def squared_distance(self, value: Tensor, center: Tensor) -> Tensor:
-        """Of a block to its mean; shape (), fp32."""
+        """Returns the squared L2 distance of a block to its mean; shape (), fp32."""
         delta = torch.sub(value, center, out=self._delta.resize_(value.shape)).float()
         return torch.dot(delta, delta)

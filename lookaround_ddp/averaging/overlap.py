@@ -1,4 +1,4 @@
-"""An average step that goes on behind the next forward pass, in which each tensor is waited for when it is used."""
+"""Overlaps an average step with the next forward pass, which waits for each tensor when it is first used."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from lookaround_ddp.averaging import shutdown as groups
-from lookaround_ddp.averaging.replica_group import Members
+from lookaround_ddp.averaging import shutdown
+from lookaround_ddp.averaging.replica_group import ReplicaGroup
 
-# Of one replica, under way together: small, since the first must be there before the forward pass can begin
+# Bytes of one replica under way together: few, since the first bucket must be there before the forward pass begins
 BUCKET_BYTES = 8 * 2**20
 
 
-Done = Callable[[int], None]  # is called with the number of each tensor that is done
+OnTensorDone = Callable[[int], None]  # called with a tensor's index once it has its new value
 
 
-Exchange = Callable[["Done | None"], "Tensor | None"]
+Exchange = Callable[["OnTensorDone | None"], "Tensor | None"]
 
 
 PROPERTIES = frozenset({"dtype", "device", "ndim", "shape", "requires_grad", "is_leaf", "layout", "grad", "names"})
@@ -35,14 +35,14 @@ class UnderWay(Protocol):
     """An exchange that was begun."""
 
     def wait_for(self, tensors: Iterable[int]) -> None:
-        """Until these have arrived, for the work that this thread does afterwards."""
+        """Waits until these tensors have their new values, on behalf of what this thread does next."""
 
     def wait(self) -> Tensor | None:
-        """Until all have; what the exchange returned."""
+        """Waits until all tensors have theirs; returns what the exchange returned."""
 
 
 class InThread:
-    """On a CPU: a thread of its own exchanges, while this one computes."""
+    """On a CPU: an exchange in a thread of its own, while this one computes."""
 
     def __init__(self, exchange: Exchange, tensors: int) -> None:
         self._changed = threading.Condition()
@@ -53,7 +53,7 @@ class InThread:
         self._exchange = exchange
         thread = threading.Thread(target=self._run, daemon=True, name="average step")
         thread.start()
-        groups.exchanging.add(thread)
+        shutdown.exchange_threads.add(thread)
 
     def wait_for(self, tensors: Iterable[int]) -> None:
         wanted = set(tensors)
@@ -70,11 +70,12 @@ class InThread:
         return self._result
 
     def _run(self) -> None:
+        """Runs the exchange, and keeps what it returns or raises."""
         error = None
         try:
             with torch.no_grad():
                 self._result = self._exchange(self._arrived)
-        except Exception as caught:  # whatever it is, the thread that waits raises it
+        except Exception as caught:  # of any kind: the thread that waits raises it
             error = caught
         with self._changed:
             self._error, self._ended = error, True
@@ -88,7 +89,7 @@ class InThread:
 
 
 class OnStream:
-    """On a GPU: a stream of its own exchanges; nothing here waits for the device, unless the exchange does."""
+    """On a GPU: an exchange on a stream of its own; the host does not wait for the device, unless the exchange does."""
 
     def __init__(self, exchange: Exchange, tensors: int, device: torch.device) -> None:
         self._stream = _stream(device)
@@ -116,71 +117,75 @@ class OnStream:
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """The same each time: memory that was used on a stream is used again there alone."""
+    """Returns the device's one stream for exchanges: the allocator reuses memory only on the stream that freed it."""
     return torch.cuda.Stream(device)
 
 
-class Over:
-    """Where nothing can go on aside: it is done at once."""
+class Completed:
+    """An exchange that ran in the constructor; there is nothing left to wait for."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._result = exchange(None)
 
     def wait_for(self, tensors: Iterable[int]) -> None:
-        """They are there."""
+        """Returns at once: they have their new values."""
 
     def wait(self) -> Tensor | None:
         return self._result
 
 
-def begin(exchange: Exchange, tensors: int, device: torch.device, aside: bool) -> UnderWay:
-    if not aside:
-        return Over(exchange)
+def begin(exchange: Exchange, tensors: int, device: torch.device, overlap: bool) -> UnderWay:
+    """Begins an exchange of so many tensors; without `overlap` it has ended when this returns."""
+    if not overlap:
+        return Completed(exchange)
     return OnStream(exchange, tensors, device) if device.type == "cuda" else InThread(exchange, tensors)
 
 
-class Behind:
-    """Makes the models' next forward pass wait for what it uses, when it uses it.
+class ForwardOverlap:
+    """Makes the models' next forward pass wait for each tensor when it is first used.
 
     Args:
         under_way: the exchange.
         models: those that this rank hosts.
         rows: the tensors of each, as the exchange numbers them.
+
+    Attributes:
+        finished: whether the forward pass has ended, or `end` was called.
     """
 
     def __init__(self, under_way: UnderWay, models: Sequence[nn.Module], rows: Sequence[Sequence[Tensor]]) -> None:
         self.under_way = under_way
-        self.over = False
+        self.finished = False
         numbers = {id(tensor): number for row in rows for number, tensor in enumerate(row)}
         self._handles: list[RemovableHandle] = []
         for model in models:
-            first_use = _FirstUse(under_way, numbers)
+            waiting = _WaitOnFirstUse(under_way, numbers)
             self._handles += [
-                model.register_forward_pre_hook(first_use.enter, prepend=True),
-                model.register_forward_hook(first_use.leave, always_call=True),
-                model.register_forward_hook(partial(self._end, first_use)),
+                model.register_forward_pre_hook(waiting.enter, prepend=True),
+                model.register_forward_hook(waiting.leave, always_call=True),
+                model.register_forward_hook(partial(self._end, waiting)),
                 model.register_state_dict_pre_hook(lambda *_: self.under_way.wait()),
             ]
 
     def end(self) -> Tensor | None:
-        """Waits for everything, and takes the hooks away."""
-        self.over = True
+        """Removes the hooks and waits for the exchange; returns what it returned."""
+        self.finished = True
         for handle in self._handles:
             handle.remove()
         return self.under_way.wait()
 
-    def _end(self, first_use: _FirstUse, *_: Any) -> None:
-        """After the forward pass the backward and the optimizer's step use everything."""
+    def _end(self, waiting: _WaitOnFirstUse, *_: Any) -> None:
+        """Ends the overlap after the forward pass: the backward and the optimizer's step use everything."""
         self.end()
-        if first_use.missed_all():
+        if waiting.missed_all():
             raise RuntimeError(
                 "the forward pass used no weight where Lookaround could see it, and perhaps before it was there, as "
                 "nn.DataParallel and copies of weights do: call wait() first, or create Lookaround with hide=False"
             )
 
 
-class _FirstUse(TorchFunctionMode):
-    """Inside, a function of torch waits for those of its arguments that are still on their way."""
+class _WaitOnFirstUse(TorchFunctionMode):
+    """While active, makes every torch function wait for those of its arguments that have not been averaged yet."""
 
     def __init__(self, under_way: UnderWay, numbers: Mapping[int, int]) -> None:
         super().__init__()
@@ -189,15 +194,17 @@ class _FirstUse(TorchFunctionMode):
         self._all = len(numbers)
 
     def missed_all(self) -> bool:
-        """Whether there are tensors, of which none has been used."""
+        """Returns whether there are tensors, and none of them has been used."""
         return len(self.numbers) == self._all > 0
 
     def enter(self, *_: Any) -> None:
+        """Activates the mode, as a forward pre-hook."""
         self.entered = True
         self.__enter__()
 
     def leave(self, *_: Any) -> None:
-        if self.entered:  # not where another hook failed before
+        """Deactivates the mode, as a forward hook."""
+        if self.entered:  # false where another pre-hook failed before `enter`
             self.entered = False
             self.__exit__(None, None, None)
 
@@ -211,6 +218,7 @@ class _FirstUse(TorchFunctionMode):
         return function(*args, **kwargs)
 
     def _use(self, value: Any) -> None:
+        """Waits for the tensors in an argument, the first time that they are used."""
         if isinstance(value, Tensor):
             number = self.numbers.pop(id(value), None)
             if number is not None:
@@ -221,17 +229,17 @@ class _FirstUse(TorchFunctionMode):
 
 
 def _is_property(function: Any) -> bool:
-    """Of a tensor, and none of its elements."""
+    """Returns whether a function reads a tensor's property, and none of its elements."""
     return getattr(getattr(function, "__self__", None), "__name__", "") in PROPERTIES
 
 
-def can_hide(members: Members, device: torch.device) -> bool:
-    """Whether another thread or stream can exchange."""
+def can_overlap(members: ReplicaGroup, device: torch.device) -> bool:
+    """Returns whether another thread or stream can exchange tensors on this device while this one computes."""
     return members.ranks > 1 and members.wire(device) == device
 
 
-def unseen(models: Iterable[nn.Module]) -> str | None:
-    """Why a forward pass would use weights in a way that Python does not see; None if it would not."""
+def overlap_obstacle(models: Iterable[nn.Module]) -> str | None:
+    """Names what hides weight accesses from `__torch_function__` (torch.compile, TorchScript, CUDA graphs), or None."""
     for module in chain(*(model.modules() for model in models)):
         if module._compiled_call_impl is not None:
             return "torch.compile"
@@ -246,14 +254,14 @@ def unseen(models: Iterable[nn.Module]) -> str | None:
     return None
 
 
-def aside(members: Members, group: dist.ProcessGroup | None) -> Members:
-    """The same replicas, for what goes on beside other collectives: in small buckets, over a group of its own.
+def overlap_members(members: ReplicaGroup, group: dist.ProcessGroup | None) -> ReplicaGroup:
+    """Returns the same replicas with small buckets and a process group of their own, to overlap other collectives.
 
     Args:
-        group: of the same ranks; made here if these are all, which is collective.
+        group: a second group of the same ranks; if None, one is made, which is collective over all ranks.
 
     Raises:
-        ValueError: there is none, and it cannot be made, since other ranks would have to take part in that.
+        ValueError: none is given, and none can be made, since other ranks would have to take part in that.
     """
     if members.group is not None and group is None:
         if members.ranks != dist.get_world_size():

@@ -1,4 +1,4 @@
-"""Where the replicas live."""
+"""`ReplicaGroup`: which rank hosts which replicas, and how the ranks reach each other."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Of one replica, in all buckets that are under way together: the extra memory of an average step between hosts; what is
-# received comes on top
+# Bytes of one replica in all buckets that are under way together. They are the extra memory of an average step between
+# hosts; what is received comes on top.
 BUCKET_BYTES = 34 * 2**20
 
 
@@ -29,7 +29,8 @@ class WeakGroup:
         self._name = f"_{name}"
 
     def __get__(self, instance: object, owner: type) -> dist.ProcessGroup | None:
-        reference = None if instance is None else vars(instance)[self._name]  # of the class: a dataclass's default
+        # a dataclass reads the attribute on the class too, as the field's default
+        reference = None if instance is None else vars(instance)[self._name]
         if reference is None:
             return None
         group: dist.ProcessGroup | None = reference()
@@ -42,13 +43,13 @@ class WeakGroup:
 
 
 @dataclass(frozen=True)
-class Members:
-    """Where replicas live: rank r of `group` hosts the replicas r * hosted to (r + 1) * hosted - 1.
+class ReplicaGroup:
+    """The ranks that hold the replicas: rank r of `group` hosts the replicas r * hosted to (r + 1) * hosted - 1.
 
     Args:
         group: the ranks; None is this process alone.
         hosted: replicas on each rank.
-        bucket_bytes: of one replica, that are exchanged at a time.
+        bucket_bytes: how much of one replica is exchanged at a time.
     """
 
     group: WeakGroup = WeakGroup()
@@ -68,12 +69,12 @@ class Members:
         return self.ranks * self.hosted
 
     def wire(self, device: torch.device) -> torch.device:
-        """The device whose memory the backend can send: gloo's send and receive take CPU tensors only."""
+        """Returns the device whose memory the backend can send: gloo's send and receive take CPU tensors only."""
         on_device = self.group is None or device.type == "cpu" or "nccl" in dist.get_backend(self.group)
         return device if on_device else torch.device("cpu")
 
     def gather(self, values: Tensor) -> Tensor:
-        """Shape (hosted, ...) on each rank -> (replicas, ...) on all of them."""
+        """Gathers values of shape (hosted, ...) from each rank into (replicas, ...) on all of them."""
         if self.group is None:
             return values
         values = values.to(self.wire(values.device)).contiguous()
@@ -82,7 +83,7 @@ class Members:
         return out
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """One picklable value from each rank, in rank order."""
+        """Gathers one picklable value from each rank, in rank order."""
         out = [value] * self.ranks
         if self.group is not None:
             dist.all_gather_object(out, value, group=self.group)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lookaround_ddp.averaging.replica_group import Members
+from lookaround_ddp.averaging.replica_group import ReplicaGroup
 from lookaround_ddp.averaging.tensors import Kind, Layout, as_real, flat_of, kinds_of
 
 ALIGNMENT = 64  # bytes: a cache line, and what vector units like
@@ -24,8 +24,8 @@ class FlatStorage:
     """One row for each replica on all ranks, with a place for each of its tensors.
 
     A tensor whose place it is becomes a view of it. It keeps its shape, strides and Python object, and has a storage
-    of its own size, so saving or copying it drags nothing along. One that others look into, by a view or `.data`
-    that they keep, would leave them behind: it stays where it is, and is copied in here and out again each time.
+    of its own size, so saving or copying it drags nothing along. A tensor that shares its storage (a view, a kept
+    `.data`) is not moved, since the alias would go stale; it is copied in and out on every average step.
 
     There is none on GPUs, whose copies cost next to nothing, nor where the ranks do not share memory.
 
@@ -34,14 +34,14 @@ class FlatStorage:
             real; None where there is no storage.
     """
 
-    def __init__(self, members: Members) -> None:
+    def __init__(self, members: ReplicaGroup) -> None:
         self._members = members
         self._kinds: list[Kind] = []
         self._memory: mmap.mmap | None = None
         self.rows: list[list[Tensor]] | None = None
 
     def hold(self, rows: Sequence[Sequence[Tensor]], layouts: Sequence[Layout]) -> FlatStorage:
-        """Moves or copies in what is not here; collective.
+        """Moves or copies in the tensors that are not here yet; collective.
 
         Args:
             rows: the tensors of the hosted replicas; dtypes and sizes are the same in every row on every rank.
@@ -65,7 +65,7 @@ class FlatStorage:
         return self
 
     def _open(self, row: Sequence[Tensor]) -> None:
-        """For replicas that are like this one."""
+        """Allocates rows for replicas with tensors of these dtypes and sizes; collective."""
         self._kinds, self.rows = kinds_of(row), None
         self._offsets, self._size = _offsets(self._kinds)
         if self._members.ranks == 1 or any(tensor.device.type != "cpu" for tensor in row):
@@ -78,7 +78,7 @@ class FlatStorage:
             ]
 
     def _place(self, replica: int, column: int) -> Tensor:
-        """In a storage of its own."""
+        """Returns a tensor's place in a replica's row, in a storage of its own."""
         dtype, elements = self._kinds[column]
         if not elements:
             return torch.empty(0, dtype=dtype)
@@ -88,14 +88,14 @@ class FlatStorage:
 
 
 def _offsets(kinds: Sequence[Kind]) -> tuple[list[int], int]:
-    """Bytes from the start of a row to each tensor's place, and of the whole row."""
+    """Returns the bytes from the start of a row to each tensor's place, and those of the whole row."""
     sizes = [-(-elements * dtype.itemsize // ALIGNMENT) * ALIGNMENT for dtype, elements in kinds]
     *offsets, size = accumulate(sizes, initial=0)
     return offsets, size
 
 
 def _is_alone(tensor: Tensor) -> bool:
-    """Whether nothing but this tensor refers to its memory. Only PyTorch can say; where it does not, no."""
+    """Returns whether no other tensor shares this one's storage; False where PyTorch cannot tell."""
     count = getattr(torch._C, "_storage_Use_Count", None)
     if count is None or type(tensor) not in (Tensor, nn.Parameter):
         return False
@@ -103,10 +103,10 @@ def _is_alone(tensor: Tensor) -> bool:
     return storage.nbytes() == tensor.nbytes and count(storage._cdata) == 2
 
 
-def shared_memory(size: int, members: Members) -> mmap.mmap | None:
-    """So many bytes of it; None, on all ranks, where these do not share a machine or it has no such memory. Collective.
+def shared_memory(size: int, members: ReplicaGroup) -> mmap.mmap | None:
+    """Returns so many bytes that all ranks share; None, on all, where they do not run on one machine. Collective.
 
-    Its first bytes are not zero.
+    None also where the system grants no such memory. Its first bytes are not zero.
     """
     size = max(size, mmap.PAGESIZE)
     offer = _Offer.make(size) if members.rank == 0 else _Offer()
@@ -130,7 +130,7 @@ class _Offer:
 
     @classmethod
     def make(cls, size: int) -> _Offer:
-        """No offer (which nobody can map) where the system has no such files or grants none: others wait for one."""
+        """Makes an offer; one that nobody can map where the system grants no file, since others wait for an offer."""
         if not hasattr(os, "memfd_create"):
             return cls()
         offer = cls()
@@ -144,7 +144,7 @@ class _Offer:
         return offer
 
     def map(self, size: int) -> mmap.mmap | None:
-        """Its memory, or None where it cannot be reached; the token tells it from another file."""
+        """Returns its memory, or None where it cannot be reached; the token tells it from another file."""
         if self.machine is None or self.machine != _machine():
             return None
         try:
@@ -160,12 +160,13 @@ class _Offer:
         return memory if memory[: len(self.token)] == self.token else None
 
     def close(self) -> None:
+        """Closes the file; memory that was mapped stays."""
         if self.file >= 0:
             os.close(self.file)
 
 
 def _machine() -> tuple[str, int] | None:
-    """What two processes have in common exactly if they run on one machine and see each other's numbers."""
+    """Returns what two processes have in common exactly if they run on one machine and see each other's numbers."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(), os.stat("/proc/self/ns/pid").st_ino
     except OSError:

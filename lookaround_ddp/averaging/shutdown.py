@@ -17,41 +17,39 @@ from contextlib import suppress
 
 import torch.distributed as dist
 
-PATIENCE = 30.0  # seconds for which a process that ends waits for collectives of its own threads
+EXIT_SECONDS = 30.0  # for which a process that ends waits for collectives of its own threads
+
+# The same after an error, and for gloo's threads, which are done at once unless a rank has gone
+LOST_RANKS_SECONDS = 3.5
+
+exchange_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # daemons, so Python does not wait for them
+
+_exit_seconds = EXIT_SECONDS
 
 
-SHORT = 3.5  # the same after an error, and for gloo's threads, which are done at once unless a rank has gone
-
-
-exchanging: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # daemons
-
-
-_patience = PATIENCE
-
-
-def hurry() -> None:
-    """After an error the other ranks may have gone, and the process is not to wait for them."""
-    global _patience
-    _patience = SHORT
+def expect_lost_ranks() -> None:
+    """Shortens the wait at exit: after an error the other ranks may have gone."""
+    global _exit_seconds
+    _exit_seconds = LOST_RANKS_SECONDS
 
 
 @atexit.register
 def _end() -> None:
     """Waits for the threads that exchange, and ends gloo's, if the program has not."""
     failed = hasattr(sys, "last_value")  # an exception that nobody caught
-    deadline = time.monotonic() + (SHORT if failed else _patience)
-    for thread in list(exchanging):
+    deadline = time.monotonic() + (LOST_RANKS_SECONDS if failed else _exit_seconds)
+    for thread in list(exchange_threads):
         thread.join(max(0.0, deadline - time.monotonic()))
     if dist.is_available() and dist.is_initialized() and _is_gloo(str(dist.get_backend_config())):
         last = threading.Thread(target=dist.destroy_process_group, daemon=True)
-        with suppress(RuntimeError):  # Python 3.12 starts no thread here; then gloo's run on
+        with suppress(RuntimeError):  # Python 3.12 starts no thread at exit; then gloo's threads keep running
             last.start()
-            last.join(SHORT)
+            last.join(LOST_RANKS_SECONDS)
 
 
 def _is_gloo(backends: str) -> bool:
-    """Such as cpu:gloo, and not NCCL beside it, which is the program's own to end."""
+    """Returns whether the backends are such as cpu:gloo, without NCCL, which the program itself must end."""
     return "gloo" in backends and "nccl" not in backends
 
 
-os.register_at_fork(after_in_child=lambda: atexit.unregister(_end))  # where gloo has no threads to wait for
+os.register_at_fork(after_in_child=lambda: atexit.unregister(_end))  # gloo has no threads in a forked child

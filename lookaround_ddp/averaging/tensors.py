@@ -11,31 +11,32 @@ from torch import Tensor, nn
 RUNNING_STATISTICS = ("running_mean", "running_var")  # of every norm layer that keeps them
 
 
-SUM_DTYPES = {torch.float16: torch.float32, torch.bfloat16: torch.float32}  # fp64 sums take 4 times as long
+# In which the check for inf and NaN sums half precision: in fp64 it takes 4 times as long
+SUM_DTYPES = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
 def as_list(models: nn.Module | Iterable[nn.Module]) -> list[nn.Module]:
-    """One model, or several; an nn.ModuleList holds several."""
+    """Returns a list of one model or of several; an nn.ModuleList holds several."""
     if isinstance(models, nn.ModuleList):
         return list(models)
     return [models] if isinstance(models, nn.Module) else list(models)
 
 
 def averaged_tensors(model: nn.Module, extra: Collection[str]) -> tuple[list[Tensor], list[Tensor]]:
-    """Buffers and parameters that the average step averages; `extra` names buffers beside the running statistics."""
+    """Returns the (buffers, parameters) to average; `extra` names buffers in addition to the running statistics."""
     parameters: list[Tensor] = [p for p in model.parameters() if is_number(p)]
     buffers = [b for name, b in model.named_buffers() if _is_averaged(name, b, extra)]
     return buffers, parameters
 
 
 def local_tensors(model: nn.Module, extra: Collection[str]) -> list[Tensor]:
-    """The parameters and buffers that stay with their replica."""
+    """Returns the parameters and buffers that stay with their replica."""
     integers = [p for p in model.parameters() if not is_number(p)]
     return integers + [b for name, b in model.named_buffers() if not _is_averaged(name, b, extra)]
 
 
 def optimizer_states(optimizers: Iterable[torch.optim.Optimizer]) -> list[list[Tensor]]:
-    """Of each optimizer, every tensor of its state but step counts, which agree unless a scaler skipped a step."""
+    """Returns each optimizer's state tensors except step counts, which agree unless a scaler skipped a step."""
     rows = []
     for optimizer in optimizers:
         states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
@@ -45,15 +46,17 @@ def optimizer_states(optimizers: Iterable[torch.optim.Optimizer]) -> list[list[T
 
 
 def _is_averaged(name: str, buffer: Tensor, extra: Collection[str]) -> bool:
+    """Returns whether the average step averages a buffer of this name."""
     return is_number(buffer) and (name.rpartition(".")[2] in RUNNING_STATISTICS or name in extra)
 
 
 def is_number(tensor: Tensor) -> bool:
+    """Returns whether a tensor can be averaged: floating-point or complex."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """1 if every element is finite, else 0, on the tensors' device and without waiting for it.
+    """Returns 1 if every element is finite, else 0, on the tensors' device and without waiting for it.
 
     A sum is not finite if a term is not. (It can also overflow on its own, at weights of 1e38 and more.)
     """
@@ -64,21 +67,21 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def digest(model: nn.Module) -> str:
-    """Of the names, shapes and dtypes of parameters and buffers."""
+    """Returns a digest of the names, shapes and dtypes of parameters and buffers."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     text = repr([(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def forget(optimizer: torch.optim.Optimizer) -> None:
-    """Makes an optimizer begin anew: without momenta, and without the step count that some keep in their groups."""
+def reset_state(optimizer: torch.optim.Optimizer) -> None:
+    """Clears the optimizer's state, including step counts kept in param groups."""
     optimizer.state.clear()
     for group in optimizer.param_groups:
         group.pop("step", None)
 
 
 def content_digest(model: nn.Module) -> str:
-    """SHA-256 of the names and the bits of parameters and buffers."""
+    """Returns the SHA-256 of the names and the bits of parameters and buffers."""
     content = hashlib.sha256()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         content.update(name.encode())
@@ -87,7 +90,7 @@ def content_digest(model: nn.Module) -> str:
 
 
 def mean_digest(model: nn.Module, extra: Collection[str]) -> str:
-    """SHA-256 of the bits that an average step has given to all replicas."""
+    """Returns the SHA-256 of the bits that an average step has given to all replicas."""
     content = hashlib.sha256()
     for tensors in averaged_tensors(model, extra):
         for tensor in tensors:
@@ -96,6 +99,7 @@ def mean_digest(model: nn.Module, extra: Collection[str]) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
+    """Returns the bits of a tensor's elements, in order."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
@@ -106,12 +110,12 @@ Kind = tuple[torch.dtype, int]  # of a tensor, and its number of elements
 
 
 def layout_of(tensor: Tensor) -> Layout:
-    """The order of dimensions in which the tensor's memory is one piece, if it has no gaps."""
+    """Returns the order of dimensions in which the tensor's memory is one piece, if it has no gaps."""
     return tuple(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
 
 
 def flat_of(tensor: Tensor, layout: Layout) -> Tensor:
-    """The elements in one dimension, in the layout's order: a view, or a copy where no view exists.
+    """Returns the elements in one dimension, in the layout's order: a view, or a copy where no view exists.
 
     Complex elements are two real ones each.
     """
@@ -122,18 +126,19 @@ def flat_of(tensor: Tensor, layout: Layout) -> Tensor:
 
 
 def as_real(flat: Tensor) -> Tensor:
+    """Returns a view of complex elements as two real ones each; real ones as they are."""
     return flat.view(flat.dtype.to_real()) if flat.is_complex() else flat
 
 
 def write_back(tensor: Tensor, layout: Layout, flat: Tensor) -> None:
-    """Copies `flat` into the tensor that it has the elements of, if it is not a view of it."""
+    """Copies the elements that `flat_of` returned back into their tensor, unless they are a view of it."""
     if flat.data_ptr() != tensor.data_ptr():
         target = tensor.detach().permute(layout)
         target.copy_(flat.view(tensor.dtype).view(target.shape))
 
 
 def by_dtype(row: Sequence[Tensor]) -> list[list[int]]:
-    """The numbers of the tensors of each dtype and device."""
+    """Returns the indices of the tensors of each dtype and device."""
     kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for column, tensor in enumerate(row):
         kinds.setdefault((tensor.dtype, tensor.device), []).append(column)
@@ -141,4 +146,5 @@ def by_dtype(row: Sequence[Tensor]) -> list[list[int]]:
 
 
 def kinds_of(row: Sequence[Tensor]) -> list[Kind]:
+    """Returns dtype and size of each tensor."""
     return [(tensor.dtype, tensor.numel()) for tensor in row]

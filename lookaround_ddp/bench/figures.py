@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.files import named
+from lookaround_ddp.files import with_filename
 
 Figures = dict[str, Any]  # JSON-able
 
@@ -135,7 +135,7 @@ def check_writable(path: Path | None) -> None:
 
 
 def write_figures(path: Path, figures: Figures) -> None:
-    with named(path):
+    with with_filename(path):
         path.write_text(json.dumps(figures, indent=1) + "\n")
 
 

@@ -31,7 +31,7 @@ class Part(Protocol):
 class Checkpoints:
     """The folder `checkpoints/` of a run.
 
-    `<iteration>/replica-<j>.pt` hold the replicas, `trajectory*.pt` averages along time, `run.json` everything
+    `<iteration>/replica-<j>.pt` hold the replicas, `trajectory*.pt` weight averages along time, `run.json` everything
     else and the SHA-256 of each file. A checkpoint is written to a temporary folder, synced to disk, and
     renamed; the file LATEST beside the folder, for people and scripts, moves last.
 
@@ -62,9 +62,10 @@ class Checkpoints:
             raise
 
     def _save(self, temporary: Path, final: Path, parts: Mapping[str, Part], state: dict[str, Any]) -> None:
+        """Writes the files into the temporary folder, then renames it; collective."""
         with self.world.together():
             if self.world.main:
-                for left in self.folder.glob(".writing-*"):  # by a process that was killed meanwhile
+                for left in self.folder.glob(".writing-*"):  # a killed process left it
                     shutil.rmtree(left)
                 temporary.mkdir(parents=True)
         digests: dict[str, str] = {}
@@ -77,40 +78,49 @@ class Checkpoints:
             if self.world.main:
                 self._finish(temporary, final, {**state, "files": digests})
 
-    def restore(self, parts: Mapping[str, Part], accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+    def restore(
+        self,
+        parts: Mapping[str, Part],
+        accept: Callable[[dict[str, Any]], None],
+        iteration: int | None = None,
+    ) -> dict[str, Any] | None:
         """Loads the newest whole checkpoint into the parts of this rank and returns its state; None if there is none.
 
         Collective. A checkpoint that is damaged anywhere is passed over, with a warning, for the one before.
-        `accept` sees a state before its parts are read, and raises UserError if they will not fit.
+
+        Args:
+            parts: file name -> what this rank is to load from it.
+            accept: sees a state before its parts are read, and raises UserError if they will not fit.
+            iteration: of the only checkpoint to consider; None considers all.
 
         Raises:
             UserError: there are checkpoints, and all of them are damaged; one is whole, but holds what this package
                 never writes; or what `accept` raises.
         """
-        iterations = self.world.share(self.iterations())
-        for iteration in iterations:
-            state, _ = self.inspect(iteration)
+        iterations = self.world.share(self.iterations()) if iteration is None else [iteration]
+        for each in iterations:
+            state, _ = self.inspect(each)
             if state:
                 accept(state)
-            state, problem = self.inspect(iteration, list(parts))
+            state, problem = self.inspect(each, list(parts))
             problems = [text for text in self.world.gather(problem) if text]
             if not problems:
                 with self.world.together():
                     for name, part in parts.items():
-                        _restore(self.folder / str(iteration) / name, part)
+                        _restore(self.folder / str(each) / name, part)
                 return state
-            self._pass_over(iteration, problems[0])
+            self._pass_over(each, problems[0])
         if iterations:
             raise UserError(f"every checkpoint in {self.folder} is damaged: delete the folder to start anew")
         return None
 
     def iterations(self) -> list[int]:
-        """The iterations of the checkpoints, newest first."""
+        """Returns the iterations of the checkpoints, newest first."""
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
         return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
     def inspect(self, iteration: int, names: Sequence[str] = ()) -> tuple[dict[str, Any], str | None]:
-        """The state of a checkpoint, and what is wrong with it or with its files of these names."""
+        """Returns a checkpoint's state, and what is wrong with it or its files of these names: None if nothing is."""
         path = self.folder / str(iteration)
         try:
             state = json.loads((path / "run.json").read_text())
@@ -126,46 +136,51 @@ class Checkpoints:
             return {}, f"run.json: {error}"
         return state, None
 
-    def newest_model(self, replica: int) -> dict[str, Tensor]:
-        """A replica's state dict from the newest checkpoint in which it is whole; not collective.
+    def newest_model(self, replica: int, iteration: int | None = None) -> dict[str, Tensor]:
+        """Returns a replica's state dict from the newest checkpoint in which it is whole; not collective.
+
+        Args:
+            iteration: of the only checkpoint to consider; None considers all.
 
         Raises:
             UserError: there is none.
         """
         name = f"replica-{replica}.pt"
-        for iteration in self.iterations():
-            problem = self.inspect(iteration, [name])[1]
+        for each in self.iterations() if iteration is None else [iteration]:
+            problem = self.inspect(each, [name])[1]
             if problem is None:
-                state = _load(self.folder / str(iteration) / name)
+                state = _load(self.folder / str(each) / name)
                 return state.get("shown", state["model"])
-            self._pass_over(iteration, problem)
+            self._pass_over(each, problem)
         raise UserError(
             f"no whole checkpoint in {self.folder}: only the mean model can be evaluated (evaluate.replicas=false)"
         )
 
     def _pass_over(self, iteration: int, problem: str) -> None:
+        """Warns that a damaged checkpoint is not used."""
         self.warn(f"checkpoint {iteration} is damaged ({problem}): passed over for the one before")
 
     def _finish(self, temporary: Path, final: Path, state: dict[str, Any]) -> None:
+        """Writes run.json, renames the folder, moves LATEST and deletes old checkpoints; on rank 0 alone."""
         missing = [name for name in state["files"] if not (temporary / name).is_file()]
         if missing:
             raise UserError(f"{temporary} has no {missing[0]}: `out` must be a folder that all nodes share")
         text = json.dumps({**state, "digest": _json_digest(state)}, indent=1)
         write(temporary / "run.json", lambda file: file.write(text.encode()))
         sync(temporary)
-        if final.exists():  # damaged, or it would have been resumed from
+        if final.exists():  # it is damaged, or the run would have resumed from it
             shutil.rmtree(final)
         temporary.rename(final)
         sync(self.folder)
         write_atomically(self.folder.parent / "LATEST", f"{final.name}\n".encode())
         found, newest = self.iterations(), int(final.name)
-        later = [iteration for iteration in found if iteration > newest]  # damaged: they were passed over
+        later = [iteration for iteration in found if iteration > newest]  # they are damaged: `restore` passed over them
         for old in later + [iteration for iteration in found if iteration <= newest][self.keep :]:
             shutil.rmtree(self.folder / str(old))
 
 
 def _load(path: Path) -> Any:
-    """Tensors and plain values; anything else might run code when it is unpickled.
+    """Loads a file of tensors and plain values; anything else might run code when it is unpickled.
 
     Raises:
         UserError: the file holds something else, or nothing that torch.save writes.
@@ -180,6 +195,7 @@ def _load(path: Path) -> Any:
 
 
 def _restore(path: Path, part: Part) -> None:
+    """Loads a file into its part; raises UserError if it does not fit."""
     state = _load(path)
     try:
         part.load_state_dict(state)
@@ -191,10 +207,12 @@ def _restore(path: Path, part: Part) -> None:
 
 
 def _line(error: Exception) -> str:
+    """Returns the error's message in one short line."""
     return shortened(" ".join(str(error).split()), 150)
 
 
 def _digest(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(2**20):
@@ -203,4 +221,5 @@ def _digest(path: Path) -> str:
 
 
 def _json_digest(state: dict[str, Any]) -> str:
+    """Returns the SHA-256 of a state, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -19,13 +19,15 @@ METADATA = "lookaround_ddp"  # one key alone: safetensors writes several in rand
 
 
 def save_model(path: Path, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """A state dict as safetensors, with JSON-able metadata; written atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}  # ties become copies
+    """Writes a state dict as safetensors, with JSON-able metadata, atomically."""
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()
+    }  # tied tensors become copies
     write_atomically(path, save(tensors, metadata={METADATA: json.dumps(metadata, sort_keys=True)}))
 
 
 def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict and the metadata of a file that `save_model` wrote.
+    """Returns the state dict and the metadata of a file that `save_model` wrote.
 
     Raises:
         UserError: there is no such file, or it is damaged.
@@ -43,7 +45,7 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_network(path: Path, config: ModelConfig) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of such a file, on the CPU, and the file's metadata.
+    """Builds the network of such a file on the CPU; returns it with the file's metadata.
 
     Raises:
         UserError: there is no such file, it is damaged, or its weights are of another network.

@@ -25,10 +25,10 @@ from lookaround_ddp.files import write_atomically
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Inside, no other process gets in here, on this host or another that shares the folder.
+    """Locks the folder against other processes, on this host or another that shares it, while the block runs.
 
     The operating system ends the lock with the process, however that ends; a process's children do not hold it.
-    On a file system without locks there is none.
+    On a file system without locks nothing is locked.
 
     Raises:
         UserError: another process trains here (its number and host).
@@ -52,7 +52,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
-    """The config that a run folder was trained with; `overrides` may say, say, where its data is now."""
+    """Returns the config that a run folder was trained with; `overrides` may say where its data is now."""
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: there is no config.yaml in it")
     config = load_config(run / "config.yaml", overrides)
@@ -63,7 +63,7 @@ MODEL, TRAJECTORY, RESULT = "model.safetensors", "trajectory.safetensors", "resu
 
 
 def member_files(config: Config) -> list[Path]:
-    """The files of the models whose mean prediction is the run's, in order; empty if it is one model's."""
+    """Returns the files of the models whose mean prediction is the run's, in order; empty if it is one model's."""
     folder = Path(config.out)
     if config.snapshots:
         return [folder / "snapshots" / f"{cycle + 1}.safetensors" for cycle in range(config.schedule.cycles)]
@@ -73,12 +73,12 @@ def member_files(config: Config) -> list[Path]:
 
 
 def members_differ(config: Config) -> bool:
-    """Whether members are something else than the replicas, or the mean models, as they were trained."""
+    """Returns whether the members are something else than the replicas, or the mean models, as they were trained."""
     return config.snapshots or config.trajectory.name != "none" or config.evaluate.recalibrate
 
 
 def members(config: Config, device: torch.device) -> Iterator[nn.Module]:
-    """The models of these files, one after the other, on the device.
+    """Yields the models of these files, one after the other, on the device.
 
     Raises:
         UserError: a file is not there, or damaged.
@@ -87,12 +87,12 @@ def members(config: Config, device: torch.device) -> Iterator[nn.Module]:
         yield read_network(path, config.model)[0].to(device)
 
 
-PREEMPTED = "PREEMPTED"  # the file in a run folder that says so
+PREEMPTED = "PREEMPTED"  # the file in the folder of a run that a signal ended
 
 
 @contextmanager
 def run_folder(config: Config, world: World) -> Iterator[None]:
-    """Makes the run folder; inside, no other training gets into it. Collective.
+    """Makes the run folder, and locks it while the block runs. Collective.
 
     Raises:
         UserError: it cannot be made, or another training is in it.
@@ -106,7 +106,7 @@ def run_folder(config: Config, world: World) -> Iterator[None]:
 
 
 def read_result(config: Config) -> State | None:
-    """What result.json of the run folder holds; None if there is none.
+    """Returns what result.json of the run folder holds; None if there is none.
 
     Raises:
         UserError: it is damaged.
@@ -122,7 +122,7 @@ def read_result(config: Config) -> State | None:
 
 
 def write_config(config: Config, world: World) -> None:
-    """The resolved config into the run folder."""
+    """Writes the resolved config into the run folder; collective."""
     with world.together():
         if world.main:
             text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

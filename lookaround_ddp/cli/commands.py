@@ -18,8 +18,7 @@ from lookaround_ddp.checkpoint import run_folder
 from lookaround_ddp.cli.arguments import named_config, paths, runs_named, values
 from lookaround_ddp.cli.parser import parse
 from lookaround_ddp.config import load_config
-from lookaround_ddp.distributed import LostRanks, Stop, adopt_step, join
-from lookaround_ddp.distributed import processes as share
+from lookaround_ddp.distributed import LostRanks, PreemptionHandler, adopt_step, join, processes_per_node
 from lookaround_ddp.errors import Preempted, UserError, explained, shortened
 from lookaround_ddp.evaluation import cook, evaluate_ensemble, evaluate_run, score_text
 from lookaround_ddp.report import draw_curves, grouped, paper_table, read_run, results_table, show
@@ -69,8 +68,12 @@ def train(options: argparse.Namespace) -> None:
     if len(named) > 1:
         raise UserError(f"one config at a time: {named[0]} or {named[1]}? Values are written key.path=value")
     config = load_config(named[0] if named else None, values(options.arguments))
-    with Stop(config.checkpoint.grace_seconds) as stop, join(config) as world, run_folder(config, world):
-        fit(config, world, stop)
+    with (
+        PreemptionHandler(config.checkpoint.grace_seconds) as preemption,
+        join(config) as world,
+        run_folder(config, world),
+    ):
+        fit(config, world, preemption)
         if world.main:
             run = read_run(Path(config.out))
             draw_curves(grouped([run]), Path(config.out) / "curves.png")
@@ -83,7 +86,7 @@ def processes(options: argparse.Namespace) -> None:
     replicas = len(config.replicas)
     cores = min(len(os.sched_getaffinity(0)), -(-replicas // options.nodes))  # a CPU is no faster with shards
     devices = torch.cuda.device_count() or cores
-    chosen = share(replicas, devices, options.nodes)
+    chosen = processes_per_node(replicas, devices, options.nodes)
     if os.environ.get("NODE_RANK", "0") == "0" or not config.data.download:  # one node at a time downloads
         alone = options.nodes == 1 and "SLURM_ARRAY_TASK_ID" not in os.environ  # whose `out` is to be another one
         rehearse(config, chosen * options.nodes, alone=alone)

@@ -1,4 +1,4 @@
-"""What each rank is doing, as the others can read it: to name the rank for which they wait in vain."""
+"""Heartbeats: each rank says what it is doing, so that those that wait in vain can name the rank they wait for."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ import torch.distributed as dist
 
 BEAT = 1.0  # seconds between two signs of life
 
+ANSWER_SECONDS = 3.5  # within which a living rank gives a sign of life, and the waiting ones say that they wait
 
-PATIENCE = 3.5  # seconds in which a rank that lives gives one, and those that wait say so
-
-
-COLLECTIVE = re.compile(
-    r"gloo|NCCL|c10d|TCPStore|Connection (closed|reset)|Broken pipe|pair closure"
-)  # in a RuntimeError of torch
+# What torch's RuntimeErrors say when the connection to other ranks is at fault
+COLLECTIVE = re.compile(r"gloo|NCCL|c10d|TCPStore|Connection (closed|reset)|Broken pipe|pair closure")
 
 
 class LostRanks(RuntimeError):
@@ -33,8 +30,10 @@ class LostRanks(RuntimeError):
         super().__init__(message)
 
 
-class Presence:
-    """Signs of life of this rank in the job's store, which a thread gives; no clock is compared with another host's.
+class Heartbeat:
+    """Writes signs of life of this rank into the job's store, from a thread.
+
+    No clock is compared with another host's.
 
     Args:
         timeout: seconds that ranks wait for each other.
@@ -46,25 +45,28 @@ class Presence:
         self.does("starting")
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         # a connection of its own: on the process group's a sign of life could wait behind a collective
-        store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=PATIENCE), wait_for_workers=False)
-        self.store = dist.PrefixStore("presence", store)
+        store = dist.TCPStore(
+            host, port, is_master=False, timeout=timedelta(seconds=ANSWER_SECONDS), wait_for_workers=False
+        )
+        self.store = dist.PrefixStore("heartbeat", store)
         self._tell()
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self._live, name="presence", daemon=True)
+        self.closed = threading.Event()
+        self.thread = threading.Thread(target=self._live, name="heartbeat", daemon=True)
         self.thread.start()
 
     def does(self, what: str) -> None:
-        """What this rank begins to do, such as "evaluating after iteration 15"."""
+        """Records what this rank begins to do, such as "evaluating after iteration 15"."""
         self.doing, self.since = what, time.monotonic()
 
     def close(self) -> None:
-        self.over.set()
-        self.thread.join(PATIENCE)
+        """Ends the thread."""
+        self.closed.set()
+        self.thread.join(ANSWER_SECONDS)
 
     def explain(self, error: Exception) -> LostRanks | None:
-        """Tells the others why this rank leaves; of a collective that failed, which ranks did not come to it.
+        """Tells the others why this rank leaves; finds out which ranks did not come to a collective that failed.
 
-        None if the error is this rank's own.
+        Returns None if the error is this rank's own.
         """
         self.close()
         if not lost_connection(error):
@@ -80,7 +82,8 @@ class Presence:
         return LostRanks(f"{message} ({short(error)})", speaker)
 
     def _live(self) -> None:
-        while not self.over.wait(BEAT):
+        """Gives signs of life until `close`; rank 0 prints what all are doing when it makes no progress."""
+        while not self.closed.wait(BEAT):
             self.beats += 1
             try:
                 self._tell()
@@ -94,6 +97,7 @@ class Presence:
                 return
 
     def _tell(self) -> None:
+        """Writes this rank's state into the store."""
         state = {
             "beats": self.beats,
             "doing": self.doing,
@@ -103,22 +107,24 @@ class Presence:
         self.store.set(str(self.rank), json.dumps(state))
 
     def _leave(self, reason: str) -> None:
+        """Tells the others why this rank ends."""
         self.ended = reason
         self._tell()
 
     def _read(self) -> list[dict[str, Any]]:
+        """Returns each rank's last state."""
         return [json.loads(value) for value in self.store.multi_get([str(rank) for rank in range(self.size)])]
 
     def _roll_call(self, waited: bool) -> Sequence[Mapping[str, Any]]:
-        """Each rank's last state, with `alive`: whether it gave a sign of life meanwhile, or said why it ends.
+        """Returns each rank's last state, with `alive`: whether it gave a sign of life meanwhile, or said why it ends.
 
         Args:
-            waited: whether this rank did, for the whole timeout.
+            waited: whether this rank waited for the whole timeout.
         """
         before = self._read()
         others = [state["ended"] for rank, state in enumerate(before) if rank != self.rank]
         self._leave("came too late" if set(others) == {"waited"} and not waited else "waited")
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + ANSWER_SECONDS
         while True:
             time.sleep(BEAT / 5)
             now = self._read()
@@ -126,11 +132,14 @@ class Presence:
             if all(state["ended"] for state in now) or time.monotonic() > deadline:
                 break
         if self.rank == 0:
-            time.sleep(BEAT)  # with this process the store may end, which others still read
+            time.sleep(BEAT)  # the store may end with this process, and others still read it
         return [{**state, "alive": each} for state, each in zip(now, alive, strict=True)]
 
     def _try(self, call: Any) -> bool:
-        """Whether the store took part: on a dead link its client would wait for longer than anybody wants to."""
+        """Calls something that needs the store; returns whether the store answered.
+
+        It is called in a thread, since on a dead link the store's client waits for much longer than this does.
+        """
         if self.gone:
             return False
         done: list[bool] = []
@@ -139,26 +148,26 @@ class Presence:
             try:
                 call()
                 done.append(True)
-            except RuntimeError:  # torch's, of a store that has gone or does not answer
+            except RuntimeError:  # torch raises it if the store has gone or does not answer
                 done.append(False)
 
         thread = threading.Thread(target=attempt, daemon=True)
         thread.start()
-        thread.join(3 * PATIENCE)
+        thread.join(3 * ANSWER_SECONDS)
         return done == [True]
 
 
 def lost_connection(error: Exception) -> bool:
-    """Whether it tells of other ranks, and not of a mistake of this one."""
+    """Returns whether an error comes from the connection to other ranks, and not from a mistake of this one."""
     return isinstance(error, dist.DistError) or (type(error) is RuntimeError and bool(COLLECTIVE.search(str(error))))
 
 
 def verdict(states: Sequence[Mapping[str, Any]], rank: int, timeout: float) -> tuple[str, int]:
-    """What the ranks that waited say of the others, and which of them is to say it.
+    """Returns what the ranks that waited say of the others, and the rank that is to say it.
 
     Args:
-        states: of each rank what it was `doing`, for how many `seconds`, why it `ended`, and whether it is `alive`.
-        rank: who asks; its own state says that it ended.
+        states: of each rank, what it was `doing`, for how many `seconds`, why it `ended`, and whether it is `alive`.
+        rank: the one that asks; its own state says that it ended.
     """
     if states[rank]["ended"] == "came too late":
         return f"rank {rank} came too late: the others had waited {timeout:g} s for it", rank
@@ -178,7 +187,7 @@ def verdict(states: Sequence[Mapping[str, Any]], rank: int, timeout: float) -> t
 
 
 def describe(states: Sequence[Mapping[str, Any]]) -> str:
-    """What all ranks are doing: those that do the same together."""
+    """Says what all ranks are doing, with ranks that do the same named together."""
     groups: dict[str, list[int]] = {}
     for rank, state in enumerate(states):
         groups.setdefault(state["doing"], []).append(rank)
@@ -186,6 +195,7 @@ def describe(states: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _ranks(numbers: Sequence[int]) -> str:
+    """Lists ranks, as in "ranks 0, 1 and 2"."""
     if len(numbers) == 1:
         return f"rank {numbers[0]}"
     *most, last = map(str, numbers)
@@ -193,6 +203,6 @@ def _ranks(numbers: Sequence[int]) -> str:
 
 
 def short(error: Exception) -> str:
-    """Its message in one line."""
+    """Returns an error's message in one line, without what is beyond 200 characters."""
     text = " ".join(str(error).split())
     return f"{text[:200]} ..." if len(text) > 200 else text

@@ -17,14 +17,13 @@ SIOCGIFADDR = 0x8915  # Linux: an interface's IPv4 address
 
 
 def way_to(host: str) -> tuple[str, str]:
-    """The address that this machine has for `host`, and the name of the interface that has it.
+    """Returns the address that this machine has for `host`, and the name of the interface that has it.
 
     A host's own name may mean 127.0.1.1 in its /etc/hosts (Debian's way), which no other host can reach: then it
     is the only interface that leaves the machine. GLOO_SOCKET_IFNAME, if set, names it in any case.
 
     Raises:
-        UserError: `host` does not resolve; there is no such interface, or it has no address; which one to take is
-            not to be seen.
+        UserError: `host` does not resolve; there is no such interface, or it has no address; or several fit.
     """
     there = interfaces()
     chosen = os.environ.get("GLOO_SOCKET_IFNAME")
@@ -54,7 +53,7 @@ def way_to(host: str) -> tuple[str, str]:
 
 
 def interfaces() -> dict[str, str]:
-    """Name -> IPv4 address of the interfaces that have one."""
+    """Returns name -> IPv4 address of the interfaces that have one."""
     found = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():

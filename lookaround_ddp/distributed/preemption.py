@@ -1,4 +1,4 @@
-"""Signals that end a training early: all ranks save after the same iteration, and leave."""
+"""Handles signals that end a training early: all ranks save after the same iteration, and leave."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 
 
-class Stop:
-    """Remembers the first of these signals that arrives, until the ranks ask each other for it.
+class PreemptionHandler:
+    """Catches the first of these signals, until the ranks vote on whether one has come.
 
     A second Ctrl-C leaves at once. Ranks whose torchrun dies get SIGTERM. Outside of its `with` block the
     signals do what they did before.
 
     Args:
-        grace: seconds that a process has from a signal to its end. The ranks ask each other about four times in
-            it, where a round ends if one ends by then, since they wait for each other there anyway.
+        grace: seconds that a process has from a signal to its end. The ranks vote about four times in it, at the end
+            of a round if one ends by then, since they wait for each other there anyway.
     """
 
     def __init__(self, grace: float) -> None:
@@ -38,7 +38,7 @@ class Stop:
         self.caught: signal.Signals | None = None
         self.before: dict[signal.Signals, object] = {}
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> PreemptionHandler:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
             wanted = [each for each in SIGNALS if not (each == signal.SIGHUP and ignored(each))]
             self.before = {number: signal.signal(number, self._catch) for number in wanted}
@@ -50,32 +50,36 @@ class Stop:
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
+            signal.signal(number, handler)  # type: ignore[arg-type]  # it is what signal.signal returned
 
-    def begin(self, iteration: int) -> None:
-        """The training goes on after this iteration."""
-        self.asked, self.since, self.next = iteration, time.perf_counter(), iteration + 1
+    def start(self, iteration: int) -> None:
+        """Starts timing the interval until the first vote, which follows the next iteration."""
+        self.voted, self.since, self.next = iteration, time.perf_counter(), iteration + 1
 
-    def agreed(self, iteration: int, round_ends: Callable[[int], bool], world: World) -> signal.Signals | None:
-        """The signal that some rank got, if it is time to ask; the same on all ranks. Collective.
+    def vote(self, iteration: int, round_ends: Callable[[int], bool], world: World) -> signal.Signals | None:
+        """Returns the signal that some rank got, if it is time to vote; the same on all ranks. Collective.
+
+        None if it is not time, or no rank got one.
 
         Args:
-            round_ends: whether an average step follows an iteration.
+            iteration: the number of those that are done.
+            round_ends: returns whether an average step follows an iteration.
         """
         if iteration < self.next:
             return None
         now = time.perf_counter()
         votes = torch.zeros(1 + len(SIGNALS), dtype=torch.float64)
-        votes[0] = (now - self.since) / (iteration - self.asked)
+        votes[0] = (now - self.since) / (iteration - self.voted)
         if self.caught is not None:
             votes[1 + SIGNALS.index(self.caught)] = 1
         seconds, *counts = world.sum(votes).tolist()
-        self.asked, self.since = iteration, now
+        self.voted, self.since = iteration, now
         latest = iteration + max(1, int(self.grace / 4 / (seconds / world.size)))
         self.next = next((later for later in range(latest, iteration, -1) if round_ends(later)), latest)
         return next((number for number, count in zip(SIGNALS, counts, strict=True) if count), None)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
+        """Remembers the first signal; raises KeyboardInterrupt on a second Ctrl-C."""
         if number == signal.SIGINT and self.caught == signal.SIGINT:
             raise KeyboardInterrupt
         if self.caught is None and os.environ.get("RANK", "0") == "0":
@@ -84,5 +88,5 @@ class Stop:
 
 
 def ignored(number: signal.Signals) -> bool:
-    """As SIGHUP is under nohup."""
+    """Returns whether a signal is ignored, as SIGHUP is under nohup."""
     return signal.getsignal(number) == signal.SIG_IGN

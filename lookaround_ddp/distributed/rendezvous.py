@@ -1,4 +1,4 @@
-"""How processes become the ranks of a `World`: they meet, form groups, and check that they agree."""
+"""Makes processes the ranks of a `World`: they meet, form groups, and check that they agree."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from importlib.metadata import version
 import torch
 import torch.distributed as dist
 
-from lookaround_ddp.averaging import hurry
+from lookaround_ddp.averaging import expect_lost_ranks
 from lookaround_ddp.config import Config, changed_keys
-from lookaround_ddp.distributed.heartbeat import LostRanks, Presence, lost_connection, short
+from lookaround_ddp.distributed.heartbeat import Heartbeat, LostRanks, lost_connection, short
 from lookaround_ddp.distributed.world import World
 from lookaround_ddp.errors import Preempted, UserError
 
-VERSIONS = ("lookaround_ddp", "torch", "torchvision", "timm")  # that must be the same on all ranks
+VERSIONS = ("lookaround_ddp", "torch", "torchvision", "timm")  # packages whose versions all ranks must share
 
 
 @contextmanager
@@ -49,34 +49,34 @@ def join(config: Config) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, replicas, device, "none")
         return
-    presence = _meet(rank, size, backend, config.timeout)
+    heartbeat = _meet(rank, size, backend, config.timeout)
     try:
-        world = World(rank, size, replicas, device, backend, presence=presence)
+        world = World(rank, size, replicas, device, backend, heartbeat=heartbeat)
         _agree(world, config)  # before groups are made, which would hang if the ranks disagreed on their shape
         yield _with_groups(world, timedelta(seconds=config.timeout))
-    except Preempted:  # on all ranks
-        presence.close()
+    except Preempted:  # all ranks raise it together
+        heartbeat.close()
         dist.destroy_process_group()
         raise
     except Exception as error:
-        hurry()
-        lost = presence.explain(error)
+        expect_lost_ranks()
+        lost = heartbeat.explain(error)
         if lost is None:
             raise
         raise lost from error
     except BaseException:  # Ctrl-C, sys.exit
-        hurry()
-        presence.close()
+        expect_lost_ranks()
+        heartbeat.close()
         raise
-    presence.close()
+    heartbeat.close()
     dist.destroy_process_group()  # not after an error: it might wait for ranks that have gone; see `averaging.shutdown`
 
 
-def _meet(rank: int, size: int, backend: str, timeout: float) -> Presence:
-    """Waits until all ranks are there."""
+def _meet(rank: int, size: int, backend: str, timeout: float) -> Heartbeat:
+    """Waits until all ranks are there, and starts this one's heartbeat."""
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-        return Presence(rank, size, timeout)
+        return Heartbeat(rank, size, timeout)
     except RuntimeError as error:
         if "EADDRINUSE" in str(error):
             raise UserError(
@@ -95,21 +95,23 @@ def _meet(rank: int, size: int, backend: str, timeout: float) -> Presence:
 
 
 def _with_groups(world: World, timeout: timedelta) -> World:
-    """The mesh of (replica, shard), as groups; a device mesh's would wait for half an hour, whatever the timeout is."""
+    """Adds the groups of the (replica, shard) mesh; a DeviceMesh's groups would ignore the timeout (30 minutes)."""
     mesh = torch.arange(world.size).view(-1, world.shards)
 
     def groups(ranks: torch.Tensor) -> dist.ProcessGroup:
+        """Makes a group of each row of ranks, and returns this rank's."""
         own, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
         assert isinstance(own, dist.ProcessGroup)  # every rank is in one
         return own
 
-    beside = groups(mesh.T)
+    overlap = groups(mesh.T)
     if world.shards == 1:
-        return replace(world, replica_group=dist.group.WORLD, beside_group=beside)
-    return replace(world, replica_group=groups(mesh.T), beside_group=beside, shard_group=groups(mesh))
+        return replace(world, replica_group=dist.group.WORLD, overlap_group=overlap)
+    return replace(world, replica_group=groups(mesh.T), overlap_group=overlap, shard_group=groups(mesh))
 
 
 def _agree(world: World, config: Config) -> None:
+    """Raises UserError on all ranks if they have different configs or package versions."""
     values = config.model_dump(mode="json") | {"versions": {name: version(name) for name in VERSIONS}}
     everyone = world.gather(values)
     for rank, theirs in enumerate(everyone):
@@ -118,11 +120,11 @@ def _agree(world: World, config: Config) -> None:
             raise UserError(f"rank {rank} has another configuration than rank 0: {'; '.join(differences)}")
 
 
-def processes(replicas: int, devices: int, nodes: int = 1) -> int:
-    """The most processes for each of so many nodes, of so many devices, that can share the replicas evenly.
+def processes_per_node(replicas: int, devices: int, nodes: int = 1) -> int:
+    """Returns the largest process count per node, at most `devices`, that divides the replicas evenly.
 
     Raises:
-        UserError: on so many nodes no number can.
+        UserError: no count does, on so many nodes.
     """
     fitting = [n for n in range(1, devices + 1) if replicas % (n * nodes) == 0 or n * nodes % replicas == 0]
     if not fitting:
@@ -131,6 +133,7 @@ def processes(replicas: int, devices: int, nodes: int = 1) -> int:
 
 
 def _environment(name: str) -> int:
+    """Returns a number that torchrun sets; without torchrun, that of a process alone."""
     text = os.environ.get(name, "1" if name == "WORLD_SIZE" else "0")
     if not text.isdigit():
         raise UserError(f"the environment variable {name} is {text!r}: start the ranks with torchrun, or unset it")
@@ -138,7 +141,7 @@ def _environment(name: str) -> int:
 
 
 def _choose_kernels(deterministic: bool) -> None:
-    """Of cuDNN, cuBLAS and PyTorch on a GPU; PyTorch warns of a function that has no deterministic one."""
+    """Selects deterministic or fast GPU kernels; PyTorch warns where a function has no deterministic one."""
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # is read when cuBLAS is first used
@@ -147,12 +150,12 @@ def _choose_kernels(deterministic: bool) -> None:
 
 
 def _device(local_rank: int) -> tuple[torch.device, str]:
-    """A GPU of its own and NCCL; a GPU shared by several ranks, or the CPU, and gloo."""
+    """Returns (device, backend): a GPU of its own and NCCL; or a GPU that ranks share, or the CPU, and gloo."""
     if not torch.cuda.is_available():
         return torch.device("cpu"), "gloo"
     count = torch.cuda.device_count()
     device = torch.device("cuda", local_rank % count)
     torch.cuda.set_device(device)
-    own = int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))  # srun may show each task its own GPUs alone
+    own = int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))  # srun may show each task only its own GPUs
     shared = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > max(count, own)
     return device, "gloo" if shared else "nccl"

@@ -1,4 +1,4 @@
-"""Ranks that srun started, one process for each task, without torchrun."""
+"""Support for ranks that srun started, one process for each task, without torchrun."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import MutableMapping
 def adopt_step(environment: MutableMapping[str, str] = os.environ) -> None:
     """Gives the tasks of an srun step the variables that torchrun's ranks have.
 
-    Only where a step has several tasks and torchrun is not there: in a batch script, in a shell that salloc or
-    srun opened, SLURM's variables speak of the allocation, and a program started there is one process.
+    Does so only where a step has several tasks and torchrun is not there. In a batch script, or in a shell that salloc
+    or srun opened, SLURM's variables speak of the allocation, and a program started there is one process.
     """
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
     if "RANK" in environment or not tasks.isdigit() or int(tasks) < 2 or "SLURM_PROCID" not in environment:
@@ -32,7 +32,7 @@ def adopt_step(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def first_host(hosts: str) -> str:
-    """The first of a list such as node[03-05,7],login1."""
+    """Returns the first host of a list such as node[03-05,7],login1."""
     try:
         return subprocess.check_output(["scontrol", "show", "hostnames", hosts], text=True).split()[0]
     except (OSError, subprocess.CalledProcessError):  # no scontrol on the compute nodes
@@ -40,7 +40,7 @@ def first_host(hosts: str) -> str:
 
 
 def _tasks_of_node(environment: MutableMapping[str, str]) -> int:
-    """Of 2(x3),1, which stands for 2, 2, 2 and 1 tasks, this node's."""
+    """Returns this node's entry of SLURM_STEP_TASKS_PER_NODE; `2(x3),1` means 2, 2, 2, 1."""
     counts: list[int] = []
     for part in environment["SLURM_STEP_TASKS_PER_NODE"].split(","):
         count, _, repeated = part.removesuffix(")").partition("(x")

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from lookaround_ddp.averaging import WeakGroup
-from lookaround_ddp.distributed.heartbeat import Presence
+from lookaround_ddp.distributed.heartbeat import Heartbeat
 from lookaround_ddp.errors import UserError, explained
 
 T = TypeVar("T")
@@ -31,9 +31,9 @@ class World:
     device: torch.device
     backend: str
     replica_group: WeakGroup = WeakGroup()  # the ranks that an average runs over; None: one process
-    beside_group: WeakGroup = WeakGroup()  # the same ranks, for averages that go on beside other collectives
+    overlap_group: WeakGroup = WeakGroup()  # the same ranks, for averages that overlap other collectives
     shard_group: WeakGroup = WeakGroup()  # the ranks of this rank's replica; None: it has one
-    presence: Presence | None = None  # None: one process
+    heartbeat: Heartbeat | None = None  # None: one process
 
     @property
     def hosted(self) -> range:
@@ -59,30 +59,31 @@ class World:
         return self.rank == 0
 
     def does(self, what: str) -> None:
-        """What this rank begins to do, such as "evaluating after iteration 15": others can read it."""
-        if self.presence is not None:
-            self.presence.does(what)
+        """Tells the others what this rank begins to do, such as "evaluating after iteration 15"."""
+        if self.heartbeat is not None:
+            self.heartbeat.does(what)
 
     def gather(self, value: T) -> list[T]:
-        """One picklable value from each rank, in rank order."""
+        """Gathers one picklable value from each rank, in rank order."""
         values = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
 
     def share(self, value: T) -> T:
-        """Rank 0's value, on every rank."""
+        """Returns rank 0's value on every rank."""
         values = [value]
         if self.size > 1:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
     def barrier(self) -> None:
+        """Waits until all ranks are here."""
         if self.size > 1:
             dist.barrier()
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over all ranks, in place, on the CPU."""
+        """Sums a CPU tensor over all ranks, in place, and returns it."""
         if self.size > 1:
             on_wire = values.to(self.device if self.backend == "nccl" else "cpu")
             dist.all_reduce(on_wire)

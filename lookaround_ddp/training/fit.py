@@ -9,7 +9,7 @@ from pathlib import Path
 from lookaround_ddp.checkpoint import PREEMPTED, State, write_config
 from lookaround_ddp.config import Config
 from lookaround_ddp.data import get_ready
-from lookaround_ddp.distributed import Stop, World
+from lookaround_ddp.distributed import PreemptionHandler, World
 from lookaround_ddp.errors import Preempted
 from lookaround_ddp.files import write_atomically
 from lookaround_ddp.optim import ends_cycle, learning_rate
@@ -21,7 +21,7 @@ from lookaround_ddp.training.state import restore, save_checkpoint
 from lookaround_ddp.training.validate import validate
 
 
-def fit(config: Config, world: World, stop: Stop) -> State:
+def fit(config: Config, world: World, preemption: PreemptionHandler) -> State:
     """Trains the config's replicas, from the newest checkpoint in `out` if there is one.
 
     Collective: every rank of the world calls it with the same config, in its `run_folder`. A run that has
@@ -44,7 +44,7 @@ def fit(config: Config, world: World, stop: Stop) -> State:
         if run.iteration > 0:
             average(run)  # a checkpoint is written before the average step of its iteration
         upcoming = range(run.iteration, run.total)
-        stop.begin(run.iteration)
+        preemption.start(run.iteration)
         for iteration, batches in zip(upcoming, load_batches(run, upcoming), strict=True):
             world.does(f"training iteration {iteration + 1}")
             rate = learning_rate(config, iteration, run.per_epoch)
@@ -57,7 +57,7 @@ def fit(config: Config, world: World, stop: Stop) -> State:
                 validate(run)
             if config.snapshots and ends_cycle(config.schedule, run.iteration, run.total):
                 save_snapshot(run)
-            leaving = stop.agreed(run.iteration, run.around.due, world) if run.iteration < run.total else None
+            leaving = preemption.vote(run.iteration, run.around.due, world) if run.iteration < run.total else None
             if leaving or due(run, config.checkpoint.every):
                 save_checkpoint(run)
             if leaving:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lookaround_ddp.config import Config
 from lookaround_ddp.errors import Preempted
 from lookaround_ddp.evaluation import score_text
-from lookaround_ddp.files import named, write_atomically
+from lookaround_ddp.files import with_filename, write_atomically
 
 FINISH_SECONDS = 60  # that Weights & Biases may take in the end to send what is left, and would take for ever otherwise
 
@@ -108,14 +108,14 @@ class Record:
             self.progress = None
         if self.main and hasattr(self, "metrics"):
             path = self.folder / "metrics.jsonl"
-            with named(path) if error is None else suppress(OSError):  # a line that had no room still has none
+            with with_filename(path) if error is None else suppress(OSError):  # a line that had no room still has none
                 self.metrics.close()
         if isinstance(error, Preempted):
             self._wandb(lambda: self.tracker.mark_preempting())
         self._wandb(lambda: self.tracker.finish(exit_code=0 if error is None else 1))
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        with named(self.folder / "metrics.jsonl"):
+        with with_filename(self.folder / "metrics.jsonl"):
             self.metrics.write(json.dumps(line) + "\n")
             self.metrics.flush()
         self._tell_wandb(line)

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from lookaround_ddp import seeds
-from lookaround_ddp.averaging import forget
+from lookaround_ddp.averaging import reset_state
 from lookaround_ddp.config import Config
 from lookaround_ddp.data import Batch, Dataset
 from lookaround_ddp.distributed import World
@@ -48,7 +48,7 @@ class Replica:
         self.config, self.number, self.world = config, number, world
 
     def step(self, batches: Sequence[Batch], iteration: int, rate: float) -> Tensor:
-        """Takes an update for each augmentation's batch; returns the mean loss, shape (), without a wait for the device.
+        """Takes an update for each augmentation's batch; returns the mean loss, shape (), without waiting for it.
 
         A replica that has none, since a single network trains for all of them, does nothing: its loss is 0.
         """
@@ -105,7 +105,7 @@ class Replica:
 
     def restart(self) -> None:
         """Clears the optimizer's state: the weights are a new starting point."""
-        forget(self.optimizer)
+        reset_state(self.optimizer)
         self.restart_lookahead()
 
     def restart_lookahead(self) -> None:

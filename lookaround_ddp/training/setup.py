@@ -72,7 +72,7 @@ def make_lookaround(config: Config, replicas: list[Replica], per_epoch: int, wor
             k=period,
             start=round(config.average.start * per_epoch),
             group=world.replica_group,
-            beside=world.beside_group,
+            beside=world.overlap_group,
             shards=world.shard_group,
             buffers=config.average.buffers,
             exact=config.average.exact,

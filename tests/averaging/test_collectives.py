@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lookaround_ddp.averaging.collectives import average_
-from lookaround_ddp.averaging.replica_group import Members
+from lookaround_ddp.averaging.replica_group import ReplicaGroup
 from tests.support.exchanges import (
     EQUAL,
     EQUAL_DTYPES,
@@ -54,7 +54,7 @@ def test_mean_is_the_fp64_sum_in_replica_order_rounded_once(
 
 
 def test_six_replicas_have_the_same_bits_in_any_placement(on_ranks: list[dict[str, Any]]) -> None:
-    alone = average_of(range(6), Members(None, hosted=6))
+    alone = average_of(range(6), ReplicaGroup(None, hosted=6))
     for placement in [(1, 6), (2, 3), (3, 2), (6, 1)]:
         for sizes in SIZES:
             for row in rows_of(on_ranks, placement, sizes):
@@ -125,7 +125,7 @@ def test_averaging_equal_replicas_changes_no_bit(on_ranks: list[dict[str, Any]],
 def test_averaging_equal_hosted_replicas_changes_no_bit(replicas: int, dtype: torch.dtype) -> None:
     rows = [[torch.tensor(EQUAL).to(dtype)] for _ in range(replicas)]
     start = rows[0][0].clone()
-    average_(rows, [(0,)], Members(None, hosted=replicas))
+    average_(rows, [(0,)], ReplicaGroup(None, hosted=replicas))
     assert all(same_bits(row[0], start) for row in rows)
 
 
@@ -141,7 +141,7 @@ def test_averaging_equal_hosted_replicas_changes_no_bit(replicas: int, dtype: to
 def test_averaging_negative_zeros_leaves_them_negative(dtype: torch.dtype) -> None:
     rows = [[torch.tensor([-0.0]).to(dtype)] for _ in range(3)]
     start = rows[0][0].clone()
-    average_(rows, [(0,)], Members(None, hosted=3))
+    average_(rows, [(0,)], ReplicaGroup(None, hosted=3))
     assert all(same_bits(row[0], start) for row in rows)
 
 

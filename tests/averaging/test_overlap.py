@@ -1,4 +1,4 @@
-"""An average step behind the next forward pass: the same bits, and nothing waits for more than it uses."""
+"""An average step that overlaps the next forward pass: the same bits, and nothing waits for more than it uses."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from lookaround_ddp import Lookaround
-from lookaround_ddp.averaging import overlap as hidden
+from lookaround_ddp.averaging import overlap
 from lookaround_ddp.averaging.collectives import average_
-from lookaround_ddp.averaging.overlap import Behind, InThread
+from lookaround_ddp.averaging.overlap import ForwardOverlap, InThread
 from tests.averaging.test_algorithm_1 import train
 from tests.support.limits import TEST_TIMEOUT
 from tests.support.ranks import run, same_bits
@@ -32,15 +32,15 @@ HOW = ("nothing", "torch.compile", "torch.compile, a part", "torch.compile, a cl
 PATIENCE = 20  # seconds, after which what should have come has not
 
 
-def slow_exchange(*args: Any, done: Callable[[int], None] | None = None, **kwargs: Any) -> Tensor | None:
+def slow_exchange(*args: Any, on_tensor_done: Callable[[int], None] | None = None, **kwargs: Any) -> Tensor | None:
     """Takes 2 ms more for each tensor, so that a forward pass overtakes it."""
 
     def late(column: int) -> None:
         time.sleep(0.002)
-        if done is not None:
-            done(column)
+        if on_tensor_done is not None:
+            on_tensor_done(column)
 
-    return average_(*args, done=late, **kwargs)
+    return average_(*args, on_tensor_done=late, **kwargs)
 
 
 class Net(nn.Module):
@@ -88,7 +88,7 @@ def worker(rank: int, ranks: int) -> dict[str, Any]:
     beside = [dist.new_group([0, 1]), dist.new_subgroups_by_enumeration([[0, 2], [1, 3]])[0]]
     results: dict[str, Any] = {}
     for name, hide in (("shown", False), ("hidden", True)):
-        hidden.BUCKET_BYTES = 64
+        overlap.BUCKET_BYTES = 64
         average_step.average_ = slow_exchange if hide else average_
         results[f"{name} nets"] = trained_net(rank, 1, hide=hide)
         results[f"{name} hosted"] = trained_net(rank, 2, hide=hide)
@@ -125,7 +125,7 @@ class CompiledForward(nn.Linear):
 
 
 def hides(rank: int, how: str) -> tuple[bool, list[str], Tensor]:
-    """Whether an average step goes on behind a model's forward pass, what is warned of, and the mean."""
+    """Whether an average step overlaps a model's forward pass, what is warned of, and the mean."""
     model: Any = nn.Linear(8, 8)  # two groups of bytes, after each of which ranks meet that hide
     if how == "torch.compile" and rank > 0:
         model.compile(backend="eager")
@@ -144,7 +144,7 @@ def hides(rank: int, how: str) -> tuple[bool, list[str], Tensor]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         around.step()
-        hidden_now = around._average.behind is not None
+        hidden_now = around._average.overlap is not None
         around.wait()
         around.step()
         around.wait()
@@ -210,7 +210,7 @@ def test_what_cannot_wait_for_a_weight_is_averaged_before_the_step_returns(
 
 
 def test_how_pytorch_names_a_forward_pass_that_it_captured() -> None:
-    """What `unseen` goes by."""
+    """What `overlap_obstacle` goes by."""
     code = inspect.getsource(torch.cuda.graphs.make_graphed_callables)
     assert re.search(r"func\.forward = make_graphed_forward\(", code)
 
@@ -230,7 +230,7 @@ def test_a_forward_pass_that_shows_no_weight_is_refused() -> None:
     model = Copies()
     exchange = Exchange(model)
     exchange.let(0)
-    Behind(InThread(exchange, 1), [model], [exchange.tensors])
+    ForwardOverlap(InThread(exchange, 1), [model], [exchange.tensors])
     with pytest.raises(RuntimeError, match="used no weight where Lookaround could see it"):
         model(torch.ones(2))
 
@@ -259,7 +259,7 @@ def test_a_layer_begins_before_the_next_ones_weights_are_there() -> None:
     """Weights and biases of three layers become 0 to 5; each layer's forward lets the next one's come."""
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
     exchange = Exchange(model)
-    behind = Behind(InThread(exchange, 6), [model], [exchange.tensors])
+    overlapped = ForwardOverlap(InThread(exchange, 6), [model], [exchange.tensors])
     exchange.let(0, 1)
     for number in (0, 1):
         following = range(2 * number + 2, 2 * number + 4)
@@ -267,19 +267,19 @@ def test_a_layer_begins_before_the_next_ones_weights_are_there() -> None:
     out = model(torch.tensor([[1.0, 2.0]]))
     # (0, 0) + 1 = (1, 1); 2 * 2 + 3 = 7; 4 * 14 + 5 = 61
     assert out.tolist() == [[61.0, 61.0]]
-    assert behind.over
-    assert behind.end() == torch.tensor(7.0)
+    assert overlapped.finished
+    assert overlapped.end() == torch.tensor(7.0)
 
 
 def test_the_model_is_as_before_when_all_has_arrived() -> None:
     model = nn.Linear(2, 2)
     exchange = Exchange(model)
-    behind = Behind(InThread(exchange, 2), [model], [exchange.tensors])
+    overlapped = ForwardOverlap(InThread(exchange, 2), [model], [exchange.tensors])
     exchange.let(0, 1)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         model(torch.ones(1, 3))
-    assert not behind.over
-    behind.end()
+    assert not overlapped.finished
+    overlapped.end()
     assert not model._forward_hooks
     assert not model._forward_pre_hooks
     assert copy.deepcopy(model).weight.tolist() == [[0.0, 0.0], [0.0, 0.0]]
@@ -289,7 +289,7 @@ def test_the_model_is_as_before_when_all_has_arrived() -> None:
 def test_a_state_dict_waits() -> None:
     model = nn.Linear(2, 2)
     exchange = Exchange(model)
-    Behind(InThread(exchange, 2), [model], [exchange.tensors])
+    ForwardOverlap(InThread(exchange, 2), [model], [exchange.tensors])
     threading.Timer(0.2, partial(exchange.let, 0, 1)).start()
     assert model.state_dict()["bias"].tolist() == [1.0, 1.0]
 
@@ -300,6 +300,6 @@ def test_what_fails_in_the_thread_is_raised_where_it_is_waited_for() -> None:
         raise RuntimeError("Connection closed by peer")
 
     model = nn.Linear(2, 2)
-    Behind(InThread(broken, 2), [model], [list(model.parameters())])
+    ForwardOverlap(InThread(broken, 2), [model], [list(model.parameters())])
     with pytest.raises(RuntimeError, match="Connection closed by peer"):
         model(torch.ones(2))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lookaround_ddp.averaging.collectives import average_
-from lookaround_ddp.averaging.replica_group import Members
+from lookaround_ddp.averaging.replica_group import ReplicaGroup
 from tests.support.exchanges import PLACEMENTS, SIZES, broadcast_all, mean_by_hand, on_six_ranks, reals_of, squares_of
 from tests.support.ranks import same_bits
 
@@ -39,7 +39,7 @@ def test_ranks_of_one_machine_share_memory(on_ranks: list[dict[str, Any]], place
 
 @pytest.mark.parametrize("sizes", SIZES)
 def test_squared_distances_have_the_same_bits_in_any_placement(on_ranks: list[dict[str, Any]], sizes: str) -> None:
-    alone = squares_of(range(6), Members(None, hosted=6), True)
+    alone = squares_of(range(6), ReplicaGroup(None, hosted=6), True)
     kinds = [reals_of(replica) for replica in range(6)]
     means = [mean_by_hand(list(values)) for values in zip(*kinds, strict=True)]
     by_hand = [
@@ -59,7 +59,7 @@ def test_squared_distances_are_of_each_replica_to_the_mean() -> None:
     rows = [[torch.tensor([3.0 * j]), torch.tensor([[4.0 * j]], dtype=torch.float64)] for j in range(3)]
     for measured, expected in ((range(2), [25, 0, 25]), (range(1), [9, 0, 9]), (range(1, 2), [16, 0, 16])):
         copies = [[tensor.clone() for tensor in row] for row in rows]
-        squares = average_(copies, [(0,), (0, 1)], Members(None, hosted=3), measured=measured)
+        squares = average_(copies, [(0,), (0, 1)], ReplicaGroup(None, hosted=3), measured=measured)
         assert squares is not None
         assert squares.tolist() == expected
-    assert average_(rows, [(0,), (0, 1)], Members(None, hosted=3)) is None
+    assert average_(rows, [(0,), (0, 1)], ReplicaGroup(None, hosted=3)) is None

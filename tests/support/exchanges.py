@@ -16,7 +16,7 @@ from lookaround_ddp.averaging import mean
 from lookaround_ddp.averaging import replica_group as places
 from lookaround_ddp.averaging import shared_storage as shared_memory
 from lookaround_ddp.averaging.collectives import average_, broadcast_
-from lookaround_ddp.averaging.replica_group import Members
+from lookaround_ddp.averaging.replica_group import ReplicaGroup
 from lookaround_ddp.averaging.shared_storage import FlatStorage
 from lookaround_ddp.averaging.tensors import layout_of
 from tests.support.ranks import run
@@ -69,7 +69,7 @@ def tensors_of(replica: int) -> list[Tensor]:
     ]
 
 
-def average_of(hosted: range, members: Members, share: bool = False, **options: Any) -> list[list[Tensor]]:
+def average_of(hosted: range, members: ReplicaGroup, share: bool = False, **options: Any) -> list[list[Tensor]]:
     """The rows after average_, as it leaves them; it must work in place and keep memory layouts."""
     rows = [tensors_of(replica) for replica in hosted]
     averaged(rows, tensors_of(0), members, share, **options)
@@ -77,7 +77,7 @@ def average_of(hosted: range, members: Members, share: bool = False, **options: 
 
 
 def averaged(
-    rows: list[list[Tensor]], like: list[Tensor], members: Members, share: bool, **options: Any
+    rows: list[list[Tensor]], like: list[Tensor], members: ReplicaGroup, share: bool, **options: Any
 ) -> Tensor | None:
     layouts = [layout_of(tensor) for tensor in like]
     storage = FlatStorage(members).hold(rows, layouts) if share else None
@@ -101,13 +101,13 @@ def worker(rank: int, ranks: int) -> dict[str, Any]:
         name = "{}x{}".format(*placement)
         for sizes, (bucket, block, share) in SIZES.items():
             places.BUCKET_BYTES, mean.BLOCK_ELEMENTS = bucket, block
-            members = Members(group, hosted=placement[1])
+            members = ReplicaGroup(group, hosted=placement[1])
             hosted = range(members.rank * members.hosted, (members.rank + 1) * members.hosted)
             results[f"{name} {sizes}"] = average_of(hosted, members, share)
             results[f"{name} {sizes} first only"] = average_of(hosted, members, share, write="first")
             results[f"{name} {sizes} difference"] = average_of(hosted, members, share, write="difference")
             done: list[int] = []
-            average_of(hosted, members, share, done=done.append)
+            average_of(hosted, members, share, on_tensor_done=done.append)
             results[f"{name} {sizes} done"] = done
             results[f"{name} {sizes} inexact"] = average_of(hosted, members, share, exact=False)
             same = equal_rows(hosted)
@@ -127,7 +127,7 @@ def reals_of(replica: int) -> list[Tensor]:
     return [tensor for tensor in tensors_of(replica)[:-2] if not tensor.is_complex()]
 
 
-def squares_of(hosted: range, members: Members, exact: bool, share: bool = False) -> Tensor:
+def squares_of(hosted: range, members: ReplicaGroup, exact: bool, share: bool = False) -> Tensor:
     rows = [reals_of(replica) for replica in hosted]
     squares = averaged(rows, reals_of(0), members, share, exact=exact, measured=range(len(rows[0])))
     assert squares is not None
@@ -142,7 +142,7 @@ def shares(group: dist.ProcessGroup, what: str | None = None) -> bool:
             shared_memory._machine = lambda: ("another", 1)
         if what == "no memory":
             os.truncate = refuse
-        return FlatStorage(Members(group)).hold([[torch.zeros(3)]], [(0,)]).rows is not None
+        return FlatStorage(ReplicaGroup(group)).hold([[torch.zeros(3)]], [(0,)]).rows is not None
     finally:
         shared_memory._machine, os.truncate = machine, truncate
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lookaround_ddp.distributed.preemption import Stop
+from lookaround_ddp.distributed.preemption import PreemptionHandler
 from lookaround_ddp.distributed.world import World
 from tests.support import processes
 from tests.support.limits import TEST_TIMEOUT
@@ -64,10 +64,10 @@ def test_a_signal_in_the_last_iteration_lets_the_run_end(undisturbed: Path, tmp_
 
 def test_ctrl_c_twice_leaves_at_once() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]  # a shell's & ignores SIGINT
-    with Stop(grace=1) as stop:
+    with PreemptionHandler(grace=1) as preemption:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
-        assert stop.caught == signal.SIGINT
+        assert preemption.caught == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
@@ -87,13 +87,13 @@ def test_the_ranks_ask_four_times_in_the_time_of_grace_where_rounds_end(monkeypa
     ):
         now = 0.0
         monkeypatch.setattr(time, "perf_counter", lambda: now)  # noqa: B023  # called in this turn of the loop alone
-        stop, asked = Stop(grace=40), []
-        stop.begin(0)
+        preemption, asked = PreemptionHandler(grace=40), []
+        preemption.start(0)
         for iteration in range(1, 30 if period == 7 else 65):
             now += seconds
-            if iteration == stop.next:
+            if iteration == preemption.next:
                 asked.append(iteration)
-            assert stop.agreed(iteration, partial(ends, period), alone) is None
+            assert preemption.vote(iteration, partial(ends, period), alone) is None
         assert asked == (expected or list(range(1, 30)))
 
 
