@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lookaround_ddp"
 
 
-DONE: set[str] = set()  # the packages that keep to it; in the end all of them
+DONE = {"analysis", "bench", "report"}  # the packages that keep to it; in the end all of them
 
 
 NO_VERBS = {"always", "as", "args", "is", "its", "perhaps", "sometimes", "this", "thus", "towards", "unless", "yes"}
@@ -41,7 +41,9 @@ def _is_verb(word: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "path", [path for name in sorted(DONE) for path in sorted((PACKAGE / name).rglob("*.py"))], ids=str
+    "path",
+    [path for name in sorted(DONE) for path in sorted((PACKAGE / name).rglob("*.py"))],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_a_docstring_begins_with_a_verb(path: Path) -> None:
     assert nouns(path.read_text()) == []

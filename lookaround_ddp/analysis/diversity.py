@@ -41,7 +41,7 @@ PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)  # between two replicas, where the loss is 
 
 
 def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], world: World) -> None:
-    """Rounds from a run's checkpoints on, through the trainer, each measured just before its average step."""
+    """Trains rounds from a run's checkpoints on, and measures each just before its average step."""
     if len(runs) > 1:
         raise UserError(f"one run at a time: {runs[0]} or {runs[1]}?")
     if options.rounds < 1:
@@ -95,11 +95,12 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
 
 
 def measured(scorer: Scorer, states: Sequence[State], start: State, world: World) -> Numbers:
-    """What is to be known of the replicas at the end of a round that began at `start`. Collective.
+    """Measures how far apart the replicas are at the end of a round that began at `start`. Collective.
 
-    distance: of each replica's parameters to the replicas' mean phi. cosine: of each pair's displacements from the
-    round's start. disagreement: the share of images that a pair predicts differently, in percent. barrier: the NLL
-    above the straight line between a pair's, at its highest.
+    Returns:
+        distance: L2 norm from each replica's parameters to the replicas' mean phi. cosine: between the displacements
+        of each pair from the round's start. disagreement: the share of images that a pair predicts differently, in
+        percent. barrier: the highest NLL above the straight line between a pair's, in nats.
     """
     mean = mean_state(states)
     vectors = [parameters_of(scorer.model, state) for state in states]
@@ -108,7 +109,7 @@ def measured(scorer: Scorer, states: Sequence[State], start: State, world: World
     between = PLACES[1:-1]
 
     def task(number: int) -> Any:
-        """The mean's score, each replica's score and predictions, then what is between the pairs."""
+        """Scores the mean, then each replica, with its predictions, then the places between the pairs."""
         if number == 0:
             return scorer.score(mean)
         if number <= len(states):
@@ -134,7 +135,7 @@ def measured(scorer: Scorer, states: Sequence[State], start: State, world: World
 
 
 def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
-    """NaN where one of them has not moved."""
+    """Returns the cosine of two vectors; NaN if one of them is zero, as of a replica that has not moved."""
     return float(one @ other / (one.norm() * other.norm()))
 
 
@@ -173,7 +174,7 @@ def _titled(numbers: Numbers) -> str:
 
 
 def _distances(run: Path) -> list[tuple[int, list[float]]]:
-    """(iteration, each replica's distance to phi) of the run itself, as its record has them."""
+    """Reads (iteration, each replica's distance to phi) of the run itself from its record."""
     path, found = run / "metrics.jsonl", []
     for text in path.read_text().splitlines() if path.is_file() else ():
         with suppress(ValueError):  # a line that a killed run left half written
@@ -214,7 +215,7 @@ def _draw(numbers: Numbers, recorded: Sequence[tuple[int, list[float]]], output:
 
 
 def _plot(axes: Axes, rows: Sequence[Numbers], values: Sequence[Sequence[float]], names: Sequence[str]) -> None:
-    """A curve for each name; where several rounds follow each checkpoint, with a gap before the next one."""
+    """Draws a curve for each name; if several rounds follow a checkpoint, with a gap before the next checkpoint."""
     several = any(row["round"] > 1 for row in rows)
     for place, name in enumerate(names):
         xs: list[float] = []

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LEVELS = 18
 
 
-HIGHEST = 20.0  # times the least loss: what lies above is one colour, or the valley would be one
+HIGHEST = 20.0  # times the least loss; all above has one colour, so that the valley can have several
 
 
 MARKERS = "o^sDvPX*"
@@ -46,7 +46,7 @@ def draw_plane(numbers: Numbers, output: Output) -> None:
 
 
 def loss_levels(nll: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Contours: evenly in the logarithm of the loss, from the least to the greatest that is of interest."""
+    """Returns contour levels, evenly spaced in the logarithm of the loss, up to HIGHEST times the least loss."""
     finite = nll[np.isfinite(nll)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     if low <= 0:

@@ -86,10 +86,10 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
 
 
 def filter_normalized(model: nn.Module, state: State, seed: int, number: int) -> State:
-    """A random direction in which each filter is as long as the network's own (Li et al., arXiv 1712.09913).
+    """Draws a random direction in which each filter is as long as the network's own (Li et al., arXiv 1712.09913).
 
-    A filter is what makes one output of a convolution or linear layer. Biases and what norm layers have, of one
-    dimension, stay where they are. Networks of one structure get the same draws.
+    A filter makes one output of a convolution or linear layer. Parameters of one dimension (biases, norm layers) have
+    no part in the direction. Networks of one structure get the same draws.
     """
     generator = torch.Generator().manual_seed(seeds.derive(seed, number))
     direction: State = {}
@@ -105,7 +105,7 @@ def filter_normalized(model: nn.Module, state: State, seed: int, number: int) ->
 
 
 def moved(state: State, direction: State, radius: float) -> State:
-    """The state with radius times the direction added."""
+    """Returns the state with `radius` times the direction added."""
     return {
         name: (value.double() + radius * direction[name]).to(value.dtype) if name in direction else value
         for name, value in state.items()
@@ -113,9 +113,9 @@ def moved(state: State, direction: State, radius: float) -> State:
 
 
 def eigenvalue(scorer: Scorer, state: State, options: argparse.Namespace) -> Numbers:
-    """The largest one of the mean cross-entropy's Hessian over the scorer's images, in evaluation mode, in fp32.
+    """Measures the largest eigenvalue of the mean cross-entropy's Hessian over the scorer's images.
 
-    residual: |H v - lambda v| / |lambda| for a unit vector v.
+    The network is in evaluation mode, in fp32. residual: |H v - lambda v| / |lambda| for the unit eigenvector v.
     """
     model = scorer.load(state)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -123,7 +123,7 @@ def eigenvalue(scorer: Scorer, state: State, options: argparse.Namespace) -> Num
 
     def losses() -> list[Callable[[], Tensor]]:
         made = list(load(batches, range(len(batches)), scorer.evaluator.workers, False))
-        count = sum(len(batch.labels) for batch in made)  # those that can be read
+        count = sum(len(batch.labels) for batch in made)  # images that can be read
         return [partial(_loss, scorer, model, batch, count) for batch in made if len(batch.images)]
 
     def product(vector: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _row(run: int, places: Sequence[Place], scores: Sequence[Numbers]) -> Numbers:
-    """Of a run: the score at it, and at each radius those in all directions."""
+    """Collects a run's scores: the one at its minimum, and at each radius those in all directions."""
     own = [(place, score) for place, score in zip(places, scores, strict=True) if place[0] == run]
     radii = sorted({radius for (_, way, radius), _ in own if way is not None})
     at = {radius: [score for (_, way, each), score in own if each == radius and way is not None] for radius in radii}
@@ -219,7 +219,7 @@ def _plot(axes: Axes, row: Numbers, key: str, color: str, label: str) -> None:
 
 
 def _draw_eigenvalues(axes: Axes, rows: Numbers) -> None:
-    """A bar for each run, in the colour that it has in the legend."""
+    """Draws a bar for each run, in the colour that it has in the legend."""
     values = [row["hessian"]["top_eigenvalue"] for row in rows.values()]
     bars = axes.bar(range(len(values)), values, color=[f"C{place % 10}" for place in range(len(values))])
     axes.bar_label(bars, [f"{value:.3g}" for value in values])

@@ -28,7 +28,7 @@ SHARES = (1.0, 0.1, 0.01)  # of the run's learning rate, where none is given
 
 
 def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], world: World) -> None:
-    """From a checkpoint's mean, so many iterations of the trainer without an average step, for each learning rate."""
+    """Trains on from a checkpoint's mean without average steps, and scores each iteration, for each learning rate."""
     if len(runs) > 1:
         raise UserError(f"one run at a time: {runs[0]} or {runs[1]}?")
     if options.iterations < 1:
@@ -53,7 +53,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
             for _ in going.train(start, options.iterations, rate):
                 rows.append(scored(scorer, going.states(), world))
                 pace.tick(len(curves) * (options.iterations + 1) + len(rows))
-        except FloatingPointError as error:  # what was measured before it, and the other rates, are no worse for it
+        except FloatingPointError as error:  # the iterations before it and the other rates are still good
             diverged = f"learning rate {rate:g}: {error}"
             if world.main:
                 print(diverged, flush=True)
@@ -79,7 +79,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
 
 
 def scored(scorer: Scorer, states: Sequence[State], world: World) -> list[Score]:
-    """The score of the states' mean, then of each. Collective."""
+    """Returns the score of the states' mean, then of each state. Collective."""
 
     def task(number: int) -> Score:
         return scorer.score(mean_state(states) if number == 0 else states[number - 1])
@@ -99,7 +99,7 @@ def _print(numbers: Numbers, console: Console) -> None:
         names = ["mean phi", *(f"replica {place}: {own}" for place, own in enumerate(numbers["replicas"]))]
         for place, name in enumerate(names):
             scores = curve["mean"] if place == 0 else [row[place - 1] for row in curve["replicas"]]
-            later = scores[1:] or scores  # only where the first iteration diverged there is nothing but the start
+            later = scores[1:] or scores  # if the first iteration diverged, there is only the start
             top1, nll = [score["top1"] for score in later], [score["nll"] for score in later]
             lowest = min(filter(math.isfinite, nll), default=math.nan)
             cells = [f"{top1[-1]:.2f}", f"{max(top1):.2f}", f"{nll[-1]:.4g}", f"{lowest:.4g}"]

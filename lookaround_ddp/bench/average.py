@@ -119,7 +119,7 @@ def _print(figures: Figures, console: Console) -> None:
 
 
 def _measure(model: str, ranks: int, repeats: int) -> tuple[Figures, Figures]:
-    """By competitor, and by megabytes."""
+    """Returns milliseconds and extra bytes by competitor, and milliseconds by megabytes."""
     everyone = on_ranks(_measured, ranks, model, repeats)
     milliseconds = slowest([times for times, _, _ in everyone])
     figures = {}
@@ -136,7 +136,7 @@ def _measure(model: str, ranks: int, repeats: int) -> tuple[Figures, Figures]:
 def _measured(
     device: torch.device, name: str, repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, list[int | None]], dict[str, list[float]]]:
-    """On one rank: milliseconds of each competitor's calls, the memory that some of them took, milliseconds by size."""
+    """Measures on one rank: milliseconds and extra bytes of each competitor's calls, and milliseconds by megabytes."""
     model = create_model(ModelConfig(name=name), CLASSES).to(device)
     competitors = _competitors(model, device)
     for _ in range(WARM_UP):
@@ -152,7 +152,7 @@ def _measured(
 
 
 def _competitors(model: nn.Module, device: torch.device) -> dict[str, Callable[[], object]]:
-    """Calls that average what every rank has of the model."""
+    """Makes the calls that average the ranks' models, by competitor."""
     theirs = copy.deepcopy(model)  # PeriodicModelAverager replaces each parameter's memory
     for parameter in theirs.parameters():
         parameter.grad = torch.zeros_like(parameter)  # it passes over parameters without one
@@ -179,7 +179,7 @@ TOLERANCE = 2**21  # the kernel counts pages per core and sums up lazily, so its
 
 
 def extra_bytes(call: Callable[[], object], device: torch.device) -> int | None:
-    """Peak minus resident bytes of this process, or of its GPU, during the call; None if it cannot be told.
+    """Returns peak minus resident bytes of this process, or of its GPU, during the call; None if unknown.
 
     The call is made in any case: it may be a collective, and other ranks wait for it.
     """
@@ -196,7 +196,7 @@ def extra_bytes(call: Callable[[], object], device: torch.device) -> int | None:
 
 
 def _reset_peak() -> int | None:
-    """Resident bytes, from which the peak now counts; None where the system does not do this (not Linux, musl).
+    """Restarts the peak from the resident bytes, and returns these; None if the system cannot (not Linux, musl).
 
     Memory that was freed but is still in malloc's hands would hide what the call needs, so it goes back first.
     """
@@ -210,6 +210,6 @@ def _reset_peak() -> int | None:
 
 
 def _status(key: str) -> int:
-    """A field of /proc/self/status, which is in kB, in bytes."""
+    """Returns a field of /proc/self/status in bytes; the file has it in kB."""
     fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
     return int(fields[key].split()[0]) * 1024

@@ -43,14 +43,14 @@ class Line:
     ranks: int
 
     def seconds(self, size: float, ranks: int) -> float:
-        """By the ring model. Of a single rank, nothing."""
+        """Returns the seconds of `size` bytes on so many ranks by the ring model; 0 for one rank."""
         hops = (ranks - 1) / (self.ranks - 1)
         volume = (1 - 1 / ranks) / (1 - 1 / self.ranks)
         return self.latency * hops + size / self.bandwidth * volume
 
 
 def fit(sizes: Sequence[float], seconds: Sequence[float], ranks: int) -> Line:
-    """The line with the least sum of squared relative errors; neither of its terms is negative."""
+    """Fits the line with the least sum of squared relative errors; neither of its terms is negative."""
     x, y = np.array(sizes, dtype=float), np.array(seconds, dtype=float)
     scale = x.max()
     (latency, slope), _ = nnls(np.stack([1 / y, x / scale / y], axis=1), np.ones_like(y))
@@ -58,7 +58,7 @@ def fit(sizes: Sequence[float], seconds: Sequence[float], ranks: int) -> Line:
 
 
 def measure(device: torch.device, repeats: int) -> dict[str, list[float]]:
-    """On one rank: milliseconds of average steps of each size."""
+    """Measures, on one rank, milliseconds of average steps of each size, by megabytes."""
     competitors = {}
     for megabytes in MEGABYTES:
         module = nn.Module()
@@ -74,10 +74,11 @@ def _average(around: Lookaround) -> None:
 
 
 def figures(times: Mapping[str, Sequence[float]], ranks: int, size: int) -> Figures:
-    """
+    """Returns the fitted line and the seconds of an average step for several numbers of ranks.
+
     Args:
         times: milliseconds by megabytes.
-        size: bytes of the parameters that the costs are to be of.
+        size: bytes of the parameters that are averaged.
     """
     sizes = [1e6 * int(megabytes) for megabytes in times]
     medians = [float(np.median(values)) / 1000 for values in times.values()]
@@ -93,9 +94,10 @@ def figures(times: Mapping[str, Sequence[float]], ranks: int, size: int) -> Figu
 
 
 def print_cost(found: Figures, step: float | None, epoch: int, console: Console) -> None:
-    """
+    """Prints the fitted line, and a table of the average step's time and its share of a round.
+
     Args:
-        step: seconds of a training step, if known.
+        step: seconds of a training step; None leaves the shares out.
         epoch: iterations in an epoch.
     """
     parts = [f"{size / 1e6:.0f} MB {1000 * t:.1f} ms" for size, t in zip(found["bytes"], found["seconds"], strict=True)]

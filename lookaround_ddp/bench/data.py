@@ -88,7 +88,7 @@ def report(options: argparse.Namespace) -> Figures:
 
 
 def _made_up() -> Dataset:
-    """Smooth pictures of random colours."""
+    """Makes smooth pictures of random colours."""
     small = np.random.default_rng(0).integers(0, 256, (IMAGES, 8, 8, 3), dtype=np.uint8)
     large = [Image.fromarray(each).resize((SIDE, SIDE), Image.Resampling.BILINEAR) for each in small]
     split = Arrays(np.stack([np.asarray(each) for each in large]), [0] * IMAGES)

@@ -31,7 +31,7 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def describe_machine(backend: str, ranks: str, threads: int, gpus: int = 0) -> Figures:
-    """The hardware, the versions and the setting, to stand above a table and in a JSON file.
+    """Returns the hardware, the versions and the setting, to stand above a table and in a JSON file.
 
     Args:
         backend: what the ranks communicate with.
@@ -72,25 +72,25 @@ def print_machine(machine: Figures, console: Console) -> None:
 
 
 def rank_environment(threads: int) -> dict[str, str]:
-    """The environment of a measured process: as many threads as the table says, whatever the caller's is."""
+    """Returns the environment of a measured process: with so many threads, whatever the caller's has."""
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     return dict(os.environ) | dict.fromkeys(variables, str(threads))
 
 
 def now(device: torch.device) -> float:
-    """The clock, once all that the device was given is done."""
+    """Waits until the device has finished its work; returns the clock in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def console() -> Console:
-    """For tables; in a file or a pipe as wide as they need."""
+    """Makes the console for tables; in a file or a pipe it is WIDTH wide."""
     return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
 def spread(values: Sequence[float]) -> Figures:
-    """n, min, median, max, and the values themselves for those who want another statistic."""
+    """Returns n, min, median, max, and the values themselves for those who want another statistic."""
     return {
         "n": len(values),
         "min": min(values),
@@ -101,7 +101,7 @@ def spread(values: Sequence[float]) -> Figures:
 
 
 def ratio(own: Sequence[float], reference: Sequence[float]) -> Figures:
-    """Of the medians, and the smallest and largest of a round, in which both were measured."""
+    """Returns the ratio of the medians, and the smallest and largest ratio within a round."""
     rounds = [one / other for one, other in zip(own, reference, strict=True)]
     return {
         "of_medians": statistics.median(own) / statistics.median(reference),
@@ -111,7 +111,7 @@ def ratio(own: Sequence[float], reference: Sequence[float]) -> Figures:
 
 
 def spread_cells(figures: Mapping[str, Any], decimals: int) -> list[str]:
-    """With at most so many decimals, and four digits in all unless the whole part has more."""
+    """Formats min, median and max: so many decimals at most, and four digits unless the whole part has more."""
     values = [figures[key] for key in ("min", "median", "max")]
     return [f"{value:.{max(0, min(decimals, 4 - len(str(int(value)))))}f}" for value in values]
 
@@ -141,7 +141,7 @@ def write_figures(path: Path, figures: Figures) -> None:
 
 @contextmanager
 def ended_tidily() -> Iterator[None]:
-    """A kill or a closed terminal becomes an exception, so that whoever started processes also ends them."""
+    """Turns a kill or a closed terminal into an exception, so that whoever started processes also ends them."""
 
     def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
@@ -162,7 +162,7 @@ def die_with_parent() -> None:
 
 
 def _processor() -> str:
-    """The processor's name: /proc/cpuinfo knows more than `platform`."""
+    """Returns the processor's name; /proc/cpuinfo knows more than `platform`."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(errors="replace").splitlines():

@@ -1,4 +1,4 @@
-"""Of `bench data`: images decoded from JPEG files, beside those that a network would consume meanwhile."""
+"""The part of `bench data` on JPEG files: images decoded from them, beside those that a network would consume."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DETAILS = {4: 90, 16: 40, 64: 24, 256: 48}  # bumps across a picture -> how high
 SIDE, CLASSES = 224, 1000
 
 
-CPU_BATCH = 8  # images of a batch where a CPU decodes or trains: of a larger one, a figure would take seconds
+CPU_BATCH = 8  # images of a batch if a CPU decodes or trains; with a larger one, a figure would take seconds
 
 
 PIL, TENSORS, GPU = "PIL, 1 core", "torchvision, 1 core", "torchvision, GPU"
@@ -59,7 +59,7 @@ def check(consumer: str) -> None:
 
 
 def measured(consumer: str, batch_size: int, workers: int, rounds: int) -> Figures:
-    """The figures of all competitors and of the model that consumes the images."""
+    """Measures all competitors and the model that consumes the images."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch_sizes = {"cpu": min(batch_size, CPU_BATCH), "cuda": min(batch_size, IMAGES)}
     training = f"training: {consumer}"
@@ -81,7 +81,7 @@ def measured(consumer: str, batch_size: int, workers: int, rounds: int) -> Figur
 
 
 def write(folder: Path, images: int) -> list[Path]:
-    """Files of smooth pictures with some detail, which compress about as photographs do."""
+    """Writes files of smooth pictures with some detail, which compress about as photographs do; returns their paths."""
     generator = np.random.default_rng(0)
     paths = [folder / f"{number}.jpg" for number in range(images)]
     for path in paths:
@@ -135,7 +135,7 @@ def _on_one_thread(measure: Callable[[], float]) -> Callable[[], float]:
 
 
 def _consumer(name: str, batch_size: int, device: torch.device) -> Callable[[], float]:
-    """Images per second of training steps."""
+    """Makes a function that measures training steps in images per second."""
     layout: Any = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     model = create_model(ModelConfig(name=name), CLASSES).to(device).to(memory_format=layout).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)

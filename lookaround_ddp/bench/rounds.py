@@ -86,14 +86,14 @@ def report(options: argparse.Namespace) -> Figures:
 
 
 def added(values: Sequence[float], to: Sequence[float]) -> float:
-    """What each repeat took longer; their median, on which a slow spell of the machine has little effect."""
+    """Returns the median extra time of a repeat, on which a slow spell of the machine has little effect."""
     return statistics.median(value - reference for value, reference in zip(values, to, strict=True))
 
 
 def _measured(
     device: torch.device, name: str, size: int, batch_size: int, k: int, repeats: int, wait: float | None
 ) -> dict[str, list[float]]:
-    """On one rank: milliseconds of a round of each competitor."""
+    """Measures, on one rank, milliseconds of a round of each competitor."""
     torch.manual_seed(0)
     model = create_model(ModelConfig(name=name), CLASSES).to(device)
     images = torch.randn(batch_size, 3, size, size, device=device)
@@ -148,7 +148,7 @@ class _Waiting(nn.Module):
 
 
 def _round(around: Lookaround, step: Callable[[], None], k: int) -> None:
-    """An average step, and the k steps behind which it may go on."""
+    """Takes an average step, and the k steps behind which it may go on."""
     around.steps = k - 1
     around.step()
     for number in range(1, k + 1):

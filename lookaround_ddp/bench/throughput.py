@@ -16,14 +16,14 @@ from lookaround_ddp.data import load
 WARM_UP = 2  # batches, beside those that workers have made ahead
 
 
-SECONDS = 0.3  # that a figure is measured, at least
+SECONDS = 0.3  # the least time for which a figure is measured
 
 
 Competitors = dict[str, Callable[[], float]]  # name -> images/s, measured once
 
 
 def processes(workers: int) -> str:
-    """The name of a competitor that has so many."""
+    """Names a competitor by its number of worker processes."""
     return f"workers: {workers} process{'es' * (workers > 1)}"
 
 
@@ -36,7 +36,7 @@ def in_turn(competitors: Competitors, rounds: int) -> dict[str, list[float]]:
 
 
 def images_per_second(batches: data.Dataset[Any], batch_size: int, workers: int) -> float:
-    """Images per second, over batches that were not begun before the clock was."""
+    """Measures images per second, over batches that no worker began before the clock started."""
     ahead = 2 * workers + WARM_UP  # a loader asks each of its workers for two
     arriving: Iterator[object] = load(batches, range(10**6), workers, False)
     with closing(arriving):  # type: ignore[type-var]  # load is a generator: closing it ends the workers

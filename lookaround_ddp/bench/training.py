@@ -47,9 +47,10 @@ trainer takes deterministic kernels, and the loops PyTorch's default."""
 
 @dataclass(frozen=True)
 class Contest:
-    """
+    """A way to train that is measured.
+
     Args:
-        run: trains, given a folder of its own, and says how many seconds it took after the warm-up.
+        run: trains, given a folder of its own, and returns the seconds after the warm-up.
     """
 
     replicas: int
@@ -110,7 +111,7 @@ def _contests(workload: Workload) -> dict[str, Contest]:
 def _measure(
     workload: Workload, rounds: int, folder: Path, progress: Console
 ) -> tuple[dict[str, list[float]], list[float]]:
-    """Seconds of each contest, and operations a second of matrix products; none if they cannot be measured."""
+    """Measures seconds of each contest, and operations a second of matrix products; no peaks if it cannot."""
     contests = _contests(workload)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seconds: dict[str, list[float]] = {name: [] for name in contests}
@@ -128,12 +129,12 @@ def _measure(
 
 
 def _images(workload: Workload, contest: Contest) -> int:
-    """That all replicas together train on after the warm-up."""
+    """Returns how many images all replicas together train on after the warm-up."""
     return contest.replicas * workload.batch_size * (workload.iterations - WARM_UP)
 
 
 def _trainer(workload: Workload, replicas: int, ranks: int, out: Path) -> float:
-    """Seconds of a real run, from its metrics.jsonl."""
+    """Runs the trainer; returns the seconds after its warm-up, from its metrics.jsonl."""
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
     run_module([*torchrun, "lookaround_ddp", "train", *workload.overrides(out, replicas)])
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -41,7 +41,7 @@ def analyze(options: argparse.Namespace) -> None:
 
 
 def rates(rounds: Rounds, kappas: list[float], spectrum: str, count: int) -> Numbers:
-    """Of each method at each condition number: the best learning rate, and 1 - rate, computed and simulated."""
+    """Finds each method's best learning rate at each condition number, and 1 - rate there, computed and simulated."""
     methods: Numbers = {}
     for method in METHODS:
         rows = []

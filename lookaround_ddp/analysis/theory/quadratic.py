@@ -40,7 +40,7 @@ def analyze(options: argparse.Namespace) -> None:
 
 
 def variances(model: Model, options: argparse.Namespace) -> Numbers:
-    """Of each method: what the paper prints, what is right, what a simulation finds; each for every coordinate."""
+    """Returns each method's variances as the paper prints them, corrected, and simulated, for every coordinate."""
     k, alpha, d, rho = options.k, options.alpha, options.d, options.rho
     methods: dict[str, Numbers] = {
         "SGD": {"printed": model.printed_sgd(), "corrected": model.sgd()},
@@ -95,7 +95,7 @@ def _print(numbers: Numbers, console: Console) -> None:
 
 
 def _titled(settings: Numbers) -> str:
-    """What the numbers are of, in one line."""
+    """Says in one line which settings the numbers belong to."""
     a, sigma2 = (", ".join(f"{each:g}" for each in settings[name]) for name in ("a", "sigma2"))
     rest = ", ".join(f"{name} = {settings[name]:g}" for name in ("gamma", "k", "alpha", "d", "rho"))
     return f"noisy quadratic model: a = {a}; sigma^2 = {sigma2}; {rest}"
@@ -143,7 +143,7 @@ def _draw_variances(axes: Axes, model: Model, options: argparse.Namespace) -> No
 def _simulated(
     axes: Axes, ks: list[int], found: list[tuple[Array, Array]], color: str, label: str | None = None
 ) -> None:
-    """Sums over coordinates, which are independent, as points with two standard errors."""
+    """Draws sums over coordinates, which are independent, as points with two standard errors."""
     sums = [variance.sum() for variance, _ in found]
     errors = [2 * float(np.linalg.norm(error)) for _, error in found]
     axes.errorbar(ks, sums, errors, fmt="x", color=color, capsize=3, lw=1, label=label)
