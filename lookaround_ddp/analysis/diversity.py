@@ -12,12 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from lookaround_ddp.analysis.continuation import Continuation, named
-from lookaround_ddp.analysis.output import Numbers, Output
+from lookaround_ddp.analysis.output import Numbers, Output, empty_figure
 from lookaround_ddp.analysis.scoring import (
     Scorer,
     State,
@@ -32,6 +29,7 @@ from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import mean_state
+from lookaround_ddp.tables import print_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,10 +86,9 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
             "diverged": diverged,
             "rounds": rows,
         }
-        _print(numbers, Console())
+        _print(numbers)
         _draw(numbers, _distances(run), output)
         output.write(numbers)
-        output.say()
 
 
 def measured(scorer: Scorer, states: Sequence[State], start: State, world: World) -> Numbers:
@@ -147,22 +144,19 @@ def _text(row: Numbers) -> str:
     )
 
 
-def _print(numbers: Numbers, console: Console) -> None:
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
-    for heading in ("end", "distance", "cosine", "disagree %", "barrier", "NLL, replicas", "NLL, phi"):
-        table.add_column(heading, justify="right", no_wrap=True)
+def _print(numbers: Numbers) -> None:
+    table = []
     for row in numbers["rounds"]:
         means = [float(np.mean(row[name])) for name in ("distance", "cosine", "disagreement", "barrier")]
         nll = float(np.mean([score["nll"] for score in row["replica_scores"]]))
         cells = [f"{means[0]:.4g}", f"{means[1]:.3f}", f"{means[2]:.2f}", f"{means[3]:.4f}"]
-        table.add_row(str(row["iteration"]), *cells, f"{nll:.4f}", f"{row['mean']['nll']:.4f}")
-    console.print(_titled(numbers), markup=False, highlight=False, soft_wrap=True)
-    console.print(table)
-    note = (
+        table.append([str(row["iteration"]), *cells, f"{nll:.4f}", f"{row['mean']['nll']:.4f}"])
+    print(_titled(numbers))
+    print_table(("end", "distance", "cosine", "disagree %", "barrier", "NLL, replicas", "NLL, phi"), table, left=())
+    print(
         "At the end of a round, before its average step: means over replicas, or pairs of them. Barrier: NLL above the "
         "straight line between two replicas' (negative: below it everywhere)."
     )
-    console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def _titled(numbers: Numbers) -> str:
@@ -185,9 +179,7 @@ def _distances(run: Path) -> list[tuple[int, list[float]]]:
 
 
 def _draw(numbers: Numbers, recorded: Sequence[tuple[int, list[float]]], output: Output) -> None:
-    from matplotlib.figure import Figure  # takes seconds to import
-
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = empty_figure(11, 7)
     distance, angle, disagreement, height = figure.subplots(2, 2).flat
     rows = numbers["rounds"]
     if recorded:

@@ -44,9 +44,10 @@ class Output:
                 raise UserError(f"--out {prefix}: {prefix.parent} is not writable")
 
     def write(self, numbers: Mapping[str, Any]) -> None:
-        """Writes the JSON; a number that is not finite (an overflowed loss) becomes null, which any reader takes."""
+        """Writes the JSON, and prints both files' names; a number that is not finite becomes null for any reader."""
         text = json.dumps(_finite(numbers), indent=1, allow_nan=False)
         write_atomically(self.json, f"{text}\n".encode())
+        print(f"written: {self.png}, {self.json}")
 
     def draw(self, figure: Figure, title: str) -> None:
         """Saves the figure as the PNG, with a title that is broken into lines where the figure ends."""
@@ -56,8 +57,12 @@ class Output:
         )
         figure.savefig(self.png, dpi=110)
 
-    def say(self) -> None:
-        print(f"written: {self.png}, {self.json}")
+
+def empty_figure(width: float, height: float) -> Figure:
+    """Makes a figure; its sides are in inches."""
+    from matplotlib.figure import Figure  # takes seconds to import
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _finite(value: Any) -> Any:

@@ -96,7 +96,6 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         draw_plane(numbers, output)
         output.write(numbers)
         kept.remove()
-        output.say()
 
 
 class Kept:

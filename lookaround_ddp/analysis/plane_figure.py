@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain, short_names
+from lookaround_ddp.analysis.output import Numbers, Output, empty_figure, legend_below, plain, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,11 +25,9 @@ MARKERS = "o^sDvPX*"
 
 
 def draw_plane(numbers: Numbers, output: Output) -> None:
-    from matplotlib.figure import Figure  # takes seconds to import
-
     wide, high = (max(numbers[side]) - min(numbers[side]) for side in "xy")
     panel = min(max(4 * wide / high + 2, 4.4), 6.0)  # scales are equal: a narrow map needs no wide panel
-    figure = Figure(figsize=(2 * panel, 5.2), layout="constrained")
+    figure = empty_figure(2 * panel, 5.2)
     loss, accuracy = figure.subplots(1, 2)
     nll = np.array(numbers["nll"], dtype=float)
     levels = loss_levels(nll)

@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from lookaround_ddp import seeds
 from lookaround_ddp.analysis.hessian import hessian_vector_product, top_eigenvalue
-from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain, short_names
+from lookaround_ddp.analysis.output import Numbers, Output, empty_figure, legend_below, plain, short_names
 from lookaround_ddp.analysis.scoring import (
     Scorer,
     State,
@@ -35,6 +32,7 @@ from lookaround_ddp.data import Batch, load, prepare
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import evaluating
+from lookaround_ddp.tables import print_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,10 +77,9 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
             "batch_norm": "measured anew" if options.recalibrate else "the network's own statistics",
             "runs": rows,
         }
-        _print(numbers, Console())
+        _print(numbers)
         _draw(numbers, output)
         output.write(numbers)
-        output.say()
 
 
 def filter_normalized(model: nn.Module, state: State, seed: int, number: int) -> State:
@@ -165,32 +162,29 @@ def _row(run: int, places: Sequence[Place], scores: Sequence[Numbers]) -> Number
     }
 
 
-def _print(numbers: Numbers, console: Console) -> None:
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
-    table.add_column("mean NLL at radius")
+def _print(numbers: Numbers) -> None:
     radii = next(iter(numbers["runs"].values()))["radii"]
     shown = sorted({0, len(radii) // 2, len(radii) - 1})
-    for heading in ("0", *(f"{radii[place]:g}" for place in shown), "top eigenvalue"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ["mean NLL at radius", "0", *(f"{radii[place]:g}" for place in shown), "top eigenvalue"]
+    table = []
     for name, row in numbers["runs"].items():
         hessian = f"{row['hessian']['top_eigenvalue']:.4g}" if "hessian" in row else ""
         means = [f"{np.mean(row['nll'][place]):.4f}" for place in shown]
-        table.add_row(name, f"{row['score']['nll']:.4f}", *means, hessian)
-    console.print(table)
-    notes = [
+        table.append([name, f"{row['score']['nll']:.4f}", *means, hessian])
+    print_table(headings, table, wrapped=(0,))
+    print(
         f"{numbers['images']}; {numbers['directions']} random directions, the same for all, filter-normalized: at "
-        "radius 1 each filter is moved by its own norm.",
+        "radius 1 each filter is moved by its own norm."
+    )
+    print(
         "The eigenvalue is of the training loss. It is no measure across scales: batch-norm makes weights of any size "
-        "the same function, and larger ones flatter.",
-    ]
-    console.print(*notes, sep="\n", markup=False, highlight=False, soft_wrap=True)
+        "the same function, and larger ones flatter."
+    )
 
 
 def _draw(numbers: Numbers, output: Output) -> None:
-    from matplotlib.figure import Figure  # takes seconds to import
-
     hessian = all("hessian" in row for row in numbers["runs"].values())
-    figure = Figure(figsize=(13 if hessian else 9, 4.2), layout="constrained")
+    figure = empty_figure(13 if hessian else 9, 4.2)
     axes = figure.subplots(1, 3 if hessian else 2)
     names = short_names(list(numbers["runs"]))
     for place, (name, row) in enumerate(zip(names, numbers["runs"].values(), strict=True)):

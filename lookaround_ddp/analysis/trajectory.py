@@ -8,17 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from lookaround_ddp.analysis.continuation import Continuation, named
-from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain
+from lookaround_ddp.analysis.output import Numbers, Output, empty_figure, legend_below, plain
 from lookaround_ddp.analysis.scoring import Pace, Scorer, State, default_output, described, divided, warn_of_unreadable
 from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import Score, mean_state
+from lookaround_ddp.tables import print_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,10 +67,9 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
             "replicas": [", ".join(map(_name, own)) for own in config.replicas],
             "curves": curves,
         }
-        _print(numbers, Console())
+        _print(numbers)
         _draw(numbers, output)
         output.write(numbers)
-        output.say()
     if all(curve["diverged"] for curve in curves):
         raise FloatingPointError(curves[-1]["diverged"])
 
@@ -91,10 +87,8 @@ def _name(entry: object) -> str:
     return entry if isinstance(entry, str) else "+".join(entry) if isinstance(entry, dict) else str(entry)
 
 
-def _print(numbers: Numbers, console: Console) -> None:
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
-    for heading in ("lr", "network", "top-1 %", "at best", "NLL", "at best"):
-        table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
+def _print(numbers: Numbers) -> None:
+    table = []
     for curve in numbers["curves"]:
         names = ["mean phi", *(f"replica {place}: {own}" for place, own in enumerate(numbers["replicas"]))]
         for place, name in enumerate(names):
@@ -103,15 +97,14 @@ def _print(numbers: Numbers, console: Console) -> None:
             top1, nll = [score["top1"] for score in later], [score["nll"] for score in later]
             lowest = min(filter(math.isfinite, nll), default=math.nan)
             cells = [f"{top1[-1]:.2f}", f"{max(top1):.2f}", f"{nll[-1]:.4g}", f"{lowest:.4g}"]
-            table.add_row(f"{curve['lr']:g}" if place == 0 else "", name, *cells)
+            table.append([f"{curve['lr']:g}" if place == 0 else "", name, *cells])
     begin = numbers["curves"][0]["mean"][0]
-    console.print(_titled(numbers), markup=False, highlight=False, soft_wrap=True)
-    console.print(table)
-    note = (
+    print(_titled(numbers))
+    print_table(("lr", "network", "top-1 %", "at best", "NLL", "at best"), table, left=(1,))
+    print(
         "At the end (or the last iteration before a rate diverged), and at the best iteration. The common point: "
         f"top-1 {begin['top1']:.2f}, NLL {begin['nll']:.4f}."
     )
-    console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def _titled(numbers: Numbers) -> str:
@@ -122,10 +115,8 @@ def _titled(numbers: Numbers) -> str:
 
 
 def _draw(numbers: Numbers, output: Output) -> None:
-    from matplotlib.figure import Figure  # takes seconds to import
-
     curves = numbers["curves"]
-    figure = Figure(figsize=(max(4.2 * len(curves), 6), 6.6), layout="constrained")
+    figure = empty_figure(max(4.2 * len(curves), 6), 6.6)
     panels = figure.subplots(2, len(curves), squeeze=False, sharex=True)
     for column, curve in enumerate(curves):
         for row, key in enumerate(("top1", "nll")):
