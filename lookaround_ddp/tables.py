@@ -26,8 +26,7 @@ def print_table(
 
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
     for number, heading in enumerate(headings):
-        justify = "left" if number in left else "right"
-        table.add_column(heading, justify=justify, no_wrap=number not in wrapped)
+        table.add_column(heading, justify="left" if number in left else "right", no_wrap=number not in wrapped)
     for row in rows:
         table.add_row(*row)
     Console(width=width).print(table)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)  # between two replicas, where the loss is measured
+LINE_PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)  # between two replicas, where the loss is measured
 
 
 def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], world: World) -> None:
@@ -103,7 +103,7 @@ def measured(scorer: Scorer, states: Sequence[State], start: State, world: World
     vectors = [parameters_of(scorer.model, state) for state in states]
     center, origin = parameters_of(scorer.model, mean), parameters_of(scorer.model, start)
     pairs = list(combinations(range(len(states)), 2))
-    between = PLACES[1:-1]
+    between = LINE_PLACES[1:-1]
 
     def task(number: int) -> Any:
         """Scores the mean, then each replica, with its predictions, then the places between the pairs."""

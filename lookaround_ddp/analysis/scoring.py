@@ -27,7 +27,7 @@ State = dict[str, Tensor]
 T = TypeVar("T")
 
 
-SECONDS = 10.0  # between two lines that say how much is done
+TELL_EVERY = 10.0  # between two lines that say how much is done
 
 
 class Scorer:
@@ -176,13 +176,13 @@ class Pace:
         self.first: tuple[float, int] | None = None
 
     def tick(self, done: int) -> None:
-        """Notes that `done` parts are done, and prints on rank 0 what is left, at most every SECONDS."""
+        """Notes that `done` parts are done, and prints on rank 0 what is left, at most every TELL_EVERY."""
         now = time.monotonic()
         self.first = self.first or (now, done)
         since, before = (self.start, 0) if done == self.first[1] else self.first  # the first parts also load the images
         left = (now - since) / (done - before) * (self.total - done)
         self.world.does(f"computing {self.what}: {done} are done")
-        if not self.world.main or now - self.said < SECONDS or done == self.total:
+        if not self.world.main or now - self.said < TELL_EVERY or done == self.total:
             return
         if self.said == 0:
             ranks = "1 rank" if self.world.size == 1 else f"{self.world.size} ranks"

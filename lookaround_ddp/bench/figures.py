@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import platform
@@ -10,24 +9,21 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.files import named
+from lookaround_ddp.tables import print_table
 
 Figures = dict[str, Any]  # JSON-able
 
 
-WIDTH = 120  # of a table that no terminal limits
-
-
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
+PIPE_WIDTH = 120  # characters of a table that no terminal limits
 
 
 def describe_machine(backend: str, ranks: str, threads: int, gpus: int = 0) -> Figures:
@@ -55,7 +51,7 @@ def describe_machine(backend: str, ranks: str, threads: int, gpus: int = 0) -> F
     }
 
 
-def print_machine(machine: Figures, console: Console) -> None:
+def print_machine(machine: Figures) -> None:
     gpus = [f"{len(machine['gpus'])} x {machine['gpus'][0]}"] if machine["gpus"] else []
     hardware = [f"{machine['processor']}, {machine['cores']} cores", *gpus, machine["system"]]
     versions = [f"Python {machine['python']}", f"torch {machine['torch']}"]
@@ -68,7 +64,7 @@ def print_machine(machine: Figures, console: Console) -> None:
     if machine["load_at_start"] is not None:
         setting.append(f"load average at the start {machine['load_at_start']}")
     for line in (hardware, versions, setting):
-        console.print(" | ".join(line), markup=False, highlight=False, soft_wrap=True)
+        print(" | ".join(line))
 
 
 def rank_environment(threads: int) -> dict[str, str]:
@@ -84,9 +80,32 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def console() -> Console:
-    """Makes the console for tables; in a file or a pipe it is WIDTH wide."""
-    return Console(width=None if sys.stdout.isatty() else WIDTH)
+def print_figures(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table; in a file or a pipe it may be PIPE_WIDTH wide."""
+    print_table(headings, rows, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def print_progress(text: str) -> None:
+    """Prints a line on standard error, apart from the tables."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def turns(names: Iterable[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """Yields (round, name): every name once in a round, in reversed order in every second one.
+
+    So a machine that gets slower or faster favours no name, and none always follows the same one.
+    """
+    names = list(names)
+    for number in range(rounds):
+        yield from ((number, name) for name in (names if number % 2 == 0 else reversed(names)))
+
+
+def in_turn(competitors: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Returns what each competitor measures in each round; they take turns."""
+    values: dict[str, list[float]] = {name: [] for name in competitors}
+    for _, name in turns(competitors, rounds):
+        values[name].append(competitors[name]())
+    return values
 
 
 def spread(values: Sequence[float]) -> Figures:
@@ -100,14 +119,21 @@ def spread(values: Sequence[float]) -> Figures:
     }
 
 
-def ratio(own: Sequence[float], reference: Sequence[float]) -> Figures:
+def round_ratios(own: Sequence[float], reference: Sequence[float]) -> Figures:
     """Returns the ratio of the medians, and the smallest and largest ratio within a round."""
-    rounds = [one / other for one, other in zip(own, reference, strict=True)]
+    ratios = [one / other for one, other in zip(own, reference, strict=True)]
     return {
         "of_medians": statistics.median(own) / statistics.median(reference),
-        "min": min(rounds),
-        "max": max(rounds),
+        "min": min(ratios),
+        "max": max(ratios),
     }
+
+
+def ratio_cells(ratios: Figures | None) -> list[str]:
+    """Formats the ratio of the medians, and the range of the rounds'; empty cells for None."""
+    return (
+        ["", ""] if ratios is None else [f"{ratios['of_medians']:.2f}", f"{ratios['min']:.2f} to {ratios['max']:.2f}"]
+    )
 
 
 def spread_cells(figures: Mapping[str, Any], decimals: int) -> list[str]:
@@ -153,12 +179,6 @@ def ended_tidily() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def die_with_parent() -> None:
-    """Asks Linux to kill this process when its parent is gone, even by SIGKILL; elsewhere does nothing."""
-    if platform.system() == "Linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _processor() -> str:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lookaround_ddp.bench.figures import now
 from lookaround_ddp.data.device import one_thread
 
-SECONDS = 0.2  # the least time for which a product's speed is measured
+PRODUCT_SECONDS = 0.2  # the least time for which a product's speed is measured
 
 
 SIDES = {"cpu": 1024, "cuda": 8192}  # of the square matrices; larger ones are no faster
@@ -67,7 +67,7 @@ def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
     """Measures the seconds of one product."""
     result = left @ right  # the first one allocates and plans
     start, count, passed = now(left.device), 0, 0.0
-    while passed < SECONDS:
+    while passed < PRODUCT_SECONDS:
         torch.mm(left, right, out=result)
         passed, count = now(left.device) - start, count + 1
     return passed / count

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from lookaround_ddp._parent import signal_when_parent_ends
 from lookaround_ddp.bench import figures as machine
 from lookaround_ddp.errors import UserError
 
@@ -46,7 +48,7 @@ def backend(ranks: int) -> str:
     return "nccl" if dist.is_nccl_available() and torch.cuda.device_count() >= local else "gloo"
 
 
-def describe(ranks: int) -> machine.Figures:
+def describe_ranks(ranks: int) -> machine.Figures:
     gpus = torch.cuda.device_count() if backend(ranks) == "nccl" else 0
     return machine.describe_machine(backend(ranks), str(ranks), 1, min(gpus, ranks))
 
@@ -117,7 +119,7 @@ def _spawned(worker: Worker, ranks: int, arguments: tuple[Any, ...]) -> list[Any
 
 def _rank(rank: int, ranks: int, port: int, worker: Worker, arguments: tuple[Any, ...]) -> None:
     """Runs one rank of the measurement; rank 0 leaves the results of all in the store."""
-    machine.die_with_parent()
+    signal_when_parent_ends(signal.SIGKILL)
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     with _group(rank, ranks, store) as device:
         everyone = _gathered(worker(device, *arguments))
@@ -140,17 +142,11 @@ def milliseconds(call: Callable[[], object], device: torch.device) -> float:
     return 1000 * (time.perf_counter() - start)
 
 
-def in_turn(
+def milliseconds_in_turn(
     competitors: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Measures milliseconds of every call; the competitors take turns, and none always follows the same one."""
-    names = list(competitors)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for repeat in range(repeats):
-        first = repeat % len(names)
-        for name in names[first:] + names[:first]:
-            times[name].append(milliseconds(competitors[name], device))
-    return times
+    """Measures milliseconds of every call; the competitors take turns."""
+    return machine.in_turn({name: partial(milliseconds, call, device) for name, call in competitors.items()}, repeats)
 
 
 def slowest(everyone: list[dict[str, list[float]]]) -> dict[str, list[float]]:

@@ -20,7 +20,7 @@ WARM_UP = 10  # iterations that are not counted: loader processes start, memory 
 K = 5  # iterations between averages, the paper's
 
 
-NEVER = "1000000.0"  # epochs between evaluations and checkpoints; the trainer does both once, at the end
+BEYOND_THE_END = "1000000.0"  # epochs between evaluations and checkpoints; the trainer does both once, at the end
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Workload:
             "average.k": K,
             "record.every": WARM_UP,
         }
-        never = [f"evaluate.every={NEVER}", f"checkpoint.every={NEVER}"]
+        never = [f"evaluate.every={BEYOND_THE_END}", f"checkpoint.every={BEYOND_THE_END}"]
         return [f"{key}={json.dumps(value)}" for key, value in values.items()] + never
 
     def loop_arguments(self) -> list[str]:
