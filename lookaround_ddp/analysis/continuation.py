@@ -117,7 +117,7 @@ class OneCheckpoint(Checkpoints):
         return [self.iteration]
 
 
-def named(given: Sequence[int] | None, known: Sequence[int], run: Path) -> list[int]:
+def select_checkpoints(given: Sequence[int] | None, known: Sequence[int], run: Path) -> list[int]:
     """Returns the checkpoints that a user names, by default all of them.
 
     Raises:

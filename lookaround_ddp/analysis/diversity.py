@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lookaround_ddp.analysis.continuation import Continuation, named
+from lookaround_ddp.analysis.continuation import Continuation, select_checkpoints
 from lookaround_ddp.analysis.output import Numbers, Output, empty_figure
 from lookaround_ddp.analysis.scoring import (
     Scorer,
     State,
-    barrier,
     default_output,
-    described,
-    divided,
+    describe_images,
+    loss_barrier,
+    map_over_ranks,
     parameters_of,
     warn_of_unreadable,
 )
@@ -51,7 +51,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         output = Output(default_output(options, run, "diversity"))
     going = Continuation(run, config, world)
     with world.together():
-        starts = named(options.at, going.checkpoints(), run)
+        starts = select_checkpoints(options.at, going.checkpoints(), run)
         scorer = Scorer(config, going.dataset, world, options.split, options.images, options.recalibrate)
     rows: list[Numbers] = []
     diverged: list[str] = []
@@ -63,7 +63,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
                 for iteration in going.train(first, going.k, options.lr):
                     world.does(f"continuing after iteration {iteration}")
                 row = {"from": start, "round": number + 1, "iteration": first + going.k}
-                row |= measured(scorer, going.states(), phi, world)
+                row |= measure_round(scorer, going.states(), phi, world)
                 if world.main:
                     print(f"checkpoint {start}, round {number + 1}: {_text(row)}", flush=True)
                 rows.append(row)
@@ -78,7 +78,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     if world.main:
         numbers = {
             "run": str(run),
-            "images": described(options, scorer),
+            "images": describe_images(options, scorer),
             "k": going.k,
             "replicas": world.replicas,
             "lr": options.lr if options.lr is not None else "the run's schedule",
@@ -91,7 +91,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         output.write(numbers)
 
 
-def measured(scorer: Scorer, states: Sequence[State], start: State, world: World) -> Numbers:
+def measure_round(scorer: Scorer, states: Sequence[State], start: State, world: World) -> Numbers:
     """Measures how far apart the replicas are at the end of a round that began at `start`. Collective.
 
     Returns:
@@ -116,7 +116,7 @@ def measured(scorer: Scorer, states: Sequence[State], start: State, world: World
         one, other = (states[each] for each in pairs[pair])
         return scorer.score(mean_state([one, other], [1 - between[place], between[place]]))["nll"]
 
-    found = divided(1 + len(states) + len(pairs) * len(between), task, world)
+    found = map_over_ranks(1 + len(states) + len(pairs) * len(between), task, world)
     scores, predictions = zip(*found[1 : 1 + len(states)], strict=True)
     lines = np.array(found[1 + len(states) :], dtype=float).reshape(len(pairs), len(between))
     ends = [(scores[one]["nll"], scores[other]["nll"]) for one, other in pairs]
@@ -125,7 +125,9 @@ def measured(scorer: Scorer, states: Sequence[State], start: State, world: World
         "pairs": [list(pair) for pair in pairs],
         "cosine": [cosine(vectors[one] - origin, vectors[other] - origin) for one, other in pairs],
         "disagreement": [100 * float((predictions[i] != predictions[j]).double().mean()) for i, j in pairs],
-        "barrier": [barrier([first, *line, last]) for (first, last), line in zip(ends, lines.tolist(), strict=True)],
+        "barrier": [
+            loss_barrier([first, *line, last]) for (first, last), line in zip(ends, lines.tolist(), strict=True)
+        ],
         "mean": found[0],
         "replica_scores": list(scores),
     }

@@ -53,7 +53,8 @@ class Output:
         """Saves the figure as the PNG, with a title that is broken into lines where the figure ends."""
         width = int(LETTERS * figure.get_figwidth())
         figure.suptitle(
-            "\n".join(plain(line) for line in textwrap.wrap(title, width, break_on_hyphens=False)), fontsize=10
+            "\n".join(without_formulas(line) for line in textwrap.wrap(title, width, break_on_hyphens=False)),
+            fontsize=10,
         )
         figure.savefig(self.png, dpi=110)
 
@@ -87,6 +88,6 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
 
 
-def plain(text: object) -> str:
+def without_formulas(text: object) -> str:
     """Escapes a text so that matplotlib takes no part of it for a formula."""
     return str(text).replace("$", r"\$")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lookaround_ddp.analysis.continuation import OneCheckpoint, named
+from lookaround_ddp.analysis.continuation import OneCheckpoint, select_checkpoints
 from lookaround_ddp.analysis.geometry import axis, plane_through
 from lookaround_ddp.analysis.output import Output
 from lookaround_ddp.analysis.plane_figure import draw_plane
@@ -19,8 +19,8 @@ from lookaround_ddp.analysis.scoring import (
     Scorer,
     State,
     default_output,
-    described,
-    divided,
+    describe_images,
+    map_over_ranks,
     parameters_of,
     shapes,
     shipped_states,
@@ -69,7 +69,9 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         less = ", evaluate.recalibrate_iterations=N" if options.recalibrate else ""
         print(f"{len(left)} points, a pass over {scorer.cost()} each; for fewer: --points, --images{less}", flush=True)
     try:
-        divided(len(left), lambda place: score(left[place]), world, "points", lambda i, new: kept.add(left[i], new))
+        map_over_ranks(
+            len(left), lambda place: score(left[place]), world, "points", lambda i, new: kept.add(left[i], new)
+        )
     except BaseException:
         kept.save()
         raise
@@ -79,7 +81,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         grid = scores[len(states) :]
         numbers = {
             "runs": [str(run) for run in runs],
-            "images": described(options, scorer),
+            "images": describe_images(options, scorer),
             "batch_norm": "measured anew" if options.recalibrate else "mixed like the weights",
             "networks": [
                 {"name": name, "x": x, "y": y, "distance_from_plane": distance, **own}
@@ -148,7 +150,7 @@ def _networks(
     known = sorted(Checkpoints(run, 1, world, print).iterations())
     if not known:
         raise UserError(f"{run} has no checkpoint: its replicas are not known any more")
-    at = named(None if options.at is None else [options.at], known, run)[-1]
+    at = select_checkpoints(None if options.at is None else [options.at], known, run)[-1]
     states = _replicas(run, config, at, world)
     networks = {f"replica {number}, iteration {at}": state for number, state in enumerate(states)}
     if len(states) == 2:  # their mean is on the line between them, so a third network must span the plane

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lookaround_ddp.analysis.output import Numbers, Output, empty_figure, legend_below, plain, short_names
+from lookaround_ddp.analysis.output import Numbers, Output, empty_figure, legend_below, short_names, without_formulas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,6 +75,6 @@ def _map(
         looks: dict[str, Any] = {"markeredgecolor": "white", "markersize": 9, "linestyle": "none"}
         marker = MARKERS[place % len(MARKERS)]
         looks |= {"marker": marker, "color": f"C{1 + place % 9}"}
-        axes.plot([each["x"]], [each["y"]], label=plain(f"{name}{away}"), **looks)
+        axes.plot([each["x"]], [each["y"]], label=without_formulas(f"{name}{away}"), **looks)
     axes.set(xlabel="from the first network towards the second (L2 norm)", ylabel="at a right angle to it (L2 norm)")
     axes.set_aspect("equal", adjustable="box")

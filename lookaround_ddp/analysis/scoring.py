@@ -50,7 +50,7 @@ class Scorer:
         self.alone = World(0, 1, world.replicas, world.device, "none")
         self.config, self.update_bn = config, update_bn
         self.model = placed(new_network(config, dataset), config.channels_last, self.alone.device)
-        self.images = chosen(dataset, split, images)
+        self.images = choose_images(dataset, split, images)
         self.evaluator = make_evaluator(config, dataset, self.images, self.alone)
         self.normalize = Normalize(dataset.mean, dataset.std, self.alone.device, config.channels_last)
         self.training = make_batches(config, dataset, self.alone)
@@ -118,7 +118,7 @@ def new_network(config: Config, dataset: Dataset) -> nn.Module:
     return create_model(config.model.model_copy(update={"pretrained": False}), dataset.classes, dataset.channels)
 
 
-def chosen(dataset: Dataset, split: str, images: int | None) -> Images:
+def choose_images(dataset: Dataset, split: str, images: int | None) -> Images:
     """Returns a split of the dataset, or so many of its images: a fixed draw, since files may be sorted by class.
 
     Raises:
@@ -134,7 +134,7 @@ def chosen(dataset: Dataset, split: str, images: int | None) -> Images:
     return Subset(found, seeds.permutation(len(found), 0, seeds.SPLIT)[:images].sort().values.tolist())
 
 
-def divided(
+def map_over_ranks(
     count: int,
     compute: Callable[[int], T],
     world: World,
@@ -202,7 +202,7 @@ def parameters_of(model: nn.Module, state: State) -> Tensor:
     return torch.cat([state[name].detach().cpu().double().flatten() for name in names])
 
 
-def barrier(losses: Sequence[float]) -> float:
+def loss_barrier(losses: Sequence[float]) -> float:
     """Returns how far losses at even steps from one network to another rise above the straight line of their ends.
 
     It is the highest rise between the ends: negative if the loss sags everywhere, as in a convex valley.
@@ -246,7 +246,7 @@ def warn_of_unreadable(scorer: Scorer, world: World) -> None:
         scorer.evaluator.unreadable.share(partial(print, flush=True))
 
 
-def described(options: argparse.Namespace, scorer: Scorer) -> str:
+def describe_images(options: argparse.Namespace, scorer: Scorer) -> str:
     """Says which images a figure's losses are of."""
     kind = {"test": "test", "train": "training", "validation": "held-out"}[options.split]
     return f"{len(scorer.images):,} {kind} images"

@@ -17,13 +17,13 @@ from torch.nn.functional import cross_entropy
 
 from lookaround_ddp import seeds
 from lookaround_ddp.analysis.hessian import hessian_vector_product, top_eigenvalue
-from lookaround_ddp.analysis.output import Numbers, Output, empty_figure, legend_below, plain, short_names
+from lookaround_ddp.analysis.output import Numbers, Output, empty_figure, legend_below, short_names, without_formulas
 from lookaround_ddp.analysis.scoring import (
     Scorer,
     State,
     default_output,
-    described,
-    divided,
+    describe_images,
+    map_over_ranks,
     shipped_states,
     warn_of_unreadable,
 )
@@ -58,20 +58,20 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         if way is None:
             return scorer.score(states[run])
         direction = filter_normalized(scorer.model, states[run], options.seed, way)
-        return scorer.score(moved(states[run], direction, radius))
+        return scorer.score(perturb(states[run], direction, radius))
 
-    scores = divided(len(places), score, world, "scores")
+    scores = map_over_ranks(len(places), score, world, "scores")
     rows = {str(run): _row(number, places, scores) for number, run in enumerate(runs)}
     if options.hessian_images:
         with world.together():
             hessian = Scorer(config, dataset, world, "train", options.hessian_images, options.recalibrate)
-        found = divided(len(runs), lambda run: eigenvalue(hessian, states[run], options), world, "eigenvalues")
+        found = map_over_ranks(len(runs), lambda run: eigenvalue(hessian, states[run], options), world, "eigenvalues")
         for row, each in zip(rows.values(), found, strict=True):
             row["hessian"] = each
     warn_of_unreadable(scorer, world)
     if world.main:
         numbers = {
-            "images": described(options, scorer),
+            "images": describe_images(options, scorer),
             "directions": options.directions,
             "seed": options.seed,
             "batch_norm": "measured anew" if options.recalibrate else "the network's own statistics",
@@ -101,7 +101,7 @@ def filter_normalized(model: nn.Module, state: State, seed: int, number: int) ->
     return direction
 
 
-def moved(state: State, direction: State, radius: float) -> State:
+def perturb(state: State, direction: State, radius: float) -> State:
     """Returns the state with `radius` times the direction added."""
     return {
         name: (value.double() + radius * direction[name]).to(value.dtype) if name in direction else value
@@ -189,7 +189,7 @@ def _draw(numbers: Numbers, output: Output) -> None:
     names = short_names(list(numbers["runs"]))
     for place, (name, row) in enumerate(zip(names, numbers["runs"].values(), strict=True)):
         for key, panel in (("nll", axes[0]), ("top1", axes[1])):
-            _plot(panel, row, key, f"C{place % 10}", plain(name))
+            _plot(panel, row, key, f"C{place % 10}", without_formulas(name))
     if hessian:
         _draw_eigenvalues(axes[2], numbers["runs"])
     axes[0].set(title="loss", ylabel="NLL (nats per image)")

@@ -8,9 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lookaround_ddp.analysis.continuation import Continuation, named
-from lookaround_ddp.analysis.output import Numbers, Output, empty_figure, legend_below, plain
-from lookaround_ddp.analysis.scoring import Pace, Scorer, State, default_output, described, divided, warn_of_unreadable
+from lookaround_ddp.analysis.continuation import Continuation, select_checkpoints
+from lookaround_ddp.analysis.output import Numbers, Output, empty_figure, legend_below, without_formulas
+from lookaround_ddp.analysis.scoring import (
+    Pace,
+    Scorer,
+    State,
+    default_output,
+    describe_images,
+    map_over_ranks,
+    warn_of_unreadable,
+)
 from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
@@ -38,17 +46,17 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         output = Output(default_output(options, run, "trajectory"))
     going = Continuation(run, config, world)
     with world.together():
-        start = named(None if options.at is None else [options.at], going.checkpoints(), run)[-1]
+        start = select_checkpoints(None if options.at is None else [options.at], going.checkpoints(), run)[-1]
         scorer = Scorer(config, going.dataset, world, options.split, options.images, options.recalibrate)
     pace = Pace(len(rates) * (options.iterations + 1), "iterations with their scores", world)
     curves: list[Numbers] = []
     for rate in rates:
         going.restore(start)
-        rows, diverged = [scored(scorer, going.states(), world)], None
+        rows, diverged = [score_states(scorer, going.states(), world)], None
         pace.tick(len(curves) * (options.iterations + 1) + len(rows))
         try:
             for _ in going.train(start, options.iterations, rate):
-                rows.append(scored(scorer, going.states(), world))
+                rows.append(score_states(scorer, going.states(), world))
                 pace.tick(len(curves) * (options.iterations + 1) + len(rows))
         except FloatingPointError as error:  # the iterations before it and the other rates are still good
             diverged = f"learning rate {rate:g}: {error}"
@@ -62,7 +70,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
             "run": str(run),
             "checkpoint": start,
             "iterations": options.iterations,
-            "images": described(options, scorer),
+            "images": describe_images(options, scorer),
             "batch_norm": "measured anew" if options.recalibrate else "averaged with the weights",
             "replicas": [", ".join(map(_name, own)) for own in config.replicas],
             "curves": curves,
@@ -74,13 +82,13 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         raise FloatingPointError(curves[-1]["diverged"])
 
 
-def scored(scorer: Scorer, states: Sequence[State], world: World) -> list[Score]:
+def score_states(scorer: Scorer, states: Sequence[State], world: World) -> list[Score]:
     """Returns the score of the states' mean, then of each state. Collective."""
 
     def task(number: int) -> Score:
         return scorer.score(mean_state(states) if number == 0 else states[number - 1])
 
-    return divided(1 + len(states), task, world)
+    return map_over_ranks(1 + len(states), task, world)
 
 
 def _name(entry: object) -> str:
@@ -133,7 +141,7 @@ def _draw(numbers: Numbers, output: Output) -> None:
 def _plot(axes: Axes, curve: Numbers, key: str, names: Sequence[str]) -> None:
     for place, name in enumerate(names):
         values = [row[place][key] for row in curve["replicas"]]
-        axes.plot(values, color=f"C{place % 10}", lw=1.2, label=plain(f"replica {place}: {name}"))
+        axes.plot(values, color=f"C{place % 10}", lw=1.2, label=without_formulas(f"replica {place}: {name}"))
     axes.plot([score[key] for score in curve["mean"]], color="black", lw=2, label="their mean phi, never put in place")
     axes.grid(alpha=0.3)
     axes.locator_params(axis="x", integer=True)

@@ -161,9 +161,9 @@ def _rows(
             "ratio_to": reference,
             "mfu": flops.utilization(operations, statistics.median(speeds[name]), peak, units),
             "seconds": machine.spread(seconds[name]) if several else None,
-            "times_as_fast": None
-            if name in (TRAINER, BARE, ORIGINAL)
-            else machine.round_ratios(speeds[name], speeds[ORIGINAL]),
+            "times_as_fast": machine.round_ratios(speeds[name], speeds[ORIGINAL])
+            if several and name != ORIGINAL
+            else None,
         }
     return rows
 

@@ -103,7 +103,7 @@ class Model:
         return (1 - b**2) / (d - (d - 1) * b**2) * self.sgd()
 
 
-def ratio(b: Array, alpha: float, d: int) -> Array:
+def variance_ratio(b: Array, alpha: float, d: int) -> Array:
     """Returns V_Lookaround / V_Lookahead, for independent noise."""
     return (2 - alpha + alpha * b) / (d * alpha * (1 + b))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lookaround_ddp.analysis.output import Numbers, Output, empty_figure
-from lookaround_ddp.analysis.theory.noisy_quadratic import Array, Model, MonteCarlo, least_replicas, ratio
+from lookaround_ddp.analysis.theory.noisy_quadratic import Array, Model, MonteCarlo, least_replicas, variance_ratio
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.tables import print_table
 
@@ -144,7 +144,7 @@ def _simulated(
 def _draw_ratio(axes: Axes, options: argparse.Namespace) -> None:
     alpha, b = options.alpha, np.linspace(0, 1, 201)
     for place, d in enumerate(sorted({2, 3, 5, options.d})):
-        axes.plot(b, ratio(b, alpha, d), color=f"C{place}", label=f"d = {d}")
+        axes.plot(b, variance_ratio(b, alpha, d), color=f"C{place}", label=f"d = {d}")
     axes.axhline(1, color="black", lw=0.8)
     axes.set(
         xlabel="B = (1 - gamma a)^k, what a round leaves of a distance",
