@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 
 PARENT = os.getppid()
+
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def signal_when_parent_ends(number: signal.Signals) -> None:
+    """Asks Linux to send this process a signal when its parent ends, even by SIGKILL; elsewhere does nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)

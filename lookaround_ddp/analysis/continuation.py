@@ -45,7 +45,7 @@ class Continuation:
             replica.compensate_norm_momentum()
 
     def checkpoints(self) -> list[int]:
-        """The iterations of the run's checkpoints that rounds can begin from, oldest first."""
+        """Returns the iterations of the run's checkpoints that rounds can begin from, oldest first."""
         found = Checkpoints(self.run, 1, self.world, print).iterations()
         found = [each for each in found if each > self.around.start]
         if not found:
@@ -53,7 +53,7 @@ class Continuation:
         return sorted(self.world.share(found))
 
     def restore(self, iteration: int) -> None:
-        """The replicas as they were after this iteration and an average step: at the beginning of a round."""
+        """Gives the replicas their state after this iteration and an average step: the beginning of a round."""
         Checkpoints(self.run, 1, self.world, print).restore(
             parts(self.replicas, [], self.around),
             lambda state: check_resumable(self.original, self.dataset, state),
@@ -62,16 +62,16 @@ class Continuation:
         self.average()
 
     def average(self) -> None:
-        """An average step, with what goes with it in a training."""
+        """Takes an average step, and restarts Lookahead's slow weights as a training does."""
         self.around.average()
         for replica in self.replicas:
             replica.restart_lookahead()
 
     def train(self, first: int, count: int, rate: float | None) -> Iterator[int]:
-        """So many iterations of the run from number `first` on; yields each one's number after it, not yet averaged.
+        """Trains `count` iterations from number `first` on, and yields the number of each after it, before any average.
 
         Args:
-            rate: by default the schedule's, and behind the run's end its last.
+            rate: learning rate; None takes the schedule's, and after the run's end its last one.
 
         Raises:
             FloatingPointError: on all ranks, a weight is inf or NaN after an iteration, which is not yielded.
@@ -88,11 +88,11 @@ class Continuation:
             yield iteration + 1
 
     def shown(self) -> AbstractContextManager[None]:
-        """Inside, the replicas have the weights to look at: with Lookahead the slow ones."""
+        """Lends the replicas the weights to evaluate, inside its `with` block: Lookahead's slow ones."""
         return shown(self.replicas)
 
     def states(self) -> list[State]:
-        """Each replica's weights, on every rank's CPU."""
+        """Returns each replica's weights and buffers, on the CPU, on every rank."""
         self.around.synchronize_shards()
         with self.shown():
             mine = {
@@ -107,7 +107,7 @@ class Continuation:
 
 
 def select_checkpoints(given: Sequence[int] | None, known: Sequence[int], run: Path) -> list[int]:
-    """Returns the checkpoints that a user names, by default all.
+    """Returns the checkpoints that a user names, by default all of them.
 
     Raises:
         UserError: there is no such checkpoint.

@@ -12,19 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from lookaround_ddp.analysis.continuation import Continuation, select_checkpoints
-from lookaround_ddp.analysis.output import Numbers, Output
+from lookaround_ddp.analysis.output import Numbers, Output, empty_figure
 from lookaround_ddp.analysis.scoring import (
     Scorer,
     State,
-    barrier,
     default_output,
-    described,
-    divided,
+    describe_images,
+    loss_barrier,
+    map_over_ranks,
     parameters_of,
     warn_of_unreadable,
 )
@@ -32,16 +29,17 @@ from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import mean_state
+from lookaround_ddp.tables import print_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)  # between two replicas, where the loss is measured
+LINE_PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)  # between two replicas, where the loss is measured
 
 
 def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], world: World) -> None:
-    """Rounds from a run's checkpoints on, through the trainer, each measured just before its average step."""
+    """Trains rounds from a run's checkpoints on, and measures each just before its average step."""
     if len(runs) > 1:
         raise UserError(f"one run at a time: {runs[0]} or {runs[1]}?")
     if options.rounds < 1:
@@ -65,7 +63,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
                 for iteration in going.train(first, going.k, options.lr):
                     world.does(f"continuing after iteration {iteration}")
                 row = {"from": start, "round": number + 1, "iteration": first + going.k}
-                row |= measured(scorer, going.states(), phi, world)
+                row |= measure_round(scorer, going.states(), phi, world)
                 if world.main:
                     print(f"checkpoint {start}, round {number + 1}: {_text(row)}", flush=True)
                 rows.append(row)
@@ -80,7 +78,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     if world.main:
         numbers = {
             "run": str(run),
-            "images": described(options, scorer),
+            "images": describe_images(options, scorer),
             "k": going.k,
             "replicas": world.replicas,
             "lr": options.lr if options.lr is not None else "the run's schedule",
@@ -88,27 +86,27 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
             "diverged": diverged,
             "rounds": rows,
         }
-        _print(numbers, Console())
+        _print(numbers)
         _draw(numbers, _distances(run), output)
         output.write(numbers)
-        output.say()
 
 
-def measured(scorer: Scorer, states: Sequence[State], start: State, world: World) -> Numbers:
-    """What is to be known of the replicas at the end of a round that began at `start`. Collective.
+def measure_round(scorer: Scorer, states: Sequence[State], start: State, world: World) -> Numbers:
+    """Measures how far apart the replicas are at the end of a round that began at `start`. Collective.
 
-    distance: of each replica's parameters to the replicas' mean phi. cosine: of each pair's displacements from the
-    round's start. disagreement: the share of images that a pair predicts differently, in percent. barrier: the NLL
-    above the straight line between a pair's, at its highest.
+    Returns:
+        distance: L2 norm from each replica's parameters to the replicas' mean phi. cosine: between the displacements
+        of each pair from the round's start. disagreement: the share of images that a pair predicts differently, in
+        percent. barrier: the highest NLL above the straight line between a pair's, in nats.
     """
     mean = mean_state(states)
     vectors = [parameters_of(scorer.model, state) for state in states]
     center, origin = parameters_of(scorer.model, mean), parameters_of(scorer.model, start)
     pairs = list(combinations(range(len(states)), 2))
-    between = PLACES[1:-1]
+    between = LINE_PLACES[1:-1]
 
     def task(number: int) -> Any:
-        """The mean's score, each replica's score and predictions, then what is between the pairs."""
+        """Scores the mean, then each replica, with its predictions, then the places between the pairs."""
         if number == 0:
             return scorer.score(mean)
         if number <= len(states):
@@ -118,7 +116,7 @@ def measured(scorer: Scorer, states: Sequence[State], start: State, world: World
         one, other = (states[each] for each in pairs[pair])
         return scorer.score(mean_state([one, other], [1 - between[place], between[place]]))["nll"]
 
-    found = divided(1 + len(states) + len(pairs) * len(between), task, world)
+    found = map_over_ranks(1 + len(states) + len(pairs) * len(between), task, world)
     scores, predictions = zip(*found[1 : 1 + len(states)], strict=True)
     lines = np.array(found[1 + len(states) :], dtype=float).reshape(len(pairs), len(between))
     ends = [(scores[one]["nll"], scores[other]["nll"]) for one, other in pairs]
@@ -127,14 +125,16 @@ def measured(scorer: Scorer, states: Sequence[State], start: State, world: World
         "pairs": [list(pair) for pair in pairs],
         "cosine": [cosine(vectors[one] - origin, vectors[other] - origin) for one, other in pairs],
         "disagreement": [100 * float((predictions[i] != predictions[j]).double().mean()) for i, j in pairs],
-        "barrier": [barrier([first, *line, last]) for (first, last), line in zip(ends, lines.tolist(), strict=True)],
+        "barrier": [
+            loss_barrier([first, *line, last]) for (first, last), line in zip(ends, lines.tolist(), strict=True)
+        ],
         "mean": found[0],
         "replica_scores": list(scores),
     }
 
 
 def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
-    """NaN where one of them has not moved."""
+    """Returns the cosine of two vectors; NaN if one of them is zero, as of a replica that has not moved."""
     return float(one @ other / (one.norm() * other.norm()))
 
 
@@ -146,22 +146,19 @@ def _text(row: Numbers) -> str:
     )
 
 
-def _print(numbers: Numbers, console: Console) -> None:
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
-    for heading in ("end", "distance", "cosine", "disagree %", "barrier", "NLL, replicas", "NLL, phi"):
-        table.add_column(heading, justify="right", no_wrap=True)
+def _print(numbers: Numbers) -> None:
+    table = []
     for row in numbers["rounds"]:
         means = [float(np.mean(row[name])) for name in ("distance", "cosine", "disagreement", "barrier")]
         nll = float(np.mean([score["nll"] for score in row["replica_scores"]]))
         cells = [f"{means[0]:.4g}", f"{means[1]:.3f}", f"{means[2]:.2f}", f"{means[3]:.4f}"]
-        table.add_row(str(row["iteration"]), *cells, f"{nll:.4f}", f"{row['mean']['nll']:.4f}")
-    console.print(_titled(numbers), markup=False, highlight=False, soft_wrap=True)
-    console.print(table)
-    note = (
+        table.append([str(row["iteration"]), *cells, f"{nll:.4f}", f"{row['mean']['nll']:.4f}"])
+    print(_titled(numbers))
+    print_table(("end", "distance", "cosine", "disagree %", "barrier", "NLL, replicas", "NLL, phi"), table, left=())
+    print(
         "At the end of a round, before its average step: means over replicas, or pairs of them. Barrier: NLL above the "
         "straight line between two replicas' (negative: below it everywhere)."
     )
-    console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def _titled(numbers: Numbers) -> str:
@@ -173,7 +170,7 @@ def _titled(numbers: Numbers) -> str:
 
 
 def _distances(run: Path) -> list[tuple[int, list[float]]]:
-    """(iteration, each replica's distance to phi) of the run itself, as its record has them."""
+    """Reads (iteration, each replica's distance to phi) of the run itself from its record."""
     path, found = run / "metrics.jsonl", []
     for text in path.read_text().splitlines() if path.is_file() else ():
         with suppress(ValueError):  # a line that a killed run left half written
@@ -184,9 +181,7 @@ def _distances(run: Path) -> list[tuple[int, list[float]]]:
 
 
 def _draw(numbers: Numbers, recorded: Sequence[tuple[int, list[float]]], output: Output) -> None:
-    from matplotlib.figure import Figure  # takes seconds to import
-
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = empty_figure(11, 7)
     distance, angle, disagreement, height = figure.subplots(2, 2).flat
     rows = numbers["rounds"]
     if recorded:
@@ -214,7 +209,7 @@ def _draw(numbers: Numbers, recorded: Sequence[tuple[int, list[float]]], output:
 
 
 def _plot(axes: Axes, rows: Sequence[Numbers], values: Sequence[Sequence[float]], names: Sequence[str]) -> None:
-    """A curve for each name; where several rounds follow each checkpoint, with a gap before the next one."""
+    """Draws a curve for each name; if several rounds follow a checkpoint, with a gap before the next checkpoint."""
     several = any(row["round"] > 1 for row in rows)
     for place, name in enumerate(names):
         xs: list[float] = []

@@ -13,7 +13,7 @@ from lookaround_ddp.analysis.scoring import State, parameters_of
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import mean_state
 
-FLAT = 1e-6  # of the distance between two networks: so near to their line, a third one spans no plane with it
+FLAT = 1e-6  # a third network this near to the line of two, relative to their distance, spans no plane with them
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Plane:
     v: Tensor
 
     def state(self, x: float, y: float) -> State:
-        """The weights there: the same mixture of the corners for all tensors, buffers too.
+        """Returns the weights at (x, y): the same mixture of the corners for all tensors, buffers too.
 
         A running variance that would be negative, far outside of the triangle, is 0.
         """
@@ -45,14 +45,14 @@ class Plane:
         return state
 
     def place(self, weights: Tensor) -> tuple[float, float, float]:
-        """x and y of the nearest place of the plane, and the distance to it."""
+        """Returns x and y of the place of the plane that is nearest to some parameters, and their distance to it."""
         way = weights - self.origin
         x, y = float(way @ self.u), float(way @ self.v)
         return x, y, float((way - x * self.u - y * self.v).norm())
 
 
 def plane_through(model: nn.Module, corners: Sequence[State]) -> Plane:
-    """Raises UserError if the three are on one line."""
+    """Returns the plane through three networks; raises UserError if they are on one line."""
     w0, w1, w2 = (parameters_of(model, state) for state in corners)
     width = float((w1 - w0).norm())
     if width == 0:
@@ -67,7 +67,7 @@ def plane_through(model: nn.Module, corners: Sequence[State]) -> Plane:
 
 
 def axis(values: Sequence[float], margin: float, points: int) -> NDArray[np.float64]:
-    """A grid's coordinates, from the least to the greatest value and a margin around them."""
+    """Returns a grid's coordinates, shape (points,), from the least to the greatest value and a margin around them."""
     low, high = min(values), max(values)
     around = margin * (high - low)
     return np.linspace(low - around, high + around, points)

@@ -17,7 +17,7 @@ MOST_ITERATIONS = 300  # of restarted Lanczos, 20 products each at most
 def hessian_vector_product(
     losses: Callable[[], Sequence[Callable[[], Tensor]]], parameters: Sequence[Tensor], vector: Tensor
 ) -> Tensor:
-    """H v for the sum of these losses, fp64, on the CPU.
+    """Returns H v, H the Hessian of the sum of these losses: shape (parameters,), fp64, on the CPU.
 
     Args:
         losses: makes functions, each of which computes one term of the loss with a graph of its own: they are
@@ -38,14 +38,14 @@ def hessian_vector_product(
 
 
 def _depends(gradient: Tensor | None) -> bool:
-    """Whether a gradient is a function of parameters: it is none where a parameter has no use, or a linear one."""
+    """Returns whether a gradient depends on parameters: not if a parameter is unused, or the loss linear in it."""
     return gradient is not None and gradient.requires_grad
 
 
 def top_eigenvalue(
     product: Callable[[Tensor], Tensor], size: int, tolerance: float, seed: int
 ) -> tuple[float, Tensor, int]:
-    """The largest eigenvalue of a symmetric operator, its eigenvector, and how many products that took.
+    """Returns the largest eigenvalue of a symmetric operator, its unit eigenvector, and how many products that took.
 
     Raises:
         UserError: it did not converge, or a product is no number.

@@ -44,20 +44,26 @@ class Output:
                 raise UserError(f"--out {prefix}: {prefix.parent} is not writable")
 
     def write(self, numbers: Mapping[str, Any]) -> None:
-        """The JSON; what is no finite number (a loss that overflowed) becomes null, which any reader takes."""
+        """Writes the JSON, and prints both files' names; a number that is not finite becomes null for any reader."""
         text = json.dumps(_finite(numbers), indent=1, allow_nan=False)
         write_atomically(self.json, f"{text}\n".encode())
+        print(f"written: {self.png}, {self.json}")
 
     def draw(self, figure: Figure, title: str) -> None:
-        """With a title that is broken into lines where the figure ends."""
+        """Saves the figure as the PNG, with a title that is broken into lines where the figure ends."""
         width = int(LETTERS * figure.get_figwidth())
         figure.suptitle(
-            "\n".join(plain(line) for line in textwrap.wrap(title, width, break_on_hyphens=False)), fontsize=10
+            "\n".join(without_formulas(line) for line in textwrap.wrap(title, width, break_on_hyphens=False)),
+            fontsize=10,
         )
         figure.savefig(self.png, dpi=110)
 
-    def say(self) -> None:
-        print(f"written: {self.png}, {self.json}")
+
+def empty_figure(width: float, height: float) -> Figure:
+    """Makes a figure; its sides are in inches."""
+    from matplotlib.figure import Figure  # takes seconds to import
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _finite(value: Any) -> Any:
@@ -69,19 +75,19 @@ def _finite(value: Any) -> Any:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names of run folders as legends show them: their last parts, where these tell them apart."""
+    """Shortens the names of run folders for a legend: to their last parts, if these differ."""
     last = [Path(name).name or name for name in names]
     return last if len(set(last)) == len(last) else list(names)
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """One for all panels, of what is in this one, in as many columns as fit."""
+    """Draws one legend for all panels, of the curves in this one, in as many columns as fit."""
     handles, labels = axes.get_legend_handles_labels()
     columns = int(SMALL_LETTERS * figure.get_figwidth() / (max(map(len, labels)) + 6))  # 6: of a line or marker
     columns = min(max(columns, 1), len(labels))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
 
 
-def plain(text: object) -> str:
-    """A text as matplotlib shows it: without formulas."""
+def without_formulas(text: object) -> str:
+    """Escapes a text so that matplotlib takes no part of it for a formula."""
     return str(text).replace("$", r"\$")

@@ -19,8 +19,8 @@ from lookaround_ddp.analysis.scoring import (
     Scorer,
     State,
     default_output,
-    described,
-    divided,
+    describe_images,
+    map_over_ranks,
     parameters_of,
     shapes,
     shipped_states,
@@ -34,11 +34,11 @@ from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import Score, mean_state
 from lookaround_ddp.files import write_atomically
 
-SAVED = 2.0  # seconds between two times that finished points are saved
+SAVED = 2.0  # seconds between two saves of the finished points
 
 
 def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], world: World) -> None:
-    """Scores the networks and every point of a grid; ranks share the points. Interrupted, it goes on where it was."""
+    """Scores the networks and every point of a grid, which the ranks share; goes on where it was interrupted."""
     _check(options)
     config, dataset = configs[0], prepare(configs[0], world)
     with world.together():
@@ -69,7 +69,9 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         less = ", evaluate.recalibrate_iterations=N" if options.recalibrate else ""
         print(f"{len(left)} points, a pass over {scorer.cost()} each; for fewer: --points, --images{less}", flush=True)
     try:
-        divided(len(left), lambda place: score(left[place]), world, "points", lambda i, new: kept.add(left[i], new))
+        map_over_ranks(
+            len(left), lambda place: score(left[place]), world, "points", lambda i, new: kept.add(left[i], new)
+        )
     except BaseException:
         kept.save()
         raise
@@ -79,7 +81,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         grid = scores[len(states) :]
         numbers = {
             "runs": [str(run) for run in runs],
-            "images": described(options, scorer),
+            "images": describe_images(options, scorer),
             "batch_norm": "measured anew" if options.recalibrate else "mixed like the weights",
             "networks": [
                 {"name": name, "x": x, "y": y, "distance_from_plane": distance, **own}
@@ -96,14 +98,13 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         draw_plane(numbers, output)
         output.write(numbers)
         kept.remove()
-        output.say()
 
 
 class Kept:
-    """The scores that are known, on every rank; and a file of them, in which an interrupted grid is gone on with.
+    """The scores that are known, on every rank, and a file of them from which an interrupted grid goes on.
 
     Args:
-        digest: of what they are scores of: those of another plane are passed over.
+        digest: of all that the scores depend on; a file with another one is ignored.
     """
 
     def __init__(self, output: Output, digest: str, world: World) -> None:
@@ -129,14 +130,14 @@ class Kept:
         try:
             found = json.loads(self.path.read_text())
             return {int(key): value for key, value in found["scores"].items()} if found["of"] == self.digest else {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or nothing of ours
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # there is no such file, or it is not ours
             return {}
 
 
 def _networks(
     options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], dataset: Dataset, world: World
 ) -> Mapping[str, State]:
-    """The networks to mark, by name; the plane goes through the first three.
+    """Returns the networks to mark, by name; the plane goes through the first three.
 
     Raises:
         UserError: there are not three.
@@ -152,7 +153,7 @@ def _networks(
     at = select_checkpoints(None if options.at is None else [options.at], known, run)[-1]
     states = _replicas(run, config, at, world)
     networks = {f"replica {number}, iteration {at}": state for number, state in enumerate(states)}
-    if len(states) == 2:  # which their mean is on one line with
+    if len(states) == 2:  # their mean is on the line between them, so a third network must span the plane
         earlier = [each for each in known if each < at]
         if not earlier:
             raise UserError(f"{run} has two replicas, and no checkpoint before {at} to span a plane with: give an --at")
@@ -173,7 +174,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _digest(scorer: Scorer, states: Sequence[State], options: argparse.Namespace) -> str:
-    """Of everything that the scores depend on."""
+    """Hashes everything that the scores depend on."""
     digest = hashlib.sha256()
     for state in states:
         for name, value in state.items():

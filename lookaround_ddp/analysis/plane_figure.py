@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain, short_names
+from lookaround_ddp.analysis.output import Numbers, Output, empty_figure, legend_below, short_names, without_formulas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,18 +18,16 @@ if TYPE_CHECKING:
 LEVELS = 18
 
 
-HIGHEST = 20.0  # times the least loss: what lies above is one colour, or the valley would be one
+HIGHEST = 20.0  # times the least loss; all above has one colour, so that the valley can have several
 
 
 MARKERS = "o^sDvPX*"
 
 
 def draw_plane(numbers: Numbers, output: Output) -> None:
-    from matplotlib.figure import Figure  # takes seconds to import
-
     wide, high = (max(numbers[side]) - min(numbers[side]) for side in "xy")
     panel = min(max(4 * wide / high + 2, 4.4), 6.0)  # scales are equal: a narrow map needs no wide panel
-    figure = Figure(figsize=(2 * panel, 5.2), layout="constrained")
+    figure = empty_figure(2 * panel, 5.2)
     loss, accuracy = figure.subplots(1, 2)
     nll = np.array(numbers["nll"], dtype=float)
     levels = loss_levels(nll)
@@ -46,7 +44,7 @@ def draw_plane(numbers: Numbers, output: Output) -> None:
 
 
 def loss_levels(nll: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Contours: evenly in the logarithm of the loss, from the least to the greatest that is of interest."""
+    """Returns contour levels, evenly spaced in the logarithm of the loss, up to HIGHEST times the least loss."""
     finite = nll[np.isfinite(nll)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     if low <= 0:
@@ -77,6 +75,6 @@ def _map(
         looks: dict[str, Any] = {"markeredgecolor": "white", "markersize": 9, "linestyle": "none"}
         marker = MARKERS[place % len(MARKERS)]
         looks |= {"marker": marker, "color": f"C{1 + place % 9}"}
-        axes.plot([each["x"]], [each["y"]], label=plain(f"{name}{away}"), **looks)
+        axes.plot([each["x"]], [each["y"]], label=without_formulas(f"{name}{away}"), **looks)
     axes.set(xlabel="from the first network towards the second (L2 norm)", ylabel="at a right angle to it (L2 norm)")
     axes.set_aspect("equal", adjustable="box")

@@ -27,7 +27,7 @@ State = dict[str, Tensor]
 T = TypeVar("T")
 
 
-SECONDS = 10.0  # between two lines that say how far it is
+TELL_EVERY = 10.0  # between two lines that say how much is done
 
 
 class Scorer:
@@ -50,7 +50,7 @@ class Scorer:
         self.alone = World(0, 1, world.replicas, world.device, "none")
         self.config, self.update_bn = config, update_bn
         self.model = placed(new_network(config, dataset), config.channels_last, self.alone.device)
-        self.images = chosen(dataset, split, images)
+        self.images = choose_images(dataset, split, images)
         self.evaluator = make_evaluator(config, dataset, self.images, self.alone)
         self.normalize = Normalize(dataset.mean, dataset.std, self.alone.device, config.channels_last)
         self.training = make_batches(config, dataset, self.alone)
@@ -64,12 +64,12 @@ class Scorer:
         return self.evaluator.shared(self.load(state))
 
     def predictions(self, state: State) -> Tensor:
-        """The class of each image, int64; -1 for one that cannot be read."""
+        """Returns the predicted class of each image, int64, shape (images,); -1 for one that cannot be read."""
         table = self.evaluator.logits(self.load(state), 0, 1)
         return table[:, :-1].argmax(dim=1).where(table[:, -1] > 0, -1)
 
     def load(self, state: State) -> nn.Module:
-        """The network with this state; in it are the statistics that were measured, if any were."""
+        """Returns the network with this state; with `update_bn`, it has batch-norm statistics measured anew."""
         self.model.load_state_dict(state)
         if self.update_bn:
             models = [self.model] * len(self.alone.hosted)
@@ -77,7 +77,7 @@ class Scorer:
         return self.model
 
     def cost(self) -> str:
-        """What a score is computed from."""
+        """Says how many images a score is computed from."""
         text = f"{len(self.images):,} images"
         if self.update_bn:
             updates = sum(map(len, self.config.replicas))
@@ -85,12 +85,12 @@ class Scorer:
         return text
 
     def _iterations(self) -> int:
-        """Over whose batches batch-norm's statistics are measured."""
+        """Returns over how many iterations' batches batch-norm's statistics are measured."""
         per_epoch = self.training.plan.iterations
         return min(per_epoch, self.config.evaluate.recalibrate_iterations or per_epoch)
 
     def _batches(self) -> Iterable[list[list[Batch]]]:
-        """Training batches of each replica's augmentations, drawn once where they fit into memory."""
+        """Returns training batches of each replica's augmentations; they are drawn once if they fit into memory."""
         if self.kept is not None:
             return self.kept
         first, count = self.training.single.until, self._iterations()
@@ -114,12 +114,12 @@ class KeptBatches(EvaluationBatches):
 
 
 def new_network(config: Config, dataset: Dataset) -> nn.Module:
-    """A network that the config's weights fit, on the CPU."""
+    """Makes a network that the config's weights fit, on the CPU."""
     return create_model(config.model.model_copy(update={"pretrained": False}), dataset.classes, dataset.channels)
 
 
-def chosen(dataset: Dataset, split: str, images: int | None) -> Images:
-    """A split of the dataset, or so many of its images: drawn once for all, since files may be sorted by class.
+def choose_images(dataset: Dataset, split: str, images: int | None) -> Images:
+    """Returns a split of the dataset, or so many of its images: a fixed draw, since files may be sorted by class.
 
     Raises:
         UserError: there is no such split.
@@ -134,20 +134,21 @@ def chosen(dataset: Dataset, split: str, images: int | None) -> Images:
     return Subset(found, seeds.permutation(len(found), 0, seeds.SPLIT)[:images].sort().values.tolist())
 
 
-def divided(
+def map_over_ranks(
     count: int,
     compute: Callable[[int], T],
     world: World,
     what: str | None = None,
     keep: Callable[[int, T], None] | None = None,
 ) -> list[T]:
-    """compute(0) to compute(count - 1), each on one rank, on all ranks in order. Collective; `compute` is not.
+    """Computes `compute(i)` for i < count, one rank each, and returns all results in order on all ranks.
 
-    The ranks meet after each of theirs, so that none waits for long for the others, and all know what is done.
+    Collective; `compute` is not. The ranks exchange results after each of theirs, so that none waits for long for the
+    others, and all know what is done.
 
     Args:
-        what: name of these, if rank 0 is to say how long they take, and how far it is.
-        keep: called with each number and its value, soon after it is known, on every rank.
+        what: name of the results, for rank 0 to print how long they take and how many are done; None prints nothing.
+        keep: called on every rank with each number and its result, soon after it is known.
     """
     found: list[T] = []
     pace = Pace(count, what, world) if what else None
@@ -175,13 +176,13 @@ class Pace:
         self.first: tuple[float, int] | None = None
 
     def tick(self, done: int) -> None:
-        """So many parts are done."""
+        """Notes that `done` parts are done, and prints on rank 0 what is left, at most every TELL_EVERY."""
         now = time.monotonic()
         self.first = self.first or (now, done)
-        since, before = (self.start, 0) if done == self.first[1] else self.first  # the first ones also load the images
+        since, before = (self.start, 0) if done == self.first[1] else self.first  # the first parts also load the images
         left = (now - since) / (done - before) * (self.total - done)
         self.world.does(f"computing {self.what}: {done} are done")
-        if not self.world.main or now - self.said < SECONDS or done == self.total:
+        if not self.world.main or now - self.said < TELL_EVERY or done == self.total:
             return
         if self.said == 0:
             ranks = "1 rank" if self.world.size == 1 else f"{self.world.size} ranks"
@@ -196,22 +197,22 @@ def _duration(seconds: float) -> str:
 
 
 def parameters_of(model: nn.Module, state: State) -> Tensor:
-    """A state's trained parameters as one vector, fp64, on the CPU; buffers are no part of it."""
+    """Returns a state's floating-point parameters, without buffers, as one vector, fp64, on the CPU."""
     names = [name for name, parameter in model.named_parameters() if parameter.is_floating_point()]
     return torch.cat([state[name].detach().cpu().double().flatten() for name in names])
 
 
-def barrier(losses: Sequence[float]) -> float:
-    """How far losses at even steps from one network to another rise above the straight line between the ends.
+def loss_barrier(losses: Sequence[float]) -> float:
+    """Returns how far losses at even steps from one network to another rise above the straight line of their ends.
 
-    At its highest between them: negative where the loss sags everywhere, as in a convex valley.
+    It is the highest rise between the ends: negative if the loss sags everywhere, as in a convex valley.
     """
     line = np.linspace(losses[0], losses[-1], len(losses))
     return float((np.asarray(losses) - line)[1:-1].max())
 
 
 def shipped_states(runs: Sequence[Path], configs: Sequence[Config], dataset: Dataset) -> list[State]:
-    """The weights of the one network that each finished run ships, on the CPU.
+    """Returns the weights of the one network that each finished run ships, on the CPU.
 
     Raises:
         UserError: a run has none, is named twice, or its network is not that of the first.
@@ -231,7 +232,7 @@ def shipped_states(runs: Sequence[Path], configs: Sequence[Config], dataset: Dat
 
 
 def shapes(state: State) -> list[tuple[str, torch.Size]]:
-    """Equal for two networks of one structure."""
+    """Returns the names and shapes of a state's tensors, which are equal for two networks of one structure."""
     return [(name, value.shape) for name, value in state.items()]
 
 
@@ -245,8 +246,8 @@ def warn_of_unreadable(scorer: Scorer, world: World) -> None:
         scorer.evaluator.unreadable.share(partial(print, flush=True))
 
 
-def described(options: argparse.Namespace, scorer: Scorer) -> str:
-    """Which images a figure's losses are of."""
+def describe_images(options: argparse.Namespace, scorer: Scorer) -> str:
+    """Says which images a figure's losses are of."""
     kind = {"test": "test", "train": "training", "validation": "held-out"}[options.split]
     return f"{len(scorer.images):,} {kind} images"
 

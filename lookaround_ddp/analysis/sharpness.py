@@ -11,22 +11,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from lookaround_ddp import seeds
 from lookaround_ddp.analysis.hessian import hessian_vector_product, top_eigenvalue
-from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain, short_names
+from lookaround_ddp.analysis.output import Numbers, Output, empty_figure, legend_below, short_names, without_formulas
 from lookaround_ddp.analysis.scoring import (
     Scorer,
     State,
     default_output,
-    described,
-    divided,
+    describe_images,
+    map_over_ranks,
     shipped_states,
     warn_of_unreadable,
 )
@@ -35,6 +32,7 @@ from lookaround_ddp.data import Batch, load, prepare
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import evaluating
+from lookaround_ddp.tables import print_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,36 +58,35 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         if way is None:
             return scorer.score(states[run])
         direction = filter_normalized(scorer.model, states[run], options.seed, way)
-        return scorer.score(moved(states[run], direction, radius))
+        return scorer.score(perturb(states[run], direction, radius))
 
-    scores = divided(len(places), score, world, "scores")
+    scores = map_over_ranks(len(places), score, world, "scores")
     rows = {str(run): _row(number, places, scores) for number, run in enumerate(runs)}
     if options.hessian_images:
         with world.together():
             hessian = Scorer(config, dataset, world, "train", options.hessian_images, options.recalibrate)
-        found = divided(len(runs), lambda run: eigenvalue(hessian, states[run], options), world, "eigenvalues")
+        found = map_over_ranks(len(runs), lambda run: eigenvalue(hessian, states[run], options), world, "eigenvalues")
         for row, each in zip(rows.values(), found, strict=True):
             row["hessian"] = each
     warn_of_unreadable(scorer, world)
     if world.main:
         numbers = {
-            "images": described(options, scorer),
+            "images": describe_images(options, scorer),
             "directions": options.directions,
             "seed": options.seed,
             "batch_norm": "measured anew" if options.recalibrate else "the network's own statistics",
             "runs": rows,
         }
-        _print(numbers, Console())
+        _print(numbers)
         _draw(numbers, output)
         output.write(numbers)
-        output.say()
 
 
 def filter_normalized(model: nn.Module, state: State, seed: int, number: int) -> State:
-    """A random direction in which each filter is as long as the network's own (Li et al., arXiv 1712.09913).
+    """Draws a random direction in which each filter is as long as the network's own (Li et al., arXiv 1712.09913).
 
-    A filter is what makes one output of a convolution or linear layer. Biases and what norm layers have, of one
-    dimension, stay where they are. Networks of one structure get the same draws.
+    A filter makes one output of a convolution or linear layer. Parameters of one dimension (biases, norm layers) have
+    no part in the direction. Networks of one structure get the same draws.
     """
     generator = torch.Generator().manual_seed(seeds.derive(seed, number))
     direction: State = {}
@@ -104,8 +101,8 @@ def filter_normalized(model: nn.Module, state: State, seed: int, number: int) ->
     return direction
 
 
-def moved(state: State, direction: State, radius: float) -> State:
-    """The state with radius times the direction added."""
+def perturb(state: State, direction: State, radius: float) -> State:
+    """Returns the state with `radius` times the direction added."""
     return {
         name: (value.double() + radius * direction[name]).to(value.dtype) if name in direction else value
         for name, value in state.items()
@@ -113,9 +110,9 @@ def moved(state: State, direction: State, radius: float) -> State:
 
 
 def eigenvalue(scorer: Scorer, state: State, options: argparse.Namespace) -> Numbers:
-    """The largest one of the mean cross-entropy's Hessian over the scorer's images, in evaluation mode, in fp32.
+    """Measures the largest eigenvalue of the mean cross-entropy's Hessian over the scorer's images.
 
-    residual: |H v - lambda v| / |lambda| for a unit vector v.
+    The network is in evaluation mode, in fp32. residual: |H v - lambda v| / |lambda| for the unit eigenvector v.
     """
     model = scorer.load(state)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -123,7 +120,7 @@ def eigenvalue(scorer: Scorer, state: State, options: argparse.Namespace) -> Num
 
     def losses() -> list[Callable[[], Tensor]]:
         made = list(load(batches, range(len(batches)), scorer.evaluator.workers, False))
-        count = sum(len(batch.labels) for batch in made)  # those that can be read
+        count = sum(len(batch.labels) for batch in made)  # images that can be read
         return [partial(_loss, scorer, model, batch, count) for batch in made if len(batch.images)]
 
     def product(vector: Tensor) -> Tensor:
@@ -153,7 +150,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _row(run: int, places: Sequence[Place], scores: Sequence[Numbers]) -> Numbers:
-    """Of a run: the score at it, and at each radius those in all directions."""
+    """Collects a run's scores: the one at its minimum, and at each radius those in all directions."""
     own = [(place, score) for place, score in zip(places, scores, strict=True) if place[0] == run]
     radii = sorted({radius for (_, way, radius), _ in own if way is not None})
     at = {radius: [score for (_, way, each), score in own if each == radius and way is not None] for radius in radii}
@@ -165,37 +162,34 @@ def _row(run: int, places: Sequence[Place], scores: Sequence[Numbers]) -> Number
     }
 
 
-def _print(numbers: Numbers, console: Console) -> None:
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
-    table.add_column("mean NLL at radius")
+def _print(numbers: Numbers) -> None:
     radii = next(iter(numbers["runs"].values()))["radii"]
     shown = sorted({0, len(radii) // 2, len(radii) - 1})
-    for heading in ("0", *(f"{radii[place]:g}" for place in shown), "top eigenvalue"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ["mean NLL at radius", "0", *(f"{radii[place]:g}" for place in shown), "top eigenvalue"]
+    table = []
     for name, row in numbers["runs"].items():
         hessian = f"{row['hessian']['top_eigenvalue']:.4g}" if "hessian" in row else ""
         means = [f"{np.mean(row['nll'][place]):.4f}" for place in shown]
-        table.add_row(name, f"{row['score']['nll']:.4f}", *means, hessian)
-    console.print(table)
-    notes = [
+        table.append([name, f"{row['score']['nll']:.4f}", *means, hessian])
+    print_table(headings, table, wrapped=(0,))
+    print(
         f"{numbers['images']}; {numbers['directions']} random directions, the same for all, filter-normalized: at "
-        "radius 1 each filter is moved by its own norm.",
+        "radius 1 each filter is moved by its own norm."
+    )
+    print(
         "The eigenvalue is of the training loss. It is no measure across scales: batch-norm makes weights of any size "
-        "the same function, and larger ones flatter.",
-    ]
-    console.print(*notes, sep="\n", markup=False, highlight=False, soft_wrap=True)
+        "the same function, and larger ones flatter."
+    )
 
 
 def _draw(numbers: Numbers, output: Output) -> None:
-    from matplotlib.figure import Figure  # takes seconds to import
-
     hessian = all("hessian" in row for row in numbers["runs"].values())
-    figure = Figure(figsize=(13 if hessian else 9, 4.2), layout="constrained")
+    figure = empty_figure(13 if hessian else 9, 4.2)
     axes = figure.subplots(1, 3 if hessian else 2)
     names = short_names(list(numbers["runs"]))
     for place, (name, row) in enumerate(zip(names, numbers["runs"].values(), strict=True)):
         for key, panel in (("nll", axes[0]), ("top1", axes[1])):
-            _plot(panel, row, key, f"C{place % 10}", plain(name))
+            _plot(panel, row, key, f"C{place % 10}", without_formulas(name))
     if hessian:
         _draw_eigenvalues(axes[2], numbers["runs"])
     axes[0].set(title="loss", ylabel="NLL (nats per image)")
@@ -219,7 +213,7 @@ def _plot(axes: Axes, row: Numbers, key: str, color: str, label: str) -> None:
 
 
 def _draw_eigenvalues(axes: Axes, rows: Numbers) -> None:
-    """A bar for each run, in the colour that it has in the legend."""
+    """Draws a bar for each run, in the colour that it has in the legend."""
     values = [row["hessian"]["top_eigenvalue"] for row in rows.values()]
     bars = axes.bar(range(len(values)), values, color=[f"C{place % 10}" for place in range(len(values))])
     axes.bar_label(bars, [f"{value:.3g}" for value in values])

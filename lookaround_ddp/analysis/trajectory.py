@@ -8,17 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from lookaround_ddp.analysis.continuation import Continuation, select_checkpoints
-from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain
-from lookaround_ddp.analysis.scoring import Pace, Scorer, State, default_output, described, divided, warn_of_unreadable
+from lookaround_ddp.analysis.output import Numbers, Output, empty_figure, legend_below, without_formulas
+from lookaround_ddp.analysis.scoring import (
+    Pace,
+    Scorer,
+    State,
+    default_output,
+    describe_images,
+    map_over_ranks,
+    warn_of_unreadable,
+)
 from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import Score, mean_state
+from lookaround_ddp.tables import print_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +33,7 @@ SHARES = (1.0, 0.1, 0.01)  # of the run's learning rate, where none is given
 
 
 def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], world: World) -> None:
-    """From a checkpoint's mean, so many iterations of the trainer without an average step, for each learning rate."""
+    """Trains on from a checkpoint's mean without average steps, and scores each iteration, for each learning rate."""
     if len(runs) > 1:
         raise UserError(f"one run at a time: {runs[0]} or {runs[1]}?")
     if options.iterations < 1:
@@ -47,13 +52,13 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     curves: list[Numbers] = []
     for rate in rates:
         going.restore(start)
-        rows, diverged = [scored(scorer, going.states(), world)], None
+        rows, diverged = [score_states(scorer, going.states(), world)], None
         pace.tick(len(curves) * (options.iterations + 1) + len(rows))
         try:
             for _ in going.train(start, options.iterations, rate):
-                rows.append(scored(scorer, going.states(), world))
+                rows.append(score_states(scorer, going.states(), world))
                 pace.tick(len(curves) * (options.iterations + 1) + len(rows))
-        except FloatingPointError as error:  # what was measured before it, and the other rates, are no worse for it
+        except FloatingPointError as error:  # the iterations before it and the other rates are still good
             diverged = f"learning rate {rate:g}: {error}"
             if world.main:
                 print(diverged, flush=True)
@@ -65,53 +70,49 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
             "run": str(run),
             "checkpoint": start,
             "iterations": options.iterations,
-            "images": described(options, scorer),
+            "images": describe_images(options, scorer),
             "batch_norm": "measured anew" if options.recalibrate else "averaged with the weights",
             "replicas": [", ".join(map(_name, own)) for own in config.replicas],
             "curves": curves,
         }
-        _print(numbers, Console())
+        _print(numbers)
         _draw(numbers, output)
         output.write(numbers)
-        output.say()
     if all(curve["diverged"] for curve in curves):
         raise FloatingPointError(curves[-1]["diverged"])
 
 
-def scored(scorer: Scorer, states: Sequence[State], world: World) -> list[Score]:
-    """The score of the states' mean, then of each. Collective."""
+def score_states(scorer: Scorer, states: Sequence[State], world: World) -> list[Score]:
+    """Returns the score of the states' mean, then of each state. Collective."""
 
     def task(number: int) -> Score:
         return scorer.score(mean_state(states) if number == 0 else states[number - 1])
 
-    return divided(1 + len(states), task, world)
+    return map_over_ranks(1 + len(states), task, world)
 
 
 def _name(entry: object) -> str:
     return entry if isinstance(entry, str) else "+".join(entry) if isinstance(entry, dict) else str(entry)
 
 
-def _print(numbers: Numbers, console: Console) -> None:
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
-    for heading in ("lr", "network", "top-1 %", "at best", "NLL", "at best"):
-        table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
+def _print(numbers: Numbers) -> None:
+    table = []
     for curve in numbers["curves"]:
         names = ["mean phi", *(f"replica {place}: {own}" for place, own in enumerate(numbers["replicas"]))]
         for place, name in enumerate(names):
             scores = curve["mean"] if place == 0 else [row[place - 1] for row in curve["replicas"]]
-            later = scores[1:] or scores  # only where the first iteration diverged there is nothing but the start
+            later = scores[1:] or scores  # if the first iteration diverged, there is only the start
             top1, nll = [score["top1"] for score in later], [score["nll"] for score in later]
             lowest = min(filter(math.isfinite, nll), default=math.nan)
             cells = [f"{top1[-1]:.2f}", f"{max(top1):.2f}", f"{nll[-1]:.4g}", f"{lowest:.4g}"]
-            table.add_row(f"{curve['lr']:g}" if place == 0 else "", name, *cells)
+            table.append([f"{curve['lr']:g}" if place == 0 else "", name, *cells])
     begin = numbers["curves"][0]["mean"][0]
-    console.print(_titled(numbers), markup=False, highlight=False, soft_wrap=True)
-    console.print(table)
-    note = (
+    print(_titled(numbers))
+    print_table(("lr", "network", "top-1 %", "at best", "NLL", "at best"), table, left=(1,))
+    print(
         "At the end (or the last iteration before a rate diverged), and at the best iteration. The common point: "
         f"top-1 {begin['top1']:.2f}, NLL {begin['nll']:.4f}."
     )
-    console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def _titled(numbers: Numbers) -> str:
@@ -122,10 +123,8 @@ def _titled(numbers: Numbers) -> str:
 
 
 def _draw(numbers: Numbers, output: Output) -> None:
-    from matplotlib.figure import Figure  # takes seconds to import
-
     curves = numbers["curves"]
-    figure = Figure(figsize=(max(4.2 * len(curves), 6), 6.6), layout="constrained")
+    figure = empty_figure(max(4.2 * len(curves), 6), 6.6)
     panels = figure.subplots(2, len(curves), squeeze=False, sharex=True)
     for column, curve in enumerate(curves):
         for row, key in enumerate(("top1", "nll")):
@@ -142,7 +141,7 @@ def _draw(numbers: Numbers, output: Output) -> None:
 def _plot(axes: Axes, curve: Numbers, key: str, names: Sequence[str]) -> None:
     for place, name in enumerate(names):
         values = [row[place][key] for row in curve["replicas"]]
-        axes.plot(values, color=f"C{place % 10}", lw=1.2, label=plain(f"replica {place}: {name}"))
+        axes.plot(values, color=f"C{place % 10}", lw=1.2, label=without_formulas(f"replica {place}: {name}"))
     axes.plot([score[key] for score in curve["mean"]], color="black", lw=2, label="their mean phi, never put in place")
     axes.grid(alpha=0.3)
     axes.locator_params(axis="x", integer=True)

@@ -12,25 +12,21 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 
 from lookaround_ddp.averaging import Lookaround
-from lookaround_ddp.bench import average as memory
 from lookaround_ddp.bench import cost
 from lookaround_ddp.bench import figures as machine
 from lookaround_ddp.bench.figures import Figures
-from lookaround_ddp.bench.ranks import describe, in_turn, job_size, on_ranks, slowest, speaks
+from lookaround_ddp.bench.ranks import describe_ranks, job_size, milliseconds_in_turn, on_ranks, slowest, speaks
 from lookaround_ddp.config import ModelConfig
 from lookaround_ddp.models import create_model
 
 CLASSES = 1000
 
 
-WARM_UP = 3  # the first call opens connections, and moves PeriodicModelAverager's parameters into its buffer
+WARM_UP_CALLS = 3  # the first call opens connections, and moves PeriodicModelAverager's parameters into its buffer
 
 
 MEMORY_REPEATS = 3
@@ -44,7 +40,7 @@ REFERENCE, BOUND = "PeriodicModelAverager", "bare all_reduce"
 
 NOTES = f"""\
 Time of the slowest rank, each repeat started by a barrier; the competitors take turns in every repeat, after
-{WARM_UP} calls of each. {EXACT}: average() with its finite check, over parameters and running statistics;
+{WARM_UP_CALLS} calls of each. {EXACT}: average() with its finite check, over parameters and running statistics;
 measure=True adds the replicas' distances to their mean, as the trainer does. {REFERENCE} (PMA):
 PyTorch's, over parameters; its first call moves them into a flat buffer that stays resident and is not counted.
 {BOUND}: of one flat fp32 buffer of as many elements, a bound that packs nothing. Extra: the most that any
@@ -62,15 +58,14 @@ def report(options: argparse.Namespace) -> Figures:
         UserError: an unknown model; fewer than 1 rank or repeat.
     """
     machine.at_least({"--ranks": options.ranks, "--repeats": options.repeats}, 1)
-    console, progress = machine.console(), Console(stderr=True, highlight=False)
     model = create_model(ModelConfig(name=options.model), CLASSES)
     elements = sum(parameter.numel() for parameter in model.parameters())
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     del model
     ranks = job_size(options.ranks)
-    setting = describe(ranks)
+    setting = describe_ranks(ranks)
     if speaks():
-        progress.print(f"average: {ranks} ranks measure, each with {options.model} ...", markup=False)
+        machine.print_progress(f"average: {ranks} ranks measure, each with {options.model} ...")
     measured, sizes = _measure(options.model, ranks, options.repeats)
     figures = {
         "machine": setting,
@@ -79,13 +74,13 @@ def report(options: argparse.Namespace) -> Figures:
         "parameter_bytes": size,
         "repeats": options.repeats,
         "rows": {name: _row(name, measured) for name in measured},
-        "cost": cost.figures(sizes, ranks, size) if ranks > 1 else None,
+        "cost": cost.cost_figures(sizes, ranks, size) if ranks > 1 else None,
     }
     if speaks():
-        _print(figures, console)
+        _print(figures)
         if ranks > 1:
             step = None if options.step_ms is None else options.step_ms / 1000
-            cost.print_cost(figures["cost"], step, options.epoch_steps, console)
+            cost.print_cost(figures["cost"], step, options.epoch_steps)
     return figures
 
 
@@ -101,25 +96,23 @@ def _row(name: str, measured: Figures) -> Figures:
     }
 
 
-def _print(figures: Figures, console: Console) -> None:
-    machine.print_machine(figures["machine"], console)
+def _print(figures: Figures) -> None:
+    machine.print_machine(figures["machine"])
     title = f"Average step of {figures['model']}: {figures['parameters'] / 1e6:.2f} M parameters, "
     title += f"{figures['parameter_bytes'] / 1e6:.1f} MB; n = {figures['repeats']}"
-    console.print(title, markup=False, highlight=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
-    table.add_column("ms", no_wrap=True)
-    for heading in ("min", "median", "max", "x PMA", "extra MB", "x PMA"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    print(title)
+    table = []
     for name, row in figures["rows"].items():
         extra = "-" if row["extra_bytes"] is None else f"{row['extra_bytes'] / 1e6:.1f}"
         ratio = "-" if row["memory_ratio"] is None else f"{row['memory_ratio']:.2f}"
-        table.add_row(name, *machine.spread_cells(row["milliseconds"], 2), f"{row['time_ratio']:.2f}", extra, ratio)
-    console.print(table)
-    console.print(NOTES, markup=False, highlight=False, soft_wrap=True)
+        times = machine.spread_cells(row["milliseconds"], 2)
+        table.append([name, *times, f"{row['time_ratio']:.2f}", extra, ratio])
+    machine.print_figures(("ms", "min", "median", "max", "x PMA", "extra MB", "x PMA"), table)
+    print(NOTES)
 
 
 def _measure(model: str, ranks: int, repeats: int) -> tuple[Figures, Figures]:
-    """By competitor, and by megabytes."""
+    """Returns milliseconds and extra bytes by competitor, and milliseconds by megabytes."""
     everyone = on_ranks(_measured, ranks, model, repeats)
     milliseconds = slowest([times for times, _, _ in everyone])
     figures = {}
@@ -136,23 +129,23 @@ def _measure(model: str, ranks: int, repeats: int) -> tuple[Figures, Figures]:
 def _measured(
     device: torch.device, name: str, repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, list[int | None]], dict[str, list[float]]]:
-    """On one rank: milliseconds of each competitor's calls, the memory that some of them took, milliseconds by size."""
+    """Measures on one rank: milliseconds and extra bytes of each competitor's calls, and milliseconds by megabytes."""
     model = create_model(ModelConfig(name=name), CLASSES).to(device)
     competitors = _competitors(model, device)
-    for _ in range(WARM_UP):
+    for _ in range(WARM_UP_CALLS):
         for call in competitors.values():
             call()
-    milliseconds = in_turn(competitors, repeats, device)
+    milliseconds = milliseconds_in_turn(competitors, repeats, device)
     extra: dict[str, list[int | None]] = {each: [] for each in competitors}
     for _ in range(min(repeats, MEMORY_REPEATS)):
         for each, call in competitors.items():
             dist.barrier()
-            extra[each].append(memory.extra_bytes(call, device))
-    return milliseconds, extra, cost.measure(device, repeats) if dist.get_world_size() > 1 else {}
+            extra[each].append(extra_bytes(call, device))
+    return milliseconds, extra, cost.measure_sizes(device, repeats) if dist.get_world_size() > 1 else {}
 
 
 def _competitors(model: nn.Module, device: torch.device) -> dict[str, Callable[[], object]]:
-    """Calls that average what every rank has of the model."""
+    """Makes the calls that average the ranks' models, by competitor."""
     theirs = copy.deepcopy(model)  # PeriodicModelAverager replaces each parameter's memory
     for parameter in theirs.parameters():
         parameter.grad = torch.zeros_like(parameter)  # it passes over parameters without one
@@ -179,7 +172,7 @@ TOLERANCE = 2**21  # the kernel counts pages per core and sums up lazily, so its
 
 
 def extra_bytes(call: Callable[[], object], device: torch.device) -> int | None:
-    """Peak minus resident bytes of this process, or of its GPU, during the call; None if it cannot be told.
+    """Returns peak minus resident bytes of this process, or of its GPU, during the call; None if unknown.
 
     The call is made in any case: it may be a collective, and other ranks wait for it.
     """
@@ -196,7 +189,7 @@ def extra_bytes(call: Callable[[], object], device: torch.device) -> int | None:
 
 
 def _reset_peak() -> int | None:
-    """Resident bytes, from which the peak now counts; None where the system does not do this (not Linux, musl).
+    """Restarts the peak from the resident bytes, and returns these; None if the system cannot (not Linux, musl).
 
     Memory that was freed but is still in malloc's hands would hide what the call needs, so it goes back first.
     """
@@ -210,6 +203,6 @@ def _reset_peak() -> int | None:
 
 
 def _status(key: str) -> int:
-    """A field of /proc/self/status, which is in kB, in bytes."""
+    """Returns a field of /proc/self/status in bytes; the file has it in kB."""
     fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
     return int(fields[key].split()[0]) * 1024

@@ -80,7 +80,7 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, layout: torch.memory_format) -> torch.Tensor:
-    """One step of one network; its loss."""
+    """Takes one step of one network; returns its loss, 0-dim."""
     images, labels = batch
     device = next(model.parameters()).device
     images = images.to(device, non_blocking=True, memory_format=layout)

@@ -8,15 +8,12 @@ from functools import partial
 
 import numpy as np
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from scipy.optimize import nnls
 from torch import nn
 
 from lookaround_ddp.averaging import Lookaround
-from lookaround_ddp.bench.figures import Figures
-from lookaround_ddp.bench.ranks import in_turn
+from lookaround_ddp.bench.figures import Figures, print_figures
+from lookaround_ddp.bench.ranks import milliseconds_in_turn
 
 MEGABYTES = (1, 4, 16, 64)
 
@@ -43,22 +40,22 @@ class Line:
     ranks: int
 
     def seconds(self, size: float, ranks: int) -> float:
-        """By the ring model. Of a single rank, nothing."""
+        """Returns the seconds of `size` bytes on so many ranks by the ring model; 0 for one rank."""
         hops = (ranks - 1) / (self.ranks - 1)
         volume = (1 - 1 / ranks) / (1 - 1 / self.ranks)
         return self.latency * hops + size / self.bandwidth * volume
 
 
-def fit(sizes: Sequence[float], seconds: Sequence[float], ranks: int) -> Line:
-    """The line with the least sum of squared relative errors; neither of its terms is negative."""
+def fit_line(sizes: Sequence[float], seconds: Sequence[float], ranks: int) -> Line:
+    """Fits the line with the least sum of squared relative errors; neither of its terms is negative."""
     x, y = np.array(sizes, dtype=float), np.array(seconds, dtype=float)
     scale = x.max()
     (latency, slope), _ = nnls(np.stack([1 / y, x / scale / y], axis=1), np.ones_like(y))
     return Line(float(latency), float(scale / slope) if slope > 0 else float("inf"), ranks)
 
 
-def measure(device: torch.device, repeats: int) -> dict[str, list[float]]:
-    """On one rank: milliseconds of average steps of each size."""
+def measure_sizes(device: torch.device, repeats: int) -> dict[str, list[float]]:
+    """Measures, on one rank, milliseconds of average steps of each size, by megabytes."""
     competitors = {}
     for megabytes in MEGABYTES:
         module = nn.Module()
@@ -66,22 +63,23 @@ def measure(device: torch.device, repeats: int) -> dict[str, list[float]]:
         competitors[str(megabytes)] = partial(_average, Lookaround(module))
     for call in competitors.values():
         call()
-    return in_turn(competitors, repeats, device)
+    return milliseconds_in_turn(competitors, repeats, device)
 
 
 def _average(around: Lookaround) -> None:
     around.average()
 
 
-def figures(times: Mapping[str, Sequence[float]], ranks: int, size: int) -> Figures:
-    """
+def cost_figures(times: Mapping[str, Sequence[float]], ranks: int, size: int) -> Figures:
+    """Returns the fitted line and the seconds of an average step for several numbers of ranks.
+
     Args:
         times: milliseconds by megabytes.
-        size: bytes of the parameters that the costs are to be of.
+        size: bytes of the parameters that are averaged.
     """
     sizes = [1e6 * int(megabytes) for megabytes in times]
     medians = [float(np.median(values)) / 1000 for values in times.values()]
-    line = fit(sizes, medians, ranks)
+    line = fit_line(sizes, medians, ranks)
     return {
         "bytes": sizes,
         "seconds": medians,
@@ -92,25 +90,20 @@ def figures(times: Mapping[str, Sequence[float]], ranks: int, size: int) -> Figu
     }
 
 
-def print_cost(found: Figures, step: float | None, epoch: int, console: Console) -> None:
-    """
+def print_cost(found: Figures, step: float | None, epoch: int) -> None:
+    """Prints the fitted line, and a table of the average step's time and its share of a round.
+
     Args:
-        step: seconds of a training step, if known.
+        step: seconds of a training step; None leaves the shares out.
         epoch: iterations in an epoch.
     """
     parts = [f"{size / 1e6:.0f} MB {1000 * t:.1f} ms" for size, t in zip(found["bytes"], found["seconds"], strict=True)]
     rate = f"{found['bandwidth'] / 1e6:.0f} MB/s" if found["bandwidth"] < float("inf") else "no limit"
-    text = f"{', '.join(parts)}: latency {1000 * found['latency']:.2f} ms, bandwidth {rate}"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
-    table.add_column("ranks", no_wrap=True)
-    table.add_column("average, ms", justify="right", no_wrap=True)
+    print(f"{', '.join(parts)}: latency {1000 * found['latency']:.2f} ms, bandwidth {rate}")
     rounds = {f"k = {k}": k for k in ROUNDS} | {f"epoch ({epoch})": epoch}
-    for heading in rounds if step is not None else ():
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = []
     for ranks, seconds in found["average"].items():
         shares = [] if step is None else [seconds / (seconds + k * step) for k in rounds.values()]
-        table.add_row(ranks, f"{1000 * seconds:.1f}", *(f"{100 * share:.1f} %" for share in shares))
-    console.print(table)
-    notes = NOTES if step is not None else NOTES.partition(" The columns")[0] + " --step-ms MS adds what a round pays."
-    console.print(notes, markup=False, highlight=False, soft_wrap=True)
+        table.append([ranks, f"{1000 * seconds:.1f}", *(f"{100 * share:.1f} %" for share in shares)])
+    print_figures(["ranks", "average, ms", *(rounds if step is not None else ())], table)
+    print(NOTES if step is not None else NOTES.partition(" The columns")[0] + " --step-ms MS adds what a round pays.")

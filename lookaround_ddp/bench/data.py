@@ -11,15 +11,12 @@ import PIL
 import torch
 import torchvision
 from PIL import Image
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torchvision.transforms import AutoAugmentPolicy
 
 from lookaround_ddp.bench import figures as machine
 from lookaround_ddp.bench import jpegs
-from lookaround_ddp.bench.figures import Figures
-from lookaround_ddp.bench.throughput import Competitors, images_per_second, in_turn, processes
+from lookaround_ddp.bench.figures import Figures, in_turn
+from lookaround_ddp.bench.throughput import Competitors, images_per_second, processes_name
 from lookaround_ddp.config import AugmentConfig
 from lookaround_ddp.data import Arrays, Dataset, Iterations, Plan, train_pipelines
 from lookaround_ddp.data.device import DeviceIterations, batched, pixels
@@ -58,7 +55,7 @@ def report(options: argparse.Namespace) -> Figures:
         UserError: a number that is too small, an unknown model.
     """
     machine.at_least({"--rounds": options.rounds, "--batch-size": options.batch_size}, 1)
-    jpegs.check(options.consumer)
+    jpegs.check_model(options.consumer)
     batch_size = min(options.batch_size, IMAGES)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = options.workers or cores
@@ -72,23 +69,22 @@ def report(options: argparse.Namespace) -> Figures:
         "rounds": options.rounds,
         "rows": {},
     }
-    progress = Console(stderr=True, highlight=False)
     data = _made_up()
     stored = {device: pixels(data.train, torch.device(device)) for device in ("cpu", "cuda")[: 1 + gpus]}
     for augmentations in LISTS:
         name = " + ".join(augmentations)
-        progress.print(f"data: {name}", markup=False)
+        machine.print_progress(f"data: {name}")
         speeds = in_turn(_competitors(augmentations, data, stored, batch_size, workers), options.rounds)
         figures["rows"][name] = {one: _row(one, speeds, workers) for one in speeds}
-    progress.print("data: JPEG files", markup=False)
-    figures["jpeg"] = jpegs.measured(options.consumer, options.batch_size, workers, options.rounds)
-    _print(figures, machine.console())
-    jpegs.print_table(figures["jpeg"], machine.console())
+    machine.print_progress("data: JPEG files")
+    figures["jpeg"] = jpegs.measure_jpegs(options.consumer, options.batch_size, workers, options.rounds)
+    _print(figures)
+    jpegs.print_jpegs(figures["jpeg"])
     return figures
 
 
 def _made_up() -> Dataset:
-    """Smooth pictures of random colours."""
+    """Makes smooth pictures of random colours."""
     small = np.random.default_rng(0).integers(0, 256, (IMAGES, 8, 8, 3), dtype=np.uint8)
     large = [Image.fromarray(each).resize((SIDE, SIDE), Image.Resampling.BILINEAR) for each in small]
     split = Arrays(np.stack([np.asarray(each) for each in large]), [0] * IMAGES)
@@ -107,7 +103,7 @@ def _competitors(
     def competitor(batches: Iterations, loaders: int = 0) -> Callable[[], float]:
         return lambda: images_per_second(batches, batch_size, loaders)
 
-    result = {ONE_CORE: competitor(by_image), processes(workers): competitor(by_image, workers)}
+    result = {ONE_CORE: competitor(by_image), processes_name(workers): competitor(by_image, workers)}
     for device, images in stored.items():
         on_device = DeviceIterations(images, data.train, plan, {0: [batched(pipeline)]})
         result[CPU if device == "cpu" else GPU] = competitor(on_device)
@@ -117,26 +113,20 @@ def _competitors(
 def _row(name: str, speeds: dict[str, list[float]], workers: int) -> Figures:
     row: Figures = {"images_per_second": machine.spread(speeds[name]), "ratio": None, "ratio_to": None}
     if name in (CPU, GPU):
-        row["ratio_to"] = ONE_CORE if name == CPU else processes(workers)
-        row["ratio"] = machine.ratio(speeds[name], speeds[row["ratio_to"]])
+        row["ratio_to"] = ONE_CORE if name == CPU else processes_name(workers)
+        row["ratio"] = machine.round_ratios(speeds[name], speeds[row["ratio_to"]])
     return row
 
 
-def _print(figures: Figures, console: Console) -> None:
-    machine.print_machine(figures["machine"], console)
-    versions = f"torchvision {figures['torchvision']} | Pillow {figures['pillow']}"
-    setting = f"Data: batches of {figures['batch_size']}; n = {figures['rounds']}"
-    for line in (versions, setting):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
-    table.add_column("images/s", no_wrap=True)
-    for heading in ("min", "median", "max", "ratio", "of rounds"):
-        table.add_column(heading, justify="right", no_wrap=True)
+def _print(figures: Figures) -> None:
+    machine.print_machine(figures["machine"])
+    print(f"torchvision {figures['torchvision']} | Pillow {figures['pillow']}")
+    print(f"Data: batches of {figures['batch_size']}; n = {figures['rounds']}")
+    table = []
     for augmentations, rows in figures["rows"].items():
-        table.add_row(augmentations)
+        table.append([augmentations])
         for name, row in rows.items():
-            ratio = row["ratio"]
-            cells = [f"{ratio['of_medians']:.2f}", f"{ratio['min']:.2f} to {ratio['max']:.2f}"] if ratio else []
-            table.add_row(f"  {name}", *machine.spread_cells(row["images_per_second"], 0), *cells)
-    console.print(table)
-    console.print(NOTES, markup=False, highlight=False, soft_wrap=True)
+            speeds = machine.spread_cells(row["images_per_second"], 0)
+            table.append([f"  {name}", *speeds, *machine.ratio_cells(row["ratio"])])
+    machine.print_figures(("images/s", "min", "median", "max", "ratio", "of rounds"), table)
+    print(NOTES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import platform
@@ -10,28 +9,25 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.files import with_filename
+from lookaround_ddp.tables import print_table
 
 Figures = dict[str, Any]  # JSON-able
 
 
-WIDTH = 120  # of a table that no terminal limits
-
-
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
+PIPE_WIDTH = 120  # characters of a table that no terminal limits
 
 
 def describe_machine(backend: str, ranks: str, threads: int, gpus: int = 0) -> Figures:
-    """The hardware, the versions and the setting, to stand above a table and in a JSON file.
+    """Returns the hardware, the versions and the setting, to stand above a table and in a JSON file.
 
     Args:
         backend: what the ranks communicate with.
@@ -55,7 +51,7 @@ def describe_machine(backend: str, ranks: str, threads: int, gpus: int = 0) -> F
     }
 
 
-def print_machine(machine: Figures, console: Console) -> None:
+def print_machine(machine: Figures) -> None:
     gpus = [f"{len(machine['gpus'])} x {machine['gpus'][0]}"] if machine["gpus"] else []
     hardware = [f"{machine['processor']}, {machine['cores']} cores", *gpus, machine["system"]]
     versions = [f"Python {machine['python']}", f"torch {machine['torch']}"]
@@ -68,29 +64,52 @@ def print_machine(machine: Figures, console: Console) -> None:
     if machine["load_at_start"] is not None:
         setting.append(f"load average at the start {machine['load_at_start']}")
     for line in (hardware, versions, setting):
-        console.print(" | ".join(line), markup=False, highlight=False, soft_wrap=True)
+        print(" | ".join(line))
 
 
 def rank_environment(threads: int) -> dict[str, str]:
-    """The environment of a measured process: as many threads as the table says, whatever the caller's is."""
+    """Returns the environment of a measured process: with so many threads, whatever the caller's has."""
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     return dict(os.environ) | dict.fromkeys(variables, str(threads))
 
 
 def now(device: torch.device) -> float:
-    """The clock, once all that the device was given is done."""
+    """Waits until the device has finished its work; returns the clock in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def console() -> Console:
-    """For tables; in a file or a pipe as wide as they need."""
-    return Console(width=None if sys.stdout.isatty() else WIDTH)
+def print_figures(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table; in a file or a pipe it may be PIPE_WIDTH wide."""
+    print_table(headings, rows, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def print_progress(text: str) -> None:
+    """Prints a line on standard error, apart from the tables."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def turns(names: Iterable[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """Yields (round, name): every name once in a round, in reversed order in every second one.
+
+    So a machine that gets slower or faster favours no name, and none always follows the same one.
+    """
+    names = list(names)
+    for number in range(rounds):
+        yield from ((number, name) for name in (names if number % 2 == 0 else reversed(names)))
+
+
+def in_turn(competitors: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Returns what each competitor measures in each round; they take turns."""
+    values: dict[str, list[float]] = {name: [] for name in competitors}
+    for _, name in turns(competitors, rounds):
+        values[name].append(competitors[name]())
+    return values
 
 
 def spread(values: Sequence[float]) -> Figures:
-    """n, min, median, max, and the values themselves for those who want another statistic."""
+    """Returns n, min, median, max, and the values themselves for those who want another statistic."""
     return {
         "n": len(values),
         "min": min(values),
@@ -100,18 +119,25 @@ def spread(values: Sequence[float]) -> Figures:
     }
 
 
-def ratio(own: Sequence[float], reference: Sequence[float]) -> Figures:
-    """Of the medians, and the smallest and largest of a round, in which both were measured."""
-    rounds = [one / other for one, other in zip(own, reference, strict=True)]
+def round_ratios(own: Sequence[float], reference: Sequence[float]) -> Figures:
+    """Returns the ratio of the medians, and the smallest and largest ratio within a round."""
+    ratios = [one / other for one, other in zip(own, reference, strict=True)]
     return {
         "of_medians": statistics.median(own) / statistics.median(reference),
-        "min": min(rounds),
-        "max": max(rounds),
+        "min": min(ratios),
+        "max": max(ratios),
     }
 
 
+def ratio_cells(ratios: Figures | None) -> list[str]:
+    """Formats the ratio of the medians, and the range of the rounds'; empty cells for None."""
+    return (
+        ["", ""] if ratios is None else [f"{ratios['of_medians']:.2f}", f"{ratios['min']:.2f} to {ratios['max']:.2f}"]
+    )
+
+
 def spread_cells(figures: Mapping[str, Any], decimals: int) -> list[str]:
-    """With at most so many decimals, and four digits in all unless the whole part has more."""
+    """Formats min, median and max: so many decimals at most, and four digits unless the whole part has more."""
     values = [figures[key] for key in ("min", "median", "max")]
     return [f"{value:.{max(0, min(decimals, 4 - len(str(int(value)))))}f}" for value in values]
 
@@ -141,7 +167,7 @@ def write_figures(path: Path, figures: Figures) -> None:
 
 @contextmanager
 def ended_tidily() -> Iterator[None]:
-    """A kill or a closed terminal becomes an exception, so that whoever started processes also ends them."""
+    """Turns a kill or a closed terminal into an exception, so that whoever started processes also ends them."""
 
     def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
@@ -155,14 +181,8 @@ def ended_tidily() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def die_with_parent() -> None:
-    """Asks Linux to kill this process when its parent is gone, even by SIGKILL; elsewhere does nothing."""
-    if platform.system() == "Linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _processor() -> str:
-    """The processor's name: /proc/cpuinfo knows more than `platform`."""
+    """Returns the processor's name; /proc/cpuinfo knows more than `platform`."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(errors="replace").splitlines():

@@ -12,17 +12,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from lookaround_ddp.bench.figures import now
 from lookaround_ddp.data.device import one_thread
 
-SECONDS = 0.2  # that a product's speed is measured, at least
+PRODUCT_SECONDS = 0.2  # the least time for which a product's speed is measured
 
 
 SIDES = {"cpu": 1024, "cuda": 8192}  # of the square matrices; larger ones are no faster
 
 
 def per_image(model: nn.Module, shape: tuple[int, ...]) -> int | None:
-    """Operations of the forward and the backward pass of one image; None if they cannot be counted.
+    """Counts the operations of one image's forward and backward pass; None if they cannot be counted.
 
     A multiplication and an addition count as two. Matrix products and convolutions are counted; norms, activations and
-    the optimizer's update are not. Of two images, since batch-norm cannot train on one; it changes the model.
+    the optimizer's update are not. It takes two images, since batch-norm cannot train on one, and changes the model.
     """
     images = torch.zeros(2, *shape)
     try:
@@ -34,7 +34,7 @@ def per_image(model: nn.Module, shape: tuple[int, ...]) -> int | None:
 
 
 def product_speed(device: torch.device) -> float | None:
-    """Operations a second of fp32 matrix products on a GPU or one thread of the CPU; None if it cannot be measured."""
+    """Measures fp32 matrix products on a GPU or one CPU thread, in operations a second; None if it cannot."""
     side = SIDES[device.type]
     try:
         with _like_convolutions() if device.type == "cuda" else one_thread():
@@ -45,7 +45,7 @@ def product_speed(device: torch.device) -> float | None:
 
 
 def utilization(operations: int | None, images_per_second: float, peak: float | None, units: int) -> float | None:
-    """MFU: operations that training needs in a second over those that `units` devices or cores have in them."""
+    """Returns the MFU: training's operations a second over the peak of `units` devices or cores; None if unknown."""
     if operations is None or peak is None:
         return None
     return operations * images_per_second / (units * peak)
@@ -53,7 +53,7 @@ def utilization(operations: int | None, images_per_second: float, peak: float | 
 
 @contextmanager
 def _like_convolutions() -> Iterator[None]:
-    """On a GPU, fp32 convolutions are TF32 unless PyTorch is told otherwise, and products are not: these as those."""
+    """Gives a GPU's fp32 products the precision of its convolutions: TF32, unless PyTorch is told otherwise."""
     products = torch.backends.cuda.matmul
     convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # is made when torch is imported
     before, products.fp32_precision = products.fp32_precision, convolutions.fp32_precision
@@ -64,10 +64,10 @@ def _like_convolutions() -> Iterator[None]:
 
 
 def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
-    """Of one product."""
+    """Measures the seconds of one product."""
     result = left @ right  # the first one allocates and plans
     start, count, passed = now(left.device), 0, 0.0
-    while passed < SECONDS:
+    while passed < PRODUCT_SECONDS:
         torch.mm(left, right, out=result)
         passed, count = now(left.device) - start, count + 1
     return passed / count

@@ -1,4 +1,4 @@
-"""Of `bench data`: images decoded from JPEG files, beside those that a network would consume meanwhile."""
+"""The part of `bench data` on JPEG files: images decoded from them, beside those that a network would consume."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch.nn.functional import cross_entropy
 from torch.utils import data
 from torchvision import io
 from torchvision.transforms import AutoAugmentPolicy, v2
 
 from lookaround_ddp.bench import figures as machine
-from lookaround_ddp.bench.figures import Figures, now
-from lookaround_ddp.bench.throughput import SECONDS, Competitors, images_per_second, in_turn, processes
+from lookaround_ddp.bench.figures import Figures, in_turn, now
+from lookaround_ddp.bench.throughput import LEAST_SECONDS, Competitors, images_per_second, processes_name
 from lookaround_ddp.config import AugmentConfig, ModelConfig
 from lookaround_ddp.data import Dataset, Files, Iterations, Plan, train_pipelines
 from lookaround_ddp.data.device import one_thread
@@ -37,7 +34,7 @@ DETAILS = {4: 90, 16: 40, 64: 24, 256: 48}  # bumps across a picture -> how high
 SIDE, CLASSES = 224, 1000
 
 
-CPU_BATCH = 8  # images of a batch where a CPU decodes or trains: of a larger one, a figure would take seconds
+CPU_BATCH = 8  # images of a batch if a CPU decodes or trains; with a larger one, a figure would take seconds
 
 
 PIL, TENSORS, GPU = "PIL, 1 core", "torchvision, 1 core", "torchvision, GPU"
@@ -53,18 +50,18 @@ threads on a CPU, in bf16 and channels_last on a GPU. Ratio: to that row; below 
 two also share the cores."""
 
 
-def check(consumer: str) -> None:
+def check_model(consumer: str) -> None:
     """Raises UserError for an unknown model, before anything is measured."""
     create_model(ModelConfig(name=consumer), CLASSES)
 
 
-def measured(consumer: str, batch_size: int, workers: int, rounds: int) -> Figures:
-    """The figures of all competitors and of the model that consumes the images."""
+def measure_jpegs(consumer: str, batch_size: int, workers: int, rounds: int) -> Figures:
+    """Measures all competitors and the model that consumes the images."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch_sizes = {"cpu": min(batch_size, CPU_BATCH), "cuda": min(batch_size, IMAGES)}
     training = f"training: {consumer}"
     with tempfile.TemporaryDirectory(prefix="lookaround_bench_") as folder:
-        paths = write(Path(folder), IMAGES)
+        paths = write_jpegs(Path(folder), IMAGES)
         competitors = _competitors(paths, batch_sizes, workers)
         competitors[training] = _consumer(consumer, batch_size if device.type == "cuda" else CPU_BATCH, device)
         speeds = in_turn(competitors, rounds)
@@ -74,14 +71,14 @@ def measured(consumer: str, batch_size: int, workers: int, rounds: int) -> Figur
         consumes = name == training
         rows[name] = {
             "images_per_second": machine.spread(values),
-            "ratio": None if consumes else machine.ratio(values, speeds[training]),
+            "ratio": None if consumes else machine.round_ratios(values, speeds[training]),
             "ratio_to": None if consumes else training,
         }
     return {"consumer": consumer, "mean_bytes": sum(sizes) / len(sizes), "rows": rows}
 
 
-def write(folder: Path, images: int) -> list[Path]:
-    """Files of smooth pictures with some detail, which compress about as photographs do."""
+def write_jpegs(folder: Path, images: int) -> list[Path]:
+    """Writes files of smooth pictures with some detail, which compress about as photographs do; returns their paths."""
     generator = np.random.default_rng(0)
     paths = [folder / f"{number}.jpg" for number in range(images)]
     for path in paths:
@@ -118,7 +115,7 @@ def _competitors(paths: list[Path], batch_sizes: dict[str, int], workers: int) -
     by_image = Iterations(split, Plan(len(paths), small, 0, shared=True, drop_last=True), {0: pipelines})
     result: Competitors = {
         PIL: partial(images_per_second, by_image, small, 0),
-        f"PIL, {processes(workers)}": partial(images_per_second, by_image, small, workers),
+        f"PIL, {processes_name(workers)}": partial(images_per_second, by_image, small, workers),
         TENSORS: _on_one_thread(partial(images_per_second, Decoded(paths, small, torch.device("cpu")), small, 0)),
     }
     if torch.cuda.is_available():
@@ -135,7 +132,7 @@ def _on_one_thread(measure: Callable[[], float]) -> Callable[[], float]:
 
 
 def _consumer(name: str, batch_size: int, device: torch.device) -> Callable[[], float]:
-    """Images per second of training steps."""
+    """Makes a function that measures training steps in images per second."""
     layout: Any = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     model = create_model(ModelConfig(name=name), CLASSES).to(device).to(memory_format=layout).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
@@ -152,7 +149,7 @@ def _consumer(name: str, batch_size: int, device: torch.device) -> Callable[[], 
     def measure() -> float:
         start = now(device)
         step()  # also the warm-up
-        steps = math.ceil(SECONDS / (now(device) - start))
+        steps = math.ceil(LEAST_SECONDS / (now(device) - start))
         start = now(device)
         for _ in range(steps):
             step()
@@ -161,14 +158,11 @@ def _consumer(name: str, batch_size: int, device: torch.device) -> Callable[[], 
     return measure
 
 
-def print_table(figures: Figures, console: Console) -> None:
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
-    table.add_column(f"images/s, JPEGs of {figures['mean_bytes'] / 1e3:.0f} kB", no_wrap=True)
-    for heading in ("min", "median", "max", "ratio", "of rounds"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, row in figures["rows"].items():
-        ratio = row["ratio"]
-        cells = [f"{ratio['of_medians']:.2f}", f"{ratio['min']:.2f} to {ratio['max']:.2f}"] if ratio else []
-        table.add_row(name, *machine.spread_cells(row["images_per_second"], 1), *cells)
-    console.print(table)
-    console.print(NOTES, markup=False, highlight=False, soft_wrap=True)
+def print_jpegs(figures: Figures) -> None:
+    first = f"images/s, JPEGs of {figures['mean_bytes'] / 1e3:.0f} kB"
+    table = [
+        [name, *machine.spread_cells(row["images_per_second"], 1), *machine.ratio_cells(row["ratio"])]
+        for name, row in figures["rows"].items()
+    ]
+    machine.print_figures((first, "min", "median", "max", "ratio", "of rounds"), table)
+    print(NOTES)

@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def train(options: argparse.Namespace) -> tuple[float, float, list[nn.Module]]:
-    """Seconds after the warm-up, the mean loss of all updates, and the networks."""
+    """Trains; returns the seconds after the warm-up, the mean loss of all updates, and the networks."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     data = open_data(options)

@@ -19,7 +19,7 @@ GRACE = 15  # seconds that torchrun has to end its ranks
 
 
 def run_module(arguments: Sequence[str]) -> str:
-    """Standard output of `python -m ARGUMENTS`, with one thread per process.
+    """Runs `python -m ARGUMENTS` with one thread per process; returns its standard output.
 
     Raises:
         UserError: the trainer called something a mistake.

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from lookaround_ddp._parent import signal_when_parent_ends
 from lookaround_ddp.bench import figures as machine
 from lookaround_ddp.errors import UserError
 
@@ -26,27 +28,27 @@ Worker = Callable[..., Any]  # (device, *arguments) -> JSON-able
 
 
 def in_job() -> bool:
-    """Whether torchrun started this process as one of several."""
+    """Returns whether torchrun started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def job_size(ranks: int) -> int:
-    """How many ranks will measure: the job's, or as many as asked for."""
+    """Returns how many ranks will measure: the job's, or as many as asked for."""
     return int(os.environ["WORLD_SIZE"]) if in_job() else ranks
 
 
 def speaks() -> bool:
-    """Whether this process prints: of a job, rank 0 alone."""
+    """Returns whether this process prints: in a job only rank 0 does."""
     return not in_job() or os.environ["RANK"] == "0"
 
 
 def backend(ranks: int) -> str:
-    """NCCL needs a GPU for each rank of a machine."""
+    """Names the backend of so many ranks: NCCL if the machine has a GPU for each of its ranks, else gloo."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks)) if in_job() else ranks
     return "nccl" if dist.is_nccl_available() and torch.cuda.device_count() >= local else "gloo"
 
 
-def describe(ranks: int) -> machine.Figures:
+def describe_ranks(ranks: int) -> machine.Figures:
     gpus = torch.cuda.device_count() if backend(ranks) == "nccl" else 0
     return machine.describe_machine(backend(ranks), str(ranks), 1, min(gpus, ranks))
 
@@ -58,7 +60,7 @@ def refuse_job(name: str) -> None:
 
 
 def on_ranks(worker: Worker, ranks: int, *arguments: Any) -> list[Any]:
-    """What the worker returned on each rank, in rank order, on every rank of a job.
+    """Runs the worker on each rank; returns all results in rank order, on every rank of a job.
 
     Args:
         worker: a function of a module; a process group is set up when it is called.
@@ -116,8 +118,8 @@ def _spawned(worker: Worker, ranks: int, arguments: tuple[Any, ...]) -> list[Any
 
 
 def _rank(rank: int, ranks: int, port: int, worker: Worker, arguments: tuple[Any, ...]) -> None:
-    """One rank of the measurement; rank 0 leaves what all returned in the store."""
-    machine.die_with_parent()
+    """Runs one rank of the measurement; rank 0 leaves the results of all in the store."""
+    signal_when_parent_ends(signal.SIGKILL)
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     with _group(rank, ranks, store) as device:
         everyone = _gathered(worker(device, *arguments))
@@ -126,7 +128,7 @@ def _rank(rank: int, ranks: int, port: int, worker: Worker, arguments: tuple[Any
 
 
 def milliseconds(call: Callable[[], object], device: torch.device) -> float:
-    """Of a call that all ranks make, from a barrier to this rank's end."""
+    """Measures a call that all ranks make, from a barrier to the end of this rank's."""
 
     def finish() -> None:
         if device.type == "cuda":
@@ -140,21 +142,15 @@ def milliseconds(call: Callable[[], object], device: torch.device) -> float:
     return 1000 * (time.perf_counter() - start)
 
 
-def in_turn(
+def milliseconds_in_turn(
     competitors: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call of each competitor; they take turns, and none always follows the same one."""
-    names = list(competitors)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for repeat in range(repeats):
-        first = repeat % len(names)
-        for name in names[first:] + names[:first]:
-            times[name].append(milliseconds(competitors[name], device))
-    return times
+    """Measures milliseconds of every call; the competitors take turns."""
+    return machine.in_turn({name: partial(milliseconds, call, device) for name, call in competitors.items()}, repeats)
 
 
 def slowest(everyone: list[dict[str, list[float]]]) -> dict[str, list[float]]:
-    """Of each repeat the time of the rank that took longest."""
+    """Returns, for each repeat, the time of the rank that took longest."""
     return {
         name: [max(times) for times in zip(*(each[name] for each in everyone), strict=True)] for name in everyone[0]
     }

@@ -11,16 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from lookaround_ddp.averaging import Lookaround
 from lookaround_ddp.bench import figures as machine
 from lookaround_ddp.bench.figures import Figures
-from lookaround_ddp.bench.ranks import describe, in_turn, job_size, on_ranks, slowest, speaks
+from lookaround_ddp.bench.ranks import describe_ranks, job_size, milliseconds_in_turn, on_ranks, slowest, speaks
 from lookaround_ddp.config import ModelConfig
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.models import create_model
@@ -28,7 +25,7 @@ from lookaround_ddp.models import create_model
 CLASSES = 100
 
 
-FORWARD = 1 / 3  # of a step that waits
+FORWARD_SHARE = 1 / 3  # of a step that waits
 
 
 NEVER, WAITED, HIDDEN = "never averaged", "waited for", "hidden"
@@ -57,10 +54,9 @@ def report(options: argparse.Namespace) -> Figures:
         raise UserError(f"--wait-ms is {options.wait_ms:g}: give the milliseconds of a step, more than 0")
     ranks = job_size(options.ranks)
     create_model(ModelConfig(name=options.round_model), CLASSES)  # a name that is unknown, before ranks start
-    setting = describe(ranks)
+    setting = describe_ranks(ranks)
     if speaks():
-        told = f"round: {ranks} ranks measure, each with {options.round_model} ..."
-        Console(stderr=True, highlight=False).print(told, markup=False)
+        machine.print_progress(f"round: {ranks} ranks measure, each with {options.round_model} ...")
     workload = (
         options.round_model,
         options.size,
@@ -81,19 +77,19 @@ def report(options: argparse.Namespace) -> Figures:
     names = ("model", "size", "batch_size", "k", "repeats", "wait_ms")
     figures = {"machine": setting, **dict(zip(names, workload, strict=True)), "rows": rows}
     if speaks():
-        _print(figures, machine.console())
+        _print(figures)
     return figures
 
 
 def added(values: Sequence[float], to: Sequence[float]) -> float:
-    """What each repeat took longer; their median, on which a slow spell of the machine has little effect."""
+    """Returns the median extra time of a repeat, on which a slow spell of the machine has little effect."""
     return statistics.median(value - reference for value, reference in zip(values, to, strict=True))
 
 
 def _measured(
     device: torch.device, name: str, size: int, batch_size: int, k: int, repeats: int, wait: float | None
 ) -> dict[str, list[float]]:
-    """On one rank: milliseconds of a round of each competitor."""
+    """Measures, on one rank, milliseconds of a round of each competitor."""
     torch.manual_seed(0)
     model = create_model(ModelConfig(name=name), CLASSES).to(device)
     images = torch.randn(batch_size, 3, size, size, device=device)
@@ -114,7 +110,7 @@ def _measured(
             competitors[f"delay {delay}"] = competitor(k, delay=delay)
     for call in competitors.values():  # connections, and the optimizer's state
         call()
-    return in_turn(competitors, repeats, device)
+    return milliseconds_in_turn(competitors, repeats, device)
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -140,15 +136,15 @@ class _Waiting(nn.Module):
         for parameters in self.layers:
             for parameter in parameters:
                 torch.flatten(parameter)  # a view: uses it, and costs nothing
-            time.sleep(FORWARD * self.seconds / len(self.layers))
+            time.sleep(FORWARD_SHARE * self.seconds / len(self.layers))
 
     def step(self) -> None:
         self()
-        time.sleep((1 - FORWARD) * self.seconds)
+        time.sleep((1 - FORWARD_SHARE) * self.seconds)
 
 
 def _round(around: Lookaround, step: Callable[[], None], k: int) -> None:
-    """An average step, and the k steps behind which it may go on."""
+    """Takes an average step, and the k steps behind which it may go on."""
     around.steps = k - 1
     around.step()
     for number in range(1, k + 1):
@@ -158,20 +154,16 @@ def _round(around: Lookaround, step: Callable[[], None], k: int) -> None:
     around.wait()
 
 
-def _print(figures: Figures, console: Console) -> None:
-    machine.print_machine(figures["machine"], console)
+def _print(figures: Figures) -> None:
+    machine.print_machine(figures["machine"])
     what = f"{figures['batch_size']} images of {figures['size']} px a step"
     if figures["wait_ms"] is not None:
         what = f"steps that wait for {figures['wait_ms']:g} ms"
-    title = f"Rounds of {figures['k']} steps of {figures['model']}, {what}; n = {figures['repeats']}"
-    console.print(title, markup=False, highlight=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
-    table.add_column("ms", no_wrap=True)
-    for heading in ("min", "median", "max", "average", "hidden"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    print(f"Rounds of {figures['k']} steps of {figures['model']}, {what}; n = {figures['repeats']}")
+    table = []
     for name, row in figures["rows"].items():
         average = "-" if row["average"] is None else f"{row['average']:.0f}"
         hidden = "-" if row["hidden"] is None else f"{100 * row['hidden']:.0f} %"
-        table.add_row(name, *machine.spread_cells(row["milliseconds"], 0), average, hidden)
-    console.print(table)
-    console.print(NOTES, markup=False, highlight=False, soft_wrap=True)
+        table.append([name, *machine.spread_cells(row["milliseconds"], 0), average, hidden])
+    machine.print_figures(("ms", "min", "median", "max", "average", "hidden"), table)
+    print(NOTES)

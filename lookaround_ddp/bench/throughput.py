@@ -13,31 +13,23 @@ from torch.utils import data
 
 from lookaround_ddp.data import load
 
-WARM_UP = 2  # batches, beside those that workers have made ahead
+WARM_UP_BATCHES = 2  # batches, beside those that workers have made ahead
 
 
-SECONDS = 0.3  # that a figure is measured, at least
+LEAST_SECONDS = 0.3  # the least time for which a figure is measured
 
 
 Competitors = dict[str, Callable[[], float]]  # name -> images/s, measured once
 
 
-def processes(workers: int) -> str:
-    """The name of a competitor that has so many."""
+def processes_name(workers: int) -> str:
+    """Names a competitor by its number of worker processes."""
     return f"workers: {workers} process{'es' * (workers > 1)}"
 
 
-def in_turn(competitors: Competitors, rounds: int) -> dict[str, list[float]]:
-    speeds: dict[str, list[float]] = {name: [] for name in competitors}
-    for number in range(rounds):
-        for name in list(competitors) if number % 2 == 0 else list(reversed(competitors)):
-            speeds[name].append(competitors[name]())
-    return speeds
-
-
 def images_per_second(batches: data.Dataset[Any], batch_size: int, workers: int) -> float:
-    """Images per second, over batches that were not begun before the clock was."""
-    ahead = 2 * workers + WARM_UP  # a loader asks each of its workers for two
+    """Measures images per second, over batches that no worker began before the clock started."""
+    ahead = 2 * workers + WARM_UP_BATCHES  # a loader asks each of its workers for two
     arriving: Iterator[object] = load(batches, range(10**6), workers, False)
     with closing(arriving):  # type: ignore[type-var]  # load is a generator: closing it ends the workers
         for _ in islice(arriving, ahead):
@@ -46,7 +38,7 @@ def images_per_second(batches: data.Dataset[Any], batch_size: int, workers: int)
         start = time.perf_counter()
         for number in count(1):
             next(arriving)
-            if time.perf_counter() - start >= SECONDS and number >= ahead:
+            if time.perf_counter() - start >= LEAST_SECONDS and number >= ahead:
                 break
         _finish()
         return number * batch_size / (time.perf_counter() - start)

@@ -13,9 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from lookaround_ddp.bench import figures as machine
 from lookaround_ddp.bench import flops
@@ -47,9 +44,10 @@ trainer takes deterministic kernels, and the loops PyTorch's default."""
 
 @dataclass(frozen=True)
 class Contest:
-    """
+    """A way to train that is measured.
+
     Args:
-        run: trains, given a folder of its own, and says how many seconds it took after the warm-up.
+        run: trains, given a folder of its own, and returns the seconds after the warm-up.
     """
 
     replicas: int
@@ -76,7 +74,7 @@ def report(options: argparse.Namespace) -> Figures:
     gpus = min(2, torch.cuda.device_count())
     setting = machine.describe_machine("nccl" if gpus == 2 else "gloo", "1 and 2", 1, gpus)
     with machine.ended_tidily(), tempfile.TemporaryDirectory(prefix="lookaround_bench_") as folder:
-        seconds, peaks = _measure(workload, options.rounds, Path(folder), Console(stderr=True, highlight=False))
+        seconds, peaks = _measure(workload, options.rounds, Path(folder))
     figures = {
         "machine": setting,
         "model": workload.model,
@@ -91,7 +89,7 @@ def report(options: argparse.Namespace) -> Figures:
         "peak": {"precision": "fp32", "flops_per_second": machine.spread(peaks) if peaks else None},
         "rows": _rows(workload, seconds, operations, peaks, gpus),
     }
-    _print(figures, machine.console())
+    _print(figures)
     return figures
 
 
@@ -107,33 +105,30 @@ def _contests(workload: Workload) -> dict[str, Contest]:
     }
 
 
-def _measure(
-    workload: Workload, rounds: int, folder: Path, progress: Console
-) -> tuple[dict[str, list[float]], list[float]]:
-    """Seconds of each contest, and operations a second of matrix products; none if they cannot be measured."""
+def _measure(workload: Workload, rounds: int, folder: Path) -> tuple[dict[str, list[float]], list[float]]:
+    """Measures seconds of each contest, and operations a second of matrix products; no peaks if it cannot."""
     contests = _contests(workload)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seconds: dict[str, list[float]] = {name: [] for name in contests}
-    peaks = []
-    for number in range(rounds):
-        peaks.append(flops.product_speed(device))
-        order = list(contests) if number % 2 == 0 else list(reversed(contests))  # so that drift favours none
-        for name in order:
-            start = time.perf_counter()
-            seconds[name].append(contests[name].run(folder / f"{number}-{list(contests).index(name)}"))
-            speed = _images(workload, contests[name]) / seconds[name][-1]
-            text = f"train: round {number + 1} of {rounds}: {name}: {speed:.0f} images/s"
-            progress.print(f"{text} ({time.perf_counter() - start:.0f} s)", markup=False, soft_wrap=True)
+    peaks: list[float | None] = []
+    for number, name in machine.turns(contests, rounds):
+        if len(peaks) == number:  # a round begins
+            peaks.append(flops.product_speed(device))
+        start = time.perf_counter()
+        seconds[name].append(contests[name].run(folder / f"{number}-{list(contests).index(name)}"))
+        speed = _images(workload, contests[name]) / seconds[name][-1]
+        text = f"train: round {number + 1} of {rounds}: {name}: {speed:.0f} images/s"
+        machine.print_progress(f"{text} ({time.perf_counter() - start:.0f} s)")
     return seconds, [peak for peak in peaks if peak is not None]
 
 
 def _images(workload: Workload, contest: Contest) -> int:
-    """That all replicas together train on after the warm-up."""
+    """Returns how many images all replicas together train on after the warm-up."""
     return contest.replicas * workload.batch_size * (workload.iterations - WARM_UP)
 
 
 def _trainer(workload: Workload, replicas: int, ranks: int, out: Path) -> float:
-    """Seconds of a real run, from its metrics.jsonl."""
+    """Runs the trainer; returns the seconds after its warm-up, from its metrics.jsonl."""
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
     run_module([*torchrun, "lookaround_ddp", "train", *workload.overrides(out, replicas)])
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -162,34 +157,38 @@ def _rows(
         units = min(contest.ranks, gpus) or contest.ranks
         rows[name] = {
             "images_per_second": machine.spread(speeds[name]),
-            "ratio": machine.ratio(speeds[name], speeds[reference]) if reference else None,
+            "ratio": machine.round_ratios(speeds[name], speeds[reference]) if reference else None,
             "ratio_to": reference,
             "mfu": flops.utilization(operations, statistics.median(speeds[name]), peak, units),
             "seconds": machine.spread(seconds[name]) if several else None,
-            "times_as_fast": machine.ratio(speeds[name], speeds[ORIGINAL]) if several and name != ORIGINAL else None,
+            "times_as_fast": machine.round_ratios(speeds[name], speeds[ORIGINAL])
+            if several and name != ORIGINAL
+            else None,
         }
     return rows
 
 
-def _print(figures: Figures, console: Console) -> None:
-    machine.print_machine(figures["machine"], console)
+def _print(figures: Figures) -> None:
+    machine.print_machine(figures["machine"])
     parts = [f"{figures['model']} on {figures['data']}", f"batches of {figures['batch_size']}"]
     parts += [f"{figures['workers']} workers", *(["channels_last"] if figures["channels_last"] else [])]
     parts += [f"{figures['iterations']} iterations; n = {figures['rounds']}"]
-    lines = [f"Training: {', '.join(parts)}", _operations(figures)]
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    table = _table("images/s", "ratio", "of rounds", "MFU")
+    print(f"Training: {', '.join(parts)}")
+    print(_operations(figures))
+    table = []
     for name, row in figures["rows"].items():
         mfu = "-" if row["mfu"] is None else f"{100 * row['mfu']:.1f} %"
-        table.add_row(name, *machine.spread_cells(row["images_per_second"], 0), *_ratio_cells(row["ratio"]), mfu)
-    console.print(table)
-    table = _table(f"s for {figures['iterations'] - figures['warm_up']} iterations", "times as fast", "of rounds")
-    for name, row in figures["rows"].items():
-        if row["seconds"] is not None:
-            table.add_row(name, *machine.spread_cells(row["seconds"], 2), *_ratio_cells(row["times_as_fast"]))
-    console.print(table)
-    console.print(NOTES, markup=False, highlight=False, soft_wrap=True)
+        speeds = machine.spread_cells(row["images_per_second"], 0)
+        table.append([name, *speeds, *machine.ratio_cells(row["ratio"]), mfu])
+    machine.print_figures(("images/s", "min", "median", "max", "ratio", "of rounds", "MFU"), table)
+    table = [
+        [name, *machine.spread_cells(row["seconds"], 2), *machine.ratio_cells(row["times_as_fast"])]
+        for name, row in figures["rows"].items()
+        if row["seconds"] is not None
+    ]
+    first = f"s for {figures['iterations'] - figures['warm_up']} iterations"
+    machine.print_figures((first, "min", "median", "max", "times as fast", "of rounds"), table)
+    print(NOTES)
 
 
 def _operations(figures: Figures) -> str:
@@ -198,15 +197,3 @@ def _operations(figures: Figures) -> str:
     one = "GPU" if figures["machine"]["gpus"] else "core"
     speed = "-" if peak is None else f"{peak['median'] / 1e9:.1f}"
     return f"Forward and backward of an image: {counted} MFLOP | fp32 matrix product, one {one}: {speed} GFLOP/s"
-
-
-def _table(first: str, *last: str) -> Table:
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
-    table.add_column(first, no_wrap=True)
-    for heading in ("min", "median", "max", *last):
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
-
-
-def _ratio_cells(ratio: Figures | None) -> list[str]:
-    return ["", ""] if ratio is None else [f"{ratio['of_medians']:.2f}", f"{ratio['min']:.2f} to {ratio['max']:.2f}"]

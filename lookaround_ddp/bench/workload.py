@@ -20,7 +20,7 @@ WARM_UP = 10  # iterations that are not counted: loader processes start, memory 
 K = 5  # iterations between averages, the paper's
 
 
-NEVER = "1000000.0"  # epochs between evaluations and checkpoints; the trainer does both once, at the end
+BEYOND_THE_END = "1000000.0"  # epochs between evaluations and checkpoints; the trainer does both once, at the end
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Workload:
     iterations: int = 1
 
     def overrides(self, folder: Path, replicas: int) -> list[str]:
-        """The trainer's arguments. JSON is YAML, so any name and path is quoted right."""
-        own = ["crop+hflip"]  # for every replica: of unequal work, the slower rank's would be measured
+        """Returns the trainer's arguments. JSON is YAML, so any name and path is quoted right."""
+        own = ["crop+hflip"]  # for every replica, since with unequal work the slower rank would be measured
         values = {
             "out": str(folder),
             "epochs": self.epochs,
@@ -55,11 +55,11 @@ class Workload:
             "average.k": K,
             "record.every": WARM_UP,
         }
-        never = [f"evaluate.every={NEVER}", f"checkpoint.every={NEVER}"]
+        never = [f"evaluate.every={BEYOND_THE_END}", f"checkpoint.every={BEYOND_THE_END}"]
         return [f"{key}={json.dumps(value)}" for key, value in values.items()] + never
 
     def loop_arguments(self) -> list[str]:
-        """The hand-written loops'."""
+        """Returns the arguments of the hand-written loops."""
         values = {
             "--model": self.model,
             "--data": self.data,
@@ -76,7 +76,7 @@ class Workload:
 
 
 def planned(options: argparse.Namespace) -> tuple[Workload, nn.Module, tuple[int, int, int]]:
-    """What the subprocesses will be told, checked before the first of them starts; its network, an image's shape.
+    """Returns the workload, checked before any subprocess starts, its network, and an image's shape (c, h, w).
 
     Raises:
         UserError: an unknown model or dataset, missing images, batches larger than the dataset.
@@ -92,7 +92,7 @@ def planned(options: argparse.Namespace) -> tuple[Workload, nn.Module, tuple[int
     per_epoch = len(dataset.train) // workload.batch_size
     if per_epoch == 0:
         raise UserError(f"--batch-size is {workload.batch_size}, more than the {len(dataset.train)} training images")
-    # The trainer trains whole epochs; of a large dataset, as many images as the iterations need are one.
+    # The trainer trains whole epochs, so a large dataset is cut to the images that the iterations need.
     limit = options.iterations * workload.batch_size if options.iterations < per_epoch else None
     per_epoch = min(per_epoch, options.iterations)
     epochs = -(-options.iterations // per_epoch)

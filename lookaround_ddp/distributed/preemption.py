@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -13,13 +12,10 @@ from types import FrameType
 
 import torch
 
-from lookaround_ddp._parent import PARENT
+from lookaround_ddp._parent import PARENT, signal_when_parent_ends
 from lookaround_ddp.distributed.world import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-
-
-PR_SET_PDEATHSIG = 1
 
 
 class PreemptionHandler:
@@ -43,7 +39,7 @@ class PreemptionHandler:
             wanted = [each for each in SIGNALS if not (each == signal.SIGHUP and ignored(each))]
             self.before = {number: signal.signal(number, self._catch) for number in wanted}
         if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            signal_when_parent_ends(signal.SIGTERM)
             if os.getppid() != PARENT:  # torchrun died before that; the ranks could meet and train without it
                 sys.exit("stopped: torchrun has ended. Start the same command again")
         return self

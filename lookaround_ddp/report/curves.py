@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 MEAN, SINGLE = "black", "C7"
 
 
-DETAILED = 2  # so many groups have a curve for each replica; of more, one each for what they ship
+DETAILED = 2  # up to so many groups have a curve for each replica; if there are more, each has one curve
 
 
 Curve = list[tuple[float, float]]  # (epoch, value)
 
 
 def draw_curves(groups: Sequence[Group], path: Path) -> None:
-    """Training loss, and test accuracy of what each method is judged by, by epoch; of one or two also each replica's.
+    """Draws training loss, and test accuracy of what each method is judged by, over epochs.
 
-    Of several seeds: their mean, and a band from the lowest to the highest. A star is the final score of an
-    average along time, or of an ensemble that exists at the end alone.
+    One or two groups also have each replica's curves. Several seeds are drawn as their mean, and a band from the
+    lowest to the highest. A star is the final score of an average along time, or of an ensemble of the end alone.
 
     Raises:
         UserError: the file cannot be written, or its suffix names no format.
@@ -91,7 +91,7 @@ def _draw_judged(group: Group, loss: Axes, accuracy: Axes, color: str, style: st
 
 
 def _plot(axes: Axes, curves: Sequence[Curve], style: str, label: str, **looks: Any) -> None:
-    """The mean of curves at the epochs that all have, with a band over them if they are several."""
+    """Draws the mean of curves at the epochs that all have, with a band over them if they are several."""
     values = [dict(curve) for curve in curves if curve]
     if not values:
         return
@@ -104,7 +104,7 @@ def _plot(axes: Axes, curves: Sequence[Curve], style: str, label: str, **looks: 
 
 
 def _star(accuracy: Axes, group: Group, prefix: str, color: str) -> None:
-    """What a run's method is judged by, where it is nothing that has a curve."""
+    """Draws the score that a run's method is judged by as a star, if that has no curve."""
     finals = [found for found in map(shipped, group.finished) if found is not None]
     drawn = "single network", "mean model"
     if not finals or finals[0][0] in drawn or (group.config.average.k == "never" and not group.alone):
@@ -114,7 +114,7 @@ def _star(accuracy: Axes, group: Group, prefix: str, color: str) -> None:
 
 
 def _drawn(group: Group) -> tuple[RunRecord, ...]:
-    """The finished runs, or all while none is: one that has just begun would leave the mean few epochs."""
+    """Returns the finished runs, or all while none is: one that has just begun would leave the mean few epochs."""
     return group.finished or group.runs
 
 
@@ -131,7 +131,7 @@ def _replica(run: RunRecord, number: int) -> Curve:
 
 
 def _judged(run: RunRecord) -> Curve:
-    """The accuracy of the mean model, the ensemble, or the single network, while it trained."""
+    """Returns the accuracy of the mean model, the ensemble, or the single network, while it trained."""
     curve = []
     for line in run.lines:
         if "ensemble" in line:

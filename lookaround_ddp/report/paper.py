@@ -36,7 +36,7 @@ class Cell:
 
 
 def read_cells() -> list[Cell]:
-    """All rows of published.csv, in its order. Top-1 and top-5 in percent, NLL in nats; blank: not known here."""
+    """Reads published.csv in its order. Top-1 and top-5 are in percent, NLL in nats; a blank one is left out."""
     text = resources.files("lookaround_ddp.report").joinpath("published.csv").read_text(encoding="utf-8")
     cells = []
     for row in csv.DictReader(text.splitlines()):
@@ -47,17 +47,17 @@ def read_cells() -> list[Cell]:
 
 
 def paper_table(name: str, groups: Sequence[Group], folder: Path = CONFIGS) -> tuple[Table, list[str]]:
-    """A table by its name or its number in the paper: published beside measured, a dash where there is nothing.
+    """Makes a table, named or numbered as in the paper: published beside measured, a dash where there is nothing.
 
-    Runs count for a cell if their config is the cell's, but for seeds, folders, and how they were computed; of
-    groups that only differ in the latter, the first.
+    Runs count for a cell if their config is the cell's, but for seeds, folders, and how they were computed. If groups
+    differ in the latter alone, the first one counts.
 
     Args:
         groups: of runs.
         folder: of the configs.
 
     Returns:
-        The table, and of each group that is no cell of it a line that says why.
+        The table, and for each group that is no cell of it a line that says why.
 
     Raises:
         UserError: there is no such table, or its configs are not in `folder`.
@@ -87,7 +87,7 @@ def paper_table(name: str, groups: Sequence[Group], folder: Path = CONFIGS) -> t
 
 
 def _values(config: Config) -> dict[str, Any]:
-    """What must be equal for a run to be a cell."""
+    """Returns the config values that must be equal for a run to be a cell."""
     values = without_seeds(config)
     for name in HOW:
         del values[name]
@@ -95,7 +95,7 @@ def _values(config: Config) -> dict[str, Any]:
 
 
 def _stranger(group: Group, configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Why a group is no cell: how it differs from the one that it comes closest to."""
+    """Says why a group is no cell: how it differs from the one that it comes closest to."""
     own, names = _values(group.config), ", ".join(run.name for run in group.runs)
     closest = min(configs, key=lambda name: len(list(changed_keys(configs[name], own))))
     changes = list(changed_keys(configs[closest], own))

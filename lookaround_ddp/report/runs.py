@@ -14,7 +14,7 @@ from lookaround_ddp.checkpoint import run_config
 from lookaround_ddp.config import Config
 from lookaround_ddp.errors import UserError
 
-SEEDS = re.compile(r"[-_./]+(seed|s)?[-_=]?\d*$")  # what is left of names that end in a seed
+SEEDS = re.compile(r"[-_./]+(seed|s)?[-_=]?\d*$")  # the end of the common part of names that end in a seed
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Group:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Raises UserError if the folder is not a run's, or its record is damaged."""
+    """Reads a run's folder; raises UserError if it is not a run's, or its record is damaged."""
     config = run_config(folder)
     try:
         whole, _, _ = _text(folder / "metrics.jsonl").rpartition("\n")  # the last line may still be written
@@ -72,7 +72,7 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
-    """Runs whose configs differ in seeds and folders alone, together; in the order of their first ones.
+    """Groups runs whose configs differ in seeds and folders alone, in the order of their first ones.
 
     A soup has the config of its first ingredient, and is a group of its own.
     """
@@ -84,14 +84,14 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
 
 
 def without_seeds(config: Config) -> dict[str, Any]:
-    """What decides a run's weights, but for its seeds."""
+    """Returns the config values that decide a run's weights, but for its seeds."""
     values = config.identity()
     del values["seed"], values["data"]["split_seed"], values["model"]["seed"]
     return values
 
 
 def shipped(run: RunRecord) -> tuple[str, dict[str, float]] | None:
-    """The name and the score of what a finished run's method is to be judged by.
+    """Returns the name and the score of what a run's method is to be judged by; None if it has not finished.
 
     That is the mean prediction of an ensemble, the average along time, or the mean model.
     """
@@ -112,7 +112,7 @@ def shipped(run: RunRecord) -> tuple[str, dict[str, float]] | None:
 
 
 def _name(names: Sequence[str]) -> str:
-    """A name for runs: what their names have in common, without the seeds' beginning."""
+    """Returns a name for runs: the common beginning of their names, without that of the seeds."""
     if len(names) == 1:
         return names[0]
     letters = takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False))

@@ -25,7 +25,7 @@ HEADINGS = ("top-1 %", "top-5 %", "NLL")
 
 
 def results_table(groups: Sequence[Group], brief: bool = False) -> Table:
-    """The test scores of each group of runs at the last epoch: top-1 and top-5 in percent, NLL in nats.
+    """Makes a table of each group's test scores at the last epoch: top-1 and top-5 in percent, NLL in nats.
 
     A group has rows for its replicas, members, mean model, average along time and ensemble, of which the one
     that its method is judged by is bold; with `brief` it has that row alone. Several seeds give mean ± standard
@@ -57,7 +57,7 @@ def results_table(groups: Sequence[Group], brief: bool = False) -> Table:
 
 
 def markdown_table(*headings: str, text: int = 1) -> Table:
-    """An empty table that is printed as Markdown: the first `text` columns on the left, figures on the right."""
+    """Makes an empty table that prints as Markdown: the first `text` columns on the left, figures on the right."""
     table = Table(box=box.MARKDOWN)
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number < text else "right", no_wrap=True)
@@ -72,12 +72,12 @@ def show(table: Table) -> None:
 
 
 def plain(cell: str) -> Text:
-    """A cell that means what it says: a name in [brackets] is no markup, and a bar no end of the cell."""
+    """Escapes a cell: a name in [brackets] is no markup, and a bar does not end the cell."""
     return Text(cell.replace("|", "\\|"))
 
 
 def score_cells(scores: Sequence[Score]) -> list[str]:
-    """Top-1, top-5 and NLL of runs: the value of one, mean ± standard error of several, a dash for none."""
+    """Formats top-1, top-5 and NLL of runs: the value of one, mean ± standard error of several, a dash for none."""
     return [
         estimate([score[metric] for score in scores if metric in score], decimals)
         for metric, decimals in METRICS.items()
@@ -98,7 +98,7 @@ def augmentation_name(entry: Augmentation) -> str:
 
 
 def _rows(run: RunRecord, several: bool) -> Iterator[tuple[str, Score]]:
-    """A name and a score for each model that a finished run has left."""
+    """Yields a name and a score for each model that a finished run has left."""
     result: dict[str, Any] = run.result or {}
     own = [", ".join(map(augmentation_name, entries)) for entries in run.config.replicas]
     replicas, members = result.get("replicas") or [], result.get("members") or []

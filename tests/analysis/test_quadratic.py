@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lookaround_ddp.analysis.theory.noisy_quadratic import Model, MonteCarlo, least_replicas, ratio
+from lookaround_ddp.analysis.theory.noisy_quadratic import Model, MonteCarlo, least_replicas, variance_ratio
 from tests.support.runs import Job
 
 
@@ -86,10 +86,10 @@ def test_the_bound_on_replicas_is_tight() -> None:
     b = np.linspace(1e-6, 1 - 1e-6, 1001)
     for alpha, least in ((0.5, 3), (2 / 3, 2), (0.6, 3), (0.1, 19), (1.0, 1), (0.4, 4)):
         assert least_replicas(alpha) == least
-        assert (ratio(b, alpha, least) <= 1).all()
-        assert least == 1 or ratio(b, alpha, least - 1).max() > 1
+        assert (variance_ratio(b, alpha, least) <= 1).all()
+        assert least == 1 or variance_ratio(b, alpha, least - 1).max() > 1
     own = model().lookaround(4) / model().lookahead(3, 0.3)
-    assert own == pytest.approx(ratio(model().decay(3), 0.3, 4))
+    assert own == pytest.approx(variance_ratio(model().decay(3), 0.3, 4))
 
 
 def analyze(*arguments: str, expect: int = 0) -> str:

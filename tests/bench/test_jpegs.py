@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torchvision.io import decode_image
 
-from lookaround_ddp.bench.jpegs import Decoded, write
+from lookaround_ddp.bench.jpegs import Decoded, write_jpegs
 from lookaround_ddp.data.images import read_rgb
 
 
 def test_files_and_their_pixels(tmp_path: Path) -> None:
-    paths = write(tmp_path, 3)
+    paths = write_jpegs(tmp_path, 3)
     for path in paths:
         assert read_rgb(str(path)).size == (500, 375)
         assert 50_000 < path.stat().st_size < 150_000  # of 500 x 375 pixels of ImageNet, about 110 kB

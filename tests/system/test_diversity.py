@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lookaround_ddp.analysis.diversity import measured
-from lookaround_ddp.analysis.scoring import barrier
+from lookaround_ddp.analysis.diversity import measure_round
+from lookaround_ddp.analysis.scoring import loss_barrier
 from lookaround_ddp.distributed.world import World
 from tests.support.analyses import Bowl, analysis, analyze, lines, point
 
@@ -19,8 +19,8 @@ from tests.support.analyses import Bowl, analysis, analyze, lines, point
 def test_the_barrier_is_the_height_above_the_line() -> None:
     """x (4 - x) between 0 and 4: both ends are 0, the middle 4; the line may slope. A convex loss is below it."""
     for slope in (0.0, 1.0, -3.0):
-        assert barrier([x * (4 - x) + slope * x for x in (0, 1, 2, 3, 4)]) == pytest.approx(4.0)
-        assert barrier([x * (x - 4) + slope * x for x in (0, 1, 2, 3, 4)]) == pytest.approx(-3.0)
+        assert loss_barrier([x * (4 - x) + slope * x for x in (0, 1, 2, 3, 4)]) == pytest.approx(4.0)
+        assert loss_barrier([x * (x - 4) + slope * x for x in (0, 1, 2, 3, 4)]) == pytest.approx(-3.0)
 
 
 def test_three_points_of_a_bowl() -> None:
@@ -30,7 +30,7 @@ def test_three_points_of_a_bowl() -> None:
     pair, highest at t = 1/4; and -7 t (1 - t) for the others, at t = 1/2.
     """
     scorer, world = Bowl(2, -1, bounds=(-1.0, 0.5, 1.5, 9.0)), World(0, 1, 3, torch.device("cpu"), "none")
-    found = measured(scorer, [point(2, 0), point(0, 0), point(1, 3)], point(1, 0), world)
+    found = measure_round(scorer, [point(2, 0), point(0, 0), point(1, 3)], point(1, 0), world)
     assert found["distance"] == pytest.approx([math.sqrt(2), math.sqrt(2), 2])
     assert found["pairs"] == [[0, 1], [0, 2], [1, 2]]
     assert found["cosine"] == pytest.approx([-1, 0, 0])

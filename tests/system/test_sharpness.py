@@ -15,7 +15,7 @@ from torch import nn
 from lookaround_ddp.analysis import hessian
 from lookaround_ddp.analysis.hessian import hessian_vector_product, top_eigenvalue
 from lookaround_ddp.analysis.scoring import Scorer
-from lookaround_ddp.analysis.sharpness import eigenvalue, filter_normalized, moved
+from lookaround_ddp.analysis.sharpness import eigenvalue, filter_normalized, perturb
 from lookaround_ddp.config.load import load_config
 from lookaround_ddp.data.datasets import open_dataset
 from lookaround_ddp.distributed.world import World
@@ -73,7 +73,7 @@ def test_a_direction_has_each_filter_s_own_length() -> None:
     other = filter_normalized(model, twice, seed=0, number=1)
     assert torch.allclose(other["0.weight"], 2 * direction["0.weight"])
     assert not torch.allclose(filter_normalized(model, state, seed=0, number=2)["0.weight"], direction["0.weight"])
-    there = moved(state, direction, 0.5)
+    there = perturb(state, direction, 0.5)
     assert torch.allclose(there["0.weight"], state["0.weight"] + 0.5 * direction["0.weight"].float())
     assert there["0.bias"] is state["0.bias"]
 
@@ -133,8 +133,8 @@ def test_a_place_beside_the_minimum_is_scored_as_evaluate_would(analysed: Path) 
     at = scorer.score(state)
     assert f"top-1 {at['top1']:.2f}" in analyze_evaluate(run)
     direction = filter_normalized(scorer.model, state, 0, 0)
-    assert scorer.score(moved(state, direction, 0.0)) == at
-    assert scorer.score(moved(state, direction, 5.0))["nll"] > at["nll"]
+    assert scorer.score(perturb(state, direction, 0.0)) == at
+    assert scorer.score(perturb(state, direction, 5.0))["nll"] > at["nll"]
 
 
 def analyze_evaluate(run: Path) -> str:

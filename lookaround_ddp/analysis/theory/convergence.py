@@ -6,13 +6,11 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from lookaround_ddp.analysis.output import Numbers, Output
+from lookaround_ddp.analysis.output import Numbers, Output, empty_figure
 from lookaround_ddp.analysis.theory.momentum import METHODS, SPECTRA, Rounds
 from lookaround_ddp.errors import UserError
+from lookaround_ddp.tables import print_table
 
 KAPPAS = np.geomspace(1e1, 1e7, 25).tolist()
 
@@ -34,14 +32,13 @@ def analyze(options: argparse.Namespace) -> None:
         raise UserError(f"--eigenvalues is {options.eigenvalues}: give 2 or more")
     output = Output(options.out or Path("convergence"))
     numbers = rates(rounds, kappas, options.spectrum, options.eigenvalues)
-    _print(numbers, Console())
+    _print(numbers)
     _draw(numbers, output)
     output.write(numbers)
-    output.say()
 
 
 def rates(rounds: Rounds, kappas: list[float], spectrum: str, count: int) -> Numbers:
-    """Of each method at each condition number: the best learning rate, and 1 - rate, computed and simulated."""
+    """Finds each method's best learning rate at each condition number, and 1 - rate there, computed and simulated."""
     methods: Numbers = {}
     for method in METHODS:
         rows = []
@@ -66,28 +63,21 @@ def _titled(settings: Numbers) -> str:
     return f"deterministic quadratic, {spectrum}; k = {settings['k']}, beta = {settings['beta']:g}"
 
 
-def _print(numbers: Numbers, console: Console) -> None:
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
-    table.add_column("1 - rate, kappa", justify="right", no_wrap=True)
-    for method in METHODS:
-        table.add_column(method, justify="right")
-    for row in zip(*numbers["methods"].values(), strict=True):
-        table.add_row(f"{row[0]['kappa']:.3g}", *(f"{each['gain']:.4g}" for each in row))
-    console.print(_titled(numbers["settings"]), markup=False, highlight=False, soft_wrap=True)
-    console.print(table)
+def _print(numbers: Numbers) -> None:
+    table = [
+        [f"{row[0]['kappa']:.3g}", *(f"{each['gain']:.4g}" for each in row)]
+        for row in zip(*numbers["methods"].values(), strict=True)
+    ]
+    print(_titled(numbers["settings"]))
+    print_table(["1 - rate, kappa", *METHODS], table, left=(), wrapped=(1, 2, 3))
     rows = [row for method in numbers["methods"].values() for row in method]
     off = max(abs(row["simulated_gain"] / row["gain"] - 1) for row in rows)
-    notes = [
-        "Best learning rate of each method and kappa; Lookaround's replicas coincide here: it is classical momentum.",
-        f"Simulated, step by step, 1 - rate differs by {off:.2g} of itself at most.",
-    ]
-    console.print(*notes, sep="\n", markup=False, highlight=False, soft_wrap=True)
+    print("Best learning rate of each method and kappa; Lookaround's replicas coincide here: it is classical momentum.")
+    print(f"Simulated, step by step, 1 - rate differs by {off:.2g} of itself at most.")
 
 
 def _draw(numbers: Numbers, output: Output) -> None:
-    from matplotlib.figure import Figure  # takes seconds to import
-
-    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    figure = empty_figure(7.5, 5)
     axes = figure.subplots()
     for method, color in zip(METHODS, ("C7", "C0", "C3"), strict=True):
         rows = numbers["methods"][method]

@@ -70,14 +70,14 @@ class Rounds:
             raise UserError(f"--alpha is {self.alpha:g}: it is greater than 0, and at most 1")
 
     def rate(self, method: str, gammas: Array, eigenvalues: Array) -> Array:
-        """What a step leaves of the distance to the optimum, for each learning rate."""
+        """Returns what share of the distance to the optimum a step leaves, for each learning rate: shape (gammas,)."""
         steps = gammas[:, None] * eigenvalues
         with np.errstate(over="ignore", invalid="ignore"):  # rates that diverge, in a long round: they are no valleys
             radius = _radius(self._matrix(method, steps))
         return radius.max(axis=1) ** (1 / self.k)
 
     def _matrix(self, method: str, steps: Array) -> Entries:
-        """R for each gamma a."""
+        """Returns a round's matrix R for each step gamma a."""
         one, zero = np.ones_like(steps), np.zeros_like(steps)
         power: Entries = (one, zero, zero, one)
         total = one, zero  # of the upper rows so far: theta_0 + theta_1 + ...
@@ -92,7 +92,7 @@ class Rounds:
         return power
 
     def best(self, method: str, eigenvalues: Array) -> tuple[float, float]:
-        """The learning rate with the best rate, and that rate.
+        """Returns the learning rate with the best rate, and that rate.
 
         There are many valleys, narrow ones where the curvatures' oscillations end a round in step with each other: a
         grid up to what is stable and beyond, then a closer look into the best ones.
@@ -112,7 +112,7 @@ class Rounds:
         return gamma, rate
 
     def _bottom(self, method: str, left: float, right: float, eigenvalues: Array) -> tuple[float, float]:
-        """Of a valley between two learning rates: its lowest rate, and where it is."""
+        """Returns the lowest rate of a valley between two learning rates, and the learning rate that has it."""
         for _ in range(ZOOMS):
             gammas = np.linspace(left, right, ZOOM)
             rates = self.rate(method, gammas, eigenvalues)
@@ -121,7 +121,7 @@ class Rounds:
         return float(rates[place]), float(gammas[place])
 
     def simulated(self, method: str, gamma: float, eigenvalues: Array) -> float:
-        """The rate once more, without eigenvalues: the method itself takes a round from two starts, and 2^60 rounds.
+        """Measures the rate without eigenvalues: the method itself takes a round from two starts, then 2^60 rounds.
 
         R's columns are what a round makes of (theta, v) = (1, 0) and (0, 1), since a round is linear; the rounds are
         doubled by squaring, and the growth of its norm is measured (Gelfand: |R^n|^(1/n) tends to the radius).
@@ -141,7 +141,7 @@ class Rounds:
         return float(np.exp(max(growth) / self.k))
 
     def round(self, method: str, gamma: float, a: float, theta: float, velocity: float) -> tuple[float, float]:
-        """A round, step by step, on a coordinate of curvature a; where it ends, and with what velocity."""
+        """Takes a round, step by step, on a coordinate of curvature a; returns its last position and velocity."""
         phi, total = theta, theta
         for _ in range(self.k):
             velocity = self.beta * velocity - gamma * a * theta
@@ -161,7 +161,7 @@ def _times(one: Entries, other: Entries) -> Entries:
 
 
 def _radius(matrix: Entries) -> Array:
-    """Of x^2 - t x + q the larger root's size: (|t| + sqrt(t^2 - 4 q)) / 2, or sqrt(q) for a complex pair."""
+    """Returns the larger root's size of x^2 - t x + q: (|t| + sqrt(t^2 - 4 q)) / 2, or sqrt(q) for a complex pair."""
     a, b, c, d = matrix
     trace, determinant = a + d, a * d - b * c
     discriminant = (a - d) ** 2 + 4 * b * c  # t^2 - 4 q, without the cancellation

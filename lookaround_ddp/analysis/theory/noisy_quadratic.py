@@ -79,7 +79,7 @@ class Model:
             raise UserError(f"--gamma is {self.gamma:g}: SGD converges between 0 and 2 / A, here {2 / self.a.max():g}")
 
     def decay(self, k: int) -> Array:
-        """B, what k steps leave of the distance to the optimum."""
+        """Returns B, the share of the distance to the optimum that k steps leave."""
         return (1 - self.gamma * self.a) ** k
 
     def sgd(self) -> Array:
@@ -87,7 +87,7 @@ class Model:
         return step * self.sigma2 / (2 - step)  # 1 - (1 - s)^2 = s (2 - s)
 
     def printed_sgd(self) -> Array:
-        """As in the paper, with Sigma^2."""
+        """Returns SGD's variance as the paper prints it, with Sigma^2."""
         return self.sgd() * self.sigma2
 
     def lookahead(self, k: int, alpha: float) -> Array:
@@ -98,18 +98,18 @@ class Model:
         return (1 + (d - 1) * rho) / d * self.sgd()
 
     def printed_lookaround(self, k: int, d: int) -> Array:
-        """As in the paper, but for Sigma^2: what is off is then the missing term alone."""
+        """Returns Lookaround's variance as the paper prints it, but with Sigma for Sigma^2: it lacks a term alone."""
         b = self.decay(k)
         return (1 - b**2) / (d - (d - 1) * b**2) * self.sgd()
 
 
-def ratio(b: Array, alpha: float, d: int) -> Array:
-    """V_Lookaround / V_Lookahead, for independent noise."""
+def variance_ratio(b: Array, alpha: float, d: int) -> Array:
+    """Returns V_Lookaround / V_Lookahead, for independent noise."""
     return (2 - alpha + alpha * b) / (d * alpha * (1 + b))
 
 
 def least_replicas(alpha: float) -> int:
-    """The fewest replicas whose variance is below Lookahead's whatever B in (0, 1) is."""
+    """Returns the fewest replicas whose variance is below Lookahead's for every B in (0, 1)."""
     return math.ceil((2 - alpha) / alpha - 1e-12)  # 2 / (2/3) - 1 is not quite 2
 
 
@@ -144,10 +144,11 @@ class MonteCarlo:
         return self._settled(self.model.decay(k), k * d, round_)
 
     def _settled(self, factor: Array, draws: int, round_: Callable[[Array, int], Array]) -> tuple[Array, Array]:
-        """The variance after so many rounds that what is left of the start, of factor^2 a round, is negligible.
+        """Simulates rounds until what is left of the start is negligible; returns the variance and its standard error.
 
         Args:
-            draws: of each chain in a round.
+            factor: of each coordinate; a round leaves factor^2 of the start's variance.
+            draws: how many random numbers each chain draws in a round.
         """
         slowest = float(np.abs(factor).max())
         rounds = 1 if slowest == 0 else math.ceil(math.log(REST) / (2 * math.log(slowest)))

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from lookaround_ddp.analysis.output import Numbers, Output
-from lookaround_ddp.analysis.theory.noisy_quadratic import Array, Model, MonteCarlo, least_replicas, ratio
+from lookaround_ddp.analysis.output import Numbers, Output, empty_figure
+from lookaround_ddp.analysis.theory.noisy_quadratic import Array, Model, MonteCarlo, least_replicas, variance_ratio
 from lookaround_ddp.errors import UserError
+from lookaround_ddp.tables import print_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,14 +31,13 @@ def analyze(options: argparse.Namespace) -> None:
     model = Model(a, options.gamma, sigma2)
     output = Output(options.out or Path("quadratic"))
     numbers = variances(model, options)
-    _print(numbers, Console())
+    _print(numbers)
     _draw(model, options, numbers, output)
     output.write(numbers)
-    output.say()
 
 
 def variances(model: Model, options: argparse.Namespace) -> Numbers:
-    """Of each method: what the paper prints, what is right, what a simulation finds; each for every coordinate."""
+    """Returns each method's variances as the paper prints them, corrected, and simulated, for every coordinate."""
     k, alpha, d, rho = options.k, options.alpha, options.d, options.rho
     methods: dict[str, Numbers] = {
         "SGD": {"printed": model.printed_sgd(), "corrected": model.sgd()},
@@ -71,40 +68,35 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--rho is {options.rho:g}: give 0 (independent minibatches) to 1")
 
 
-def _print(numbers: Numbers, console: Console) -> None:
+def _print(numbers: Numbers) -> None:
     settings = numbers["settings"]
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
-    table.add_column("steady-state variance", no_wrap=True)
-    headings = ["a", "printed", "corrected", *(["simulated", "± s.e."] if settings["chains"] else [])]
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, method in numbers["variances"].items():
-        for place, a in enumerate(settings["a"]):
-            cells = [f"{each[place]:.5g}" for each in method.values()]
-            table.add_row(name, f"{a:g}", *cells)
-    console.print(_titled(settings), markup=False, highlight=False, soft_wrap=True)
-    console.print(table)
+    headings = ["steady-state variance", "a", "printed", "corrected"]
+    headings += ["simulated", "± s.e."] if settings["chains"] else []
+    table = [
+        [name, f"{a:g}", *(f"{each[place]:.5g}" for each in method.values())]
+        for name, method in numbers["variances"].items()
+        for place, a in enumerate(settings["a"])
+    ]
+    print(_titled(settings))
+    print_table(headings, table)
     d, least, alpha = settings["d"], numbers["least_replicas"], settings["alpha"]
     verdict = "so it does" if d >= least else "so it need not"
-    notes = [
-        "printed: the paper's formulas; SGD's has sigma^4 for sigma^2, Lookaround's lacks a term.",
+    print("printed: the paper's formulas; SGD's has sigma^4 for sigma^2, Lookaround's lacks a term.")
+    print(
         f"With independent noise, d >= (2 - alpha)/alpha = {(2 - alpha) / alpha:.4g} replicas vary less than Lookahead "
-        f"for every k and gamma A < 1; d is {d}, {verdict}.",
-    ]
-    console.print(*notes, sep="\n", markup=False, highlight=False, soft_wrap=True)
+        f"for every k and gamma A < 1; d is {d}, {verdict}."
+    )
 
 
 def _titled(settings: Numbers) -> str:
-    """What the numbers are of, in one line."""
+    """Says in one line which settings the numbers belong to."""
     a, sigma2 = (", ".join(f"{each:g}" for each in settings[name]) for name in ("a", "sigma2"))
     rest = ", ".join(f"{name} = {settings[name]:g}" for name in ("gamma", "k", "alpha", "d", "rho"))
     return f"noisy quadratic model: a = {a}; sigma^2 = {sigma2}; {rest}"
 
 
 def _draw(model: Model, options: argparse.Namespace, numbers: Numbers, output: Output) -> None:
-    from matplotlib.figure import Figure  # takes seconds to import
-
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    figure = empty_figure(11, 4.4)
     left, right = figure.subplots(1, 2)
     _draw_variances(left, model, options)
     _draw_ratio(right, options)
@@ -143,7 +135,7 @@ def _draw_variances(axes: Axes, model: Model, options: argparse.Namespace) -> No
 def _simulated(
     axes: Axes, ks: list[int], found: list[tuple[Array, Array]], color: str, label: str | None = None
 ) -> None:
-    """Sums over coordinates, which are independent, as points with two standard errors."""
+    """Draws sums over coordinates, which are independent, as points with two standard errors."""
     sums = [variance.sum() for variance, _ in found]
     errors = [2 * float(np.linalg.norm(error)) for _, error in found]
     axes.errorbar(ks, sums, errors, fmt="x", color=color, capsize=3, lw=1, label=label)
@@ -152,7 +144,7 @@ def _simulated(
 def _draw_ratio(axes: Axes, options: argparse.Namespace) -> None:
     alpha, b = options.alpha, np.linspace(0, 1, 201)
     for place, d in enumerate(sorted({2, 3, 5, options.d})):
-        axes.plot(b, ratio(b, alpha, d), color=f"C{place}", label=f"d = {d}")
+        axes.plot(b, variance_ratio(b, alpha, d), color=f"C{place}", label=f"d = {d}")
     axes.axhline(1, color="black", lw=0.8)
     axes.set(
         xlabel="B = (1 - gamma a)^k, what a round leaves of a distance",
