@@ -1,36 +1,27 @@
 """Starts this node's ranks under torchrun, for launch/torchrun.sh, which names the variables that are read here.
 
 python -m lookaround_ddp.distributed.launcher CONFIG [key.path=value ...]
-
-Mostly this process becomes torchrun, so that a signal reaches it once, whoever sends it. It stays beside torchrun as
-the first process of a container, which nothing in there can kill, and at a terminal, to hear of a second Ctrl-C.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
 
+from lookaround_ddp.distributed import beside
+from lookaround_ddp.distributed.beside import SIGNALS, exit_status, reachable
 from lookaround_ddp.distributed.network import way_to
 from lookaround_ddp.errors import UserError
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 DEFAULTS = {
     "OMP_NUM_THREADS": "1",
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # a lost connection is told in a line, not in 30 frames
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120",  # seconds to save after a signal; 30 by default
 }
-LOOK, LOOKS = 2.0, 6  # seconds between two looks at the head's port; so many in vain are enough
-CONNECT = 3.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ class Node:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Becomes torchrun, or stays beside it and exits with its status; a user's mistake is one line, and status 2."""
+    """Becomes torchrun, or what stays beside it; a user's mistake is one line, and status 2."""
     for name, value in DEFAULTS.items():
         os.environ[name] = os.environ.get(name) or value
     # without it, ranks that were restarted mostly read stale addresses from the store (torch 2.14)
@@ -62,10 +53,8 @@ def main(arguments: Sequence[str]) -> None:
         os.environ["LOOKAROUND_NODES"] = str(node.nodes)  # `join` compares it with those that came
     options = torchrun_options(node, processes, address, os.environ)
     command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "lookaround_ddp", "train", *arguments]
-    if os.getpid() == 1 or os.isatty(0):
-        sys.exit(stay_beside(command, node))
-    watch(os.getpid(), node)
-    os.execv(command[0], command)
+    head = node.head if node.rank > 0 else ""
+    os.execv(sys.executable, [sys.executable, "-I", beside.__file__, head, str(node.port), *command])
 
 
 def chosen_processes(nodes: str, arguments: Sequence[str]) -> str:
@@ -148,115 +137,6 @@ def torchrun_options(node: Node, processes: str, address: str, environment: Mapp
         f"--rdzv-id={environment.get('RDZV_ID') or 'lookaround'}",
         f"--rdzv-conf=is_host={'true' if node.rank == 0 else 'false'}",
     ]
-
-
-def reachable(host: str, port: int) -> bool:
-    """Tells whether something listens there."""
-    try:
-        with socket.create_connection((host, port), CONNECT):
-            return True
-    except OSError:
-        return False
-
-
-def stay_beside(command: Sequence[str], node: Node) -> int:
-    """Runs torchrun, passes signals on to it, and returns its exit status as a shell has it.
-
-    torchrun keeps a second Ctrl-C to itself, so its ranks are told of that from here, and leave at once.
-    """
-    torchrun = subprocess.Popen(command)
-    interrupts = 0
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupts
-        ranks = ranks_of(torchrun.pid)
-        interrupts += bool(ranks)
-        for pid, sent in told(torchrun.pid, ranks, interrupts, os.isatty(0)).items():
-            _send(pid, sent)
-
-    for each in SIGNALS:
-        signal.signal(each, lambda number, frame: _send(torchrun.pid, number))
-    signal.signal(signal.SIGINT, interrupt)
-    watch(torchrun.pid, node)
-    pid = -1
-    while pid != torchrun.pid:  # a container's first process inherits others, which it asks for, too
-        pid, status = os.wait()
-    torchrun.returncode = os.waitstatus_to_exitcode(status)
-    return exit_status(torchrun.returncode)
-
-
-def told(torchrun: int, ranks: Sequence[int], interrupts: int, terminal: bool) -> dict[int, signal.Signals]:
-    """Returns which process is sent which signal after a Ctrl-C.
-
-    Args:
-        interrupts: how many there were since there are ranks.
-        terminal: it came from a terminal, which tells torchrun itself.
-    """
-    if not ranks:  # it still starts
-        return {torchrun: signal.SIGTERM}
-    if interrupts > 1:
-        return dict.fromkeys(ranks, signal.SIGINT)
-    return {} if terminal else {torchrun: signal.SIGINT}
-
-
-def exit_status(code: int) -> int:
-    """Returns a shell's exit status of what subprocess calls -9: 137."""
-    return code if code >= 0 else 128 - code
-
-
-def watch(torchrun: int, node: Node) -> None:
-    """Starts a process that looks after this node's torchrun while that runs; node 0, the head, needs none."""
-    if node.rank == 0 or os.fork() != 0:
-        return
-    try:
-        for each in SIGNALS:  # they are torchrun's
-            signal.signal(each, signal.SIG_IGN)
-        leave_when_cut_off(torchrun, node)
-    finally:
-        os._exit(0)
-
-
-def leave_when_cut_off(torchrun: int, node: Node) -> None:
-    """Kills a torchrun whose ranks have ended and that does not reach the head: it would wait for minutes.
-
-    Returns when torchrun has ended.
-    """
-    head = node.head
-    with suppress(OSError):  # now: where nothing is reached a name server is not, either, which takes long
-        head = socket.gethostbyname(head)
-    started, missed = False, 0
-    while runs(torchrun):
-        time.sleep(LOOK)
-        ranks = ranks_of(torchrun)
-        started = started or bool(ranks)
-        missed = 0 if not started or ranks or reachable(head, node.port) else missed + 1
-        if missed == LOOKS:
-            where = f"{node.head} cannot be reached at port {node.port}"
-            print(f"error: {where}: start this node again when it can", file=sys.stderr, flush=True)
-            _send(torchrun, signal.SIGKILL)
-            return
-
-
-def ranks_of(torchrun: int) -> list[int]:
-    """Returns the processes that torchrun started and that still run, but not this one, its watch."""
-    try:
-        children = Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()
-    except OSError:  # it has ended
-        return []
-    return [pid for pid in map(int, children) if pid != os.getpid() and runs(pid)]
-
-
-def runs(pid: int) -> bool:
-    """Tells whether a process has not ended; one that its parent has not yet asked for has."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def _send(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError):  # it ended by itself meanwhile
-        os.kill(pid, number)
 
 
 if __name__ == "__main__":
