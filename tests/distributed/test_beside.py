@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -98,6 +99,7 @@ TORCHRUN = """
 import signal, subprocess, sys, time
 rank = subprocess.Popen([sys.executable, "-c", '''
 import signal
+import socket
 signal.signal(signal.SIGINT, lambda *_: print("rank", flush=True))
 print("ready", flush=True)
 while True: signal.pause()
@@ -134,3 +136,30 @@ def test_a_first_process_passes_signals_on_and_has_torchruns_status(staying: sub
         assert staying.stdout.readline() == f"{heard}\n"
     staying.send_signal(signal.SIGTERM)
     assert staying.wait(20) == 7
+
+
+CUT_OFF = "import subprocess, time; subprocess.run(['sleep', '1']); print('ended', flush=True); time.sleep(60)"
+
+
+def test_a_node_that_is_cut_off_is_killed_by_its_watch() -> None:
+    """The process becomes torchrun, so that its number is torchrun's; the watch is a child of it and no rank."""
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        port = head.getsockname()[1]
+        arguments = ["127.0.0.1", str(port), sys.executable, "-c", CUT_OFF]
+        code = f"import beside; beside.LOOK = 0.1; beside.main(*{arguments})"
+        with subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=Path(beside.__file__).parent,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ended\n"
+            time.sleep(1.5)  # more than six looks at a head that answers
+            assert process.poll() is None
+            head.close()
+            _, said = process.communicate(timeout=50)
+    assert process.returncode == -signal.SIGKILL
+    assert said == f"error: 127.0.0.1 cannot be reached at port {port}: start this node again when it can\n"
