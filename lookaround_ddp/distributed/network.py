@@ -1,7 +1,4 @@
-"""For launchers: this machine's address and interface on the way to another.
-
-python -m lookaround_ddp.distributed.network HOST
-"""
+"""For the launcher: this machine's address and interface on the way to another."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import fcntl
 import os
 import socket
 import struct
-import sys
 
 from lookaround_ddp.errors import UserError
 
@@ -63,11 +59,3 @@ def interfaces() -> dict[str, str]:
                 continue
             found[name] = socket.inet_ntoa(answer[20:24])
     return found
-
-
-if __name__ == "__main__":
-    try:
-        print(*way_to(sys.argv[1]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
