@@ -59,7 +59,7 @@ def fit(config: Config, world: World, stop: Stop) -> State:
     write_config(config, world)
     left = Path(config.out) / PREEMPTED
     run = Run(config, dataset, batches, replicas, around, trajectories, world, record, state)
-    record.open(state["iteration"], killed=not left.exists())
+    record.open(state["iteration"])
     if world.main:
         left.unlink(missing_ok=True)
     record.say(describe(config, dataset, world, replicas, total))
