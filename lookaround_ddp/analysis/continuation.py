@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from lookaround_ddp.analysis.one_checkpoint import OneCheckpoint
 from lookaround_ddp.analysis.scoring import State
 from lookaround_ddp.checkpoint import Checkpoints
 from lookaround_ddp.config import Config
@@ -104,26 +105,3 @@ class Continuation:
             }
         found = {number: state for each in self.world.gather(mine) for number, state in each.items()}
         return [found[number] for number in range(self.world.replicas)]
-
-
-class OneCheckpoint(Checkpoints):
-    """A run's checkpoints, of which there is only this one."""
-
-    def __init__(self, run: Path, iteration: int, world: World) -> None:
-        super().__init__(run, 1, world, print)
-        self.iteration = iteration
-
-    def iterations(self) -> list[int]:
-        return [self.iteration]
-
-
-def named(given: Sequence[int] | None, known: Sequence[int], run: Path) -> list[int]:
-    """The checkpoints that a user names, by default all.
-
-    Raises:
-        UserError: there is no such checkpoint.
-    """
-    for each in given or ():
-        if each not in known:
-            raise UserError(f"{run} has no checkpoint {each} of its rounds: it has {', '.join(map(str, known))}")
-    return list(given or known)

@@ -16,7 +16,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lookaround_ddp.analysis.continuation import Continuation, named
+from lookaround_ddp.analysis.continuation import Continuation
+from lookaround_ddp.analysis.one_checkpoint import named
 from lookaround_ddp.analysis.output import Numbers, Output
 from lookaround_ddp.analysis.scoring import (
     Scorer,

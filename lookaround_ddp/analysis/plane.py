@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lookaround_ddp.analysis.continuation import OneCheckpoint, named
 from lookaround_ddp.analysis.geometry import axis, plane_through
+from lookaround_ddp.analysis.one_checkpoint import OneCheckpoint, named
 from lookaround_ddp.analysis.output import Output
 from lookaround_ddp.analysis.plane_figure import draw_plane
 from lookaround_ddp.analysis.scoring import (

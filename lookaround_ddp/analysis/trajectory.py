@@ -12,7 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lookaround_ddp.analysis.continuation import Continuation, named
+from lookaround_ddp.analysis.continuation import Continuation
+from lookaround_ddp.analysis.one_checkpoint import named
 from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain
 from lookaround_ddp.analysis.scoring import Pace, Scorer, State, default_output, described, divided, warn_of_unreadable
 from lookaround_ddp.config import Config
