@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from lookaround_ddp.errors import UserError
 
 Commands = Any  # argparse names no public type for what add_subparsers returns
 
@@ -130,3 +133,15 @@ def numbers(text: str) -> list[float]:
 
 def number(text: str) -> float:
     return numbers(text)[0] if "," not in text else float(text)
+
+
+def select_checkpoints(given: Sequence[int] | None, known: Sequence[int], run: Path) -> list[int]:
+    """Returns the checkpoints that a user names, by default all of them.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    for each in given or ():
+        if each not in known:
+            raise UserError(f"{run} has no checkpoint {each} of its rounds: it has {', '.join(map(str, known))}")
+    return list(given or known)

@@ -1,25 +1,14 @@
-"""Which analysis is which function."""
+"""Which analysis is which function; asking for one imports that one alone, since some of them train."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from importlib import import_module
 
-from lookaround_ddp.analysis import diversity, plane, sharpness, trajectory
-from lookaround_ddp.analysis.theory import convergence, quadratic
-from lookaround_ddp.config import Config
-from lookaround_ddp.distributed import World
-
-NUMBERS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "quadratic": quadratic.analyze,
-    "convergence": convergence.analyze,
-}
+RUNS = ("diversity", "plane", "sharpness", "trajectory")  # the analyses of runs; others are of numbers alone
 
 
-RUNS: dict[str, Callable[[argparse.Namespace, Sequence[Path], Sequence[Config], World], None]] = {
-    "diversity": diversity.analyze,
-    "plane": plane.analyze,
-    "sharpness": sharpness.analyze,
-    "trajectory": trajectory.analyze,
-}
+def function_of(analysis: str) -> Callable[..., None]:
+    """Returns what does an analysis: of its options, or (for one of RUNS) of options, runs, their configs and World."""
+    folder = "analysis" if analysis in RUNS else "analysis.theory"
+    return import_module(f"lookaround_ddp.{folder}.{analysis}").analyze

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -104,15 +104,3 @@ class Continuation:
             }
         found = {number: state for each in self.world.gather(mine) for number, state in each.items()}
         return [found[number] for number in range(self.world.replicas)]
-
-
-def select_checkpoints(given: Sequence[int] | None, known: Sequence[int], run: Path) -> list[int]:
-    """Returns the checkpoints that a user names, by default all of them.
-
-    Raises:
-        UserError: there is no such checkpoint.
-    """
-    for each in given or ():
-        if each not in known:
-            raise UserError(f"{run} has no checkpoint {each} of its rounds: it has {', '.join(map(str, known))}")
-    return list(given or known)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lookaround_ddp.analysis.continuation import Continuation, select_checkpoints
+from lookaround_ddp.analysis.arguments import select_checkpoints
+from lookaround_ddp.analysis.continuation import Continuation
 from lookaround_ddp.analysis.output import Numbers, Output, empty_figure
 from lookaround_ddp.analysis.scoring import (
     Scorer,

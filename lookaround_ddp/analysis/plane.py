@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lookaround_ddp.analysis.continuation import select_checkpoints
+from lookaround_ddp.analysis.arguments import select_checkpoints
 from lookaround_ddp.analysis.geometry import axis, plane_through
 from lookaround_ddp.analysis.output import Output
 from lookaround_ddp.analysis.plane_figure import draw_plane

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lookaround_ddp.analysis.continuation import Continuation, select_checkpoints
+from lookaround_ddp.analysis.arguments import select_checkpoints
+from lookaround_ddp.analysis.continuation import Continuation
 from lookaround_ddp.analysis.output import Numbers, Output, empty_figure, legend_below, without_formulas
 from lookaround_ddp.analysis.scoring import (
     Pace,

@@ -1,4 +1,8 @@
-"""The command line: `python -m lookaround_ddp train | evaluate | ensemble | soup | report | analyze | bench`."""
+"""The command line: `python -m lookaround_ddp train | evaluate | ensemble | soup | report | analyze | bench`.
+
+A command imports what it works with when its arguments are known to be right: images, networks and tables take
+seconds to import, which help and a mistake need not wait for.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +18,11 @@ from typing import Any
 
 import torch
 
-from lookaround_ddp.checkpoint import run_folder
 from lookaround_ddp.cli.arguments import named_config, paths, runs_named, values
 from lookaround_ddp.cli.parser import parse
 from lookaround_ddp.config import load_config
 from lookaround_ddp.distributed import LostRanks, PreemptionHandler, adopt_step, join, processes_per_node
 from lookaround_ddp.errors import Preempted, UserError, explained, shortened
-from lookaround_ddp.evaluation import cook, evaluate_ensemble, evaluate_run, score_text
-from lookaround_ddp.report import draw_curves, grouped, paper_table, read_run, results_table, show
-from lookaround_ddp.training import fit, rehearse
 
 MISTAKE, STOPPED, INTERRUPTED = 2, 1, 130
 
@@ -68,6 +68,11 @@ def train(options: argparse.Namespace) -> None:
     if len(named) > 1:
         raise UserError(f"one config at a time: {named[0]} or {named[1]}? Values are written key.path=value")
     config = load_config(named[0] if named else None, values(options.arguments))
+
+    from lookaround_ddp.checkpoint import run_folder
+    from lookaround_ddp.report import draw_curves, grouped, read_run, results_table, show
+    from lookaround_ddp.training import fit
+
     with (
         PreemptionHandler(config.checkpoint.grace_seconds) as preemption,
         join(config) as world,
@@ -88,6 +93,8 @@ def processes(options: argparse.Namespace) -> None:
     devices = torch.cuda.device_count() or cores
     chosen = processes_per_node(replicas, devices, options.nodes)
     if os.environ.get("NODE_RANK", "0") == "0" or not config.data.download:  # one node at a time downloads
+        from lookaround_ddp.training import rehearse
+
         alone = options.nodes == 1 and "SLURM_ARRAY_TASK_ID" not in os.environ  # whose `out` is to be another one
         rehearse(config, chosen * options.nodes, alone=alone)
     print(chosen, config.out)
@@ -95,6 +102,9 @@ def processes(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     config = named_config(options.run, options.overrides)
+
+    from lookaround_ddp.evaluation import evaluate_run
+
     with join(config) as world:
         scores = evaluate_run(options.run, config, world)
         if world.main:
@@ -103,6 +113,9 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def ensemble(options: argparse.Namespace) -> None:
     runs, configs = runs_named(options.arguments)
+
+    from lookaround_ddp.evaluation import evaluate_ensemble
+
     with join(configs[0]) as world:
         members, scores = evaluate_ensemble(runs, configs, world)
         if world.main:
@@ -111,6 +124,9 @@ def ensemble(options: argparse.Namespace) -> None:
 
 def soup(options: argparse.Namespace) -> None:
     runs, configs = runs_named(options.arguments)
+
+    from lookaround_ddp.evaluation import cook, score_text
+
     with join(configs[0]) as world:
         made = cook(runs, configs, options.recipe, world, update_bn=options.update_bn, out=options.out)
         if world.main:
@@ -122,6 +138,8 @@ def soup(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
+    from lookaround_ddp.report import draw_curves, grouped, paper_table, read_run, results_table, show
+
     folders = {run.resolve(): run for run in options.runs}  # a run counts once, however often it is named
     groups = grouped([read_run(run) for run in folders.values()])
     if not groups and (options.table is None or options.curves is not None):
@@ -137,15 +155,16 @@ def report(options: argparse.Namespace) -> None:
 
 
 def analyze(options: argparse.Namespace) -> None:
-    from lookaround_ddp.analysis.command import NUMBERS, RUNS
+    from lookaround_ddp.analysis.command import RUNS, function_of
 
     try:
         if options.analysis in RUNS:
             runs, configs = runs_named(options.arguments)
+            analysis = function_of(options.analysis)
             with join(configs[0]) as world:
-                RUNS[options.analysis](options, runs, configs, world)
+                analysis(options, runs, configs, world)
         elif os.environ.get("RANK", "0") == "0":
-            NUMBERS[options.analysis](options)
+            function_of(options.analysis)(options)
     except KeyboardInterrupt:
         kept = ": the same command goes on with the points that are done" if options.analysis == "plane" else ""
         if os.environ.get("RANK", "0") == "0":  # a terminal's Ctrl-C reaches every rank
@@ -178,6 +197,8 @@ COMMANDS = {
 
 
 def _print_scores(scores: Mapping[str, Any]) -> None:
+    from lookaround_ddp.evaluation import score_text
+
     for name, score in scores.items():
         if name.startswith("ensemble"):
             for kind, each in score.items():

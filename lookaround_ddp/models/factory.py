@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -135,6 +134,8 @@ def refuse_unsafe_layout(model: nn.Module) -> None:
 
 
 def _timm_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
+    import timm  # seconds, and reading a run's figures needs no network
+
     name = config.name.removeprefix("timm:")
     if not timm.is_model(name.partition(".")[0]):
         raise UserError(f"timm has no model {name!r}: {_nearest(name, timm.list_models())}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
 from lookaround_ddp.config import OptimizerConfig
@@ -26,6 +25,8 @@ def create_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.O
     Raises:
         UserError: an unknown name, or options that the optimizer does not take.
     """
+    from timm.optim import create_optimizer_v2, list_optimizers  # timm takes seconds to import
+
     options = dict(config.options)
     if config.name in FUSED and not {"foreach", "fused", "capturable", "differentiable"} & options.keys():
         # 4 times as fast on a CPU, too; it takes neither complex parameters nor mixed devices

@@ -74,10 +74,9 @@ def fit(config: Config, world: World, preemption: PreemptionHandler) -> State:
 def begin(run: Run) -> None:
     """Writes the config, opens the record, and says what is trained where. Collective."""
     write_config(run.config, run.world)
-    left = Path(run.config.out) / PREEMPTED
-    run.record.open(run.iteration, killed=not left.exists())
+    run.record.open(run.iteration)
     if run.world.main:
-        left.unlink(missing_ok=True)
+        (Path(run.config.out) / PREEMPTED).unlink(missing_ok=True)
     run.record.say(describe(run))
     if run.iteration > 0:
         run.record.say(f"resumed after iteration {run.iteration}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -40,13 +40,8 @@ class Record:
         self.config = config
         self.warned = False
 
-    def open(self, iteration: int, killed: bool = False) -> None:
-        """Begins, or goes on after `iteration`: later lines of a run that was killed are dropped.
-
-        Args:
-            killed: the run did not leave by itself, so Weights & Biases may have lost its last lines, and is told
-                them again.
-        """
+    def open(self, iteration: int) -> None:
+        """Begins, or goes on after `iteration`: later lines of a run that was killed are dropped."""
         if not self.main:
             return
         path = self.folder / "metrics.jsonl"
@@ -57,8 +52,6 @@ class Record:
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self.metrics = path.open("a")
         self.tracker = self._start_wandb(self.config.record.wandb)
-        for line in kept[_last_minute(lines) :] if killed else []:
-            self._tell_wandb(line)
         if self.console.is_terminal:
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
             self.progress = Progress(*columns, console=self.console)
@@ -118,14 +111,7 @@ class Record:
         with with_filename(self.folder / "metrics.jsonl"):
             self.metrics.write(json.dumps(line) + "\n")
             self.metrics.flush()
-        self._tell_wandb(line)
-
-    def _tell_wandb(self, line: Mapping[str, Any]) -> None:
-        def tell() -> None:
-            if line["iteration"] >= self.tracker.starting_step:  # else it has it already, as a run resumed online
-                self.tracker.log(_flat(line), step=line["iteration"])
-
-        self._wandb(tell)
+        self._wandb(lambda: self.tracker.log(_flat(line), step=line["iteration"]))
 
     def _start_wandb(self, mode: Literal["online", "offline", "disabled"]) -> Any:
         """A wandb run that a resumed training goes on with; None if there is to be none, or it fails."""
@@ -185,13 +171,6 @@ def _line(text: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return line if isinstance(line, dict) and isinstance(line.get("iteration"), int) else None
-
-
-def _last_minute(lines: Sequence[Mapping[str, Any]]) -> int:
-    """How many lines come before the last minute of training; Weights & Biases stores every 15 s what it was told."""
-    seconds = [line.get("seconds", 0.0) for line in lines]  # scores have none
-    since = max(seconds, default=0.0) - 60
-    return next((number for number, each in enumerate(seconds) if each > since), 0)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

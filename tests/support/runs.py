@@ -27,7 +27,10 @@ EVERY = -1  # all ranks
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        *("lookaround_ddp.cli.commands", "lookaround_ddp.analysis.command", "sklearn.datasets"),
+        # commands import these only when they are called: each rank would do so for itself
+        *("torchvision", "timm.optim", "sklearn.datasets"),
+        *(f"lookaround_ddp.{name}" for name in ("cli.commands", "training", "evaluation", "report")),
+        *(f"lookaround_ddp.analysis.{name}" for name in ("diversity", "plane", "sharpness", "trajectory")),
         *("tests.support.exchanges", "tests.support.trainings"),
     ]
 )
