@@ -34,7 +34,6 @@ def finish(run: Run) -> State:
                 scores |= _snapshots(run)
     result: State = {
         **scores,
-        **run.count_unreadable(),
         "best": run.best,
         "iterations": run.total,
         "epochs": config.epochs,

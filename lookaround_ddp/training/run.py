@@ -11,7 +11,7 @@ from torch import nn
 from lookaround_ddp.averaging import Lookaround, broadcast_, check_agreement
 from lookaround_ddp.checkpoint import Checkpoints, State, save_model
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Batch, Dataset, Iterations, Unreadable, load
+from lookaround_ddp.data import Batch, Dataset, Iterations, load
 from lookaround_ddp.distributed import World
 from lookaround_ddp.evaluation import make_evaluator, recalibrate
 from lookaround_ddp.models import Normalize
@@ -51,11 +51,6 @@ class Run:
         self.test = make_evaluator(config, dataset, dataset.test, world)
         held_out = dataset.validation
         self.validation = None if held_out is None else make_evaluator(config, dataset, held_out, world)
-        self.trained = Unreadable(dataset.train, "train", world)
-        met = [self.trained, *(each.unreadable for each in (self.validation, self.test) if each is not None)]
-        self.unreadable = {each.kind: each for each in met} if config.data.on_corrupt == "skip" else {}
-        for kind, each in self.unreadable.items():
-            each.known.update(state.get("unreadable", {}).get(kind, ()))
         self.branch = batches.single.until  # iterations that a single network trains, from which the replicas start
         self.compared = state["iteration"] // self.per_epoch  # epochs after which replicas were compared
         self.losses = Losses(config, batches, world, state["iteration"])
@@ -66,12 +61,7 @@ class Run:
     def load(self, iterations: Sequence[int] | range) -> Iterator[list[list[Batch]]]:
         """The hosted replicas' batches of these iterations."""
         pin = self.world.device.type == "cuda"
-        return self.trained.noted(load(self.batches, iterations, self.config.data.workers, pin))
-
-    def count_unreadable(self) -> State:
-        """`unreadable`: how many images of each split were met so far, where they are passed over. Collective."""
-        counts = {kind: each.share(self.record.say) for kind, each in self.unreadable.items()}
-        return {"unreadable": counts} if counts else {}
+        return load(self.batches, iterations, self.config.data.workers, pin)
 
     def record_training(self, iteration: int, rate: float) -> None:
         """A line of the record: mean losses since the last one, distances to phi, speed."""
@@ -91,7 +81,6 @@ class Run:
                 "images_per_second": self.losses.images(before, iteration) / elapsed,
                 "seconds": self.since[1],
                 "eta": (self.total - iteration) * elapsed / (iteration - before),
-                **self.count_unreadable(),
             }
         )
 
@@ -186,8 +175,7 @@ class Run:
             scores["trajectory"] = self.test.shared(self.along_time(self.trajectories[0]))
         self.scores = scores
         self._keep_best(iteration)
-        line = {"iteration": iteration, "epoch": iteration / self.per_epoch, **scores}
-        self.record.evaluation(line | self.count_unreadable())
+        self.record.evaluation({"iteration": iteration, "epoch": iteration / self.per_epoch, **scores})
         self.watch.go()
 
     def snapshot(self, iteration: int) -> None:
@@ -210,13 +198,11 @@ class Run:
         self.around.synchronize_shards()
         self.around.check_finite(iteration)
         self._share_single(iteration)
-        self.count_unreadable()
         state = {
             **self.around.state_dict(),
             "seconds": self.watch.elapsed,
             "scores": self.scores,
             "best": self.best,
-            "unreadable": {kind: sorted(each.known) for kind, each in self.unreadable.items()},
             "start": self.start,
             "classes": self.dataset.classes,
             "trained_on": self.dataset.trained_on,
