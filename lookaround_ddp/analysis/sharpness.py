@@ -28,7 +28,6 @@ from lookaround_ddp.analysis.scoring import (
     described,
     divided,
     shipped_states,
-    warn_of_unreadable,
 )
 from lookaround_ddp.config import Config
 from lookaround_ddp.data import Batch, load, prepare
@@ -70,7 +69,6 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         found = divided(len(runs), lambda run: eigenvalue(hessian, states[run], options), world, "eigenvalues")
         for row, each in zip(rows.values(), found, strict=True):
             row["hessian"] = each
-    warn_of_unreadable(scorer, world)
     if world.main:
         numbers = {
             "images": described(options, scorer),

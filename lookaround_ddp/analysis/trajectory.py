@@ -14,7 +14,7 @@ from rich.table import Table
 
 from lookaround_ddp.analysis.continuation import Continuation, named
 from lookaround_ddp.analysis.output import Numbers, Output, legend_below, plain
-from lookaround_ddp.analysis.scoring import Pace, Scorer, State, default_output, described, divided, warn_of_unreadable
+from lookaround_ddp.analysis.scoring import Pace, Scorer, State, default_output, described, divided
 from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
@@ -59,7 +59,6 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
                 print(diverged, flush=True)
         curve = {"lr": rate, "mean": [row[0] for row in rows], "replicas": [row[1:] for row in rows]}
         curves.append({**curve, "diverged": diverged})
-    warn_of_unreadable(scorer, world)
     if world.main:
         numbers = {
             "run": str(run),
