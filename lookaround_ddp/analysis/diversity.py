@@ -24,7 +24,6 @@ from lookaround_ddp.analysis.scoring import (
     loss_barrier,
     map_over_ranks,
     parameters_of,
-    warn_of_unreadable,
 )
 from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
@@ -73,7 +72,6 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
             diverged.append(f"from checkpoint {start}: {error}")
             if world.main:
                 print(diverged[-1], flush=True)
-    warn_of_unreadable(scorer, world)
     if not rows:
         raise FloatingPointError(diverged[-1])
     if world.main:

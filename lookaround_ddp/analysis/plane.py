@@ -24,7 +24,6 @@ from lookaround_ddp.analysis.scoring import (
     parameters_of,
     shapes,
     shipped_states,
-    warn_of_unreadable,
 )
 from lookaround_ddp.checkpoint import Checkpoints
 from lookaround_ddp.config import Config
@@ -76,7 +75,6 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         kept.save()
         raise
     scores = [kept.scores[number] for number in range(count)]
-    warn_of_unreadable(scorer, world)
     if world.main:
         grid = scores[len(states) :]
         numbers = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,15 +57,14 @@ class Scorer:
         self.small = dataset.native is not None  # photographs do not fit into memory
         if self.small:
             old = self.evaluator.batches
-            self.evaluator.batches = KeptBatches(old.split, old.transform, old.batch_size, old.skip)
+            self.evaluator.batches = KeptBatches(old.split, old.transform, old.batch_size)
 
     def score(self, state: State) -> Score:
         return self.evaluator.shared(self.load(state))
 
     def predictions(self, state: State) -> Tensor:
-        """Returns the predicted class of each image, int64, shape (images,); -1 for one that cannot be read."""
-        table = self.evaluator.logits(self.load(state), 0, 1)
-        return table[:, :-1].argmax(dim=1).where(table[:, -1] > 0, -1)
+        """Returns the predicted class of each image, int64, shape (images,)."""
+        return self.evaluator.logits(self.load(state), 0, 1).argmax(dim=1)
 
     def load(self, state: State) -> nn.Module:
         """Returns the network with this state; with `update_bn`, it has batch-norm statistics measured anew."""
@@ -234,16 +232,6 @@ def shipped_states(runs: Sequence[Path], configs: Sequence[Config], dataset: Dat
 def shapes(state: State) -> list[tuple[str, torch.Size]]:
     """Returns the names and shapes of a state's tensors, which are equal for two networks of one structure."""
     return [(name, value.shape) for name, value in state.items()]
-
-
-def warn_of_unreadable(scorer: Scorer, world: World) -> None:
-    """Says which images were passed over (data.on_corrupt=skip), on rank 0; each rank may have met others."""
-    found = {
-        index: reason for each in world.gather(scorer.evaluator.unreadable.found) for index, reason in each.items()
-    }
-    if world.main and found:
-        scorer.evaluator.unreadable.found = found
-        scorer.evaluator.unreadable.share(partial(print, flush=True))
 
 
 def describe_images(options: argparse.Namespace, scorer: Scorer) -> str:

@@ -25,7 +25,6 @@ from lookaround_ddp.analysis.scoring import (
     describe_images,
     map_over_ranks,
     shipped_states,
-    warn_of_unreadable,
 )
 from lookaround_ddp.config import Config
 from lookaround_ddp.data import Batch, load, prepare
@@ -68,7 +67,6 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         found = map_over_ranks(len(runs), lambda run: eigenvalue(hessian, states[run], options), world, "eigenvalues")
         for row, each in zip(rows.values(), found, strict=True):
             row["hessian"] = each
-    warn_of_unreadable(scorer, world)
     if world.main:
         numbers = {
             "images": describe_images(options, scorer),

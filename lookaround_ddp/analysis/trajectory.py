@@ -18,7 +18,6 @@ from lookaround_ddp.analysis.scoring import (
     default_output,
     describe_images,
     map_over_ranks,
-    warn_of_unreadable,
 )
 from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
@@ -65,7 +64,6 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
                 print(diverged, flush=True)
         curve = {"lr": rate, "mean": [row[0] for row in rows], "replicas": [row[1:] for row in rows]}
         curves.append({**curve, "diverged": diverged})
-    warn_of_unreadable(scorer, world)
     if world.main:
         numbers = {
             "run": str(run),

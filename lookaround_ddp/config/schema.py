@@ -48,8 +48,8 @@ class DataConfig(Section):
     """Who augments: loader processes, image by image; or the device that trains, whole batches of images in memory.
     auto: the device, if it can. The draws differ, and with them the weights."""
     on_corrupt: Literal["error", "skip"] = "error"
-    """What a file that is no image does: it ends the run; or the next image stands for it in training, scores leave it
-    out, and such files are counted, on the console and in result.json."""
+    """What a file that is no image does to training: it ends the run; or the next image stands for it, with a warning.
+    Among the images to evaluate on it always ends the run."""
     batches: Literal["shared", "independent"] = "shared"
     """shared: the replicas see the same minibatches (Algorithm 1); independent: each has its own shuffle."""
     drop_last: bool = False
@@ -236,12 +236,12 @@ class Config(Section):
     record: RecordConfig = RecordConfig()
 
     def identity(self) -> dict[str, Any]:
-        """The values that decide the trained weights: not where files are, who loads, which kernels compute, or what
-        is shown.
+        """The values that decide the trained weights: not where files are or what a damaged one does, who loads, which
+        kernels compute, or what is shown.
         """
         others = {"out", "timeout", "deterministic", "evaluate", "checkpoint", "record"}
         values = self.model_dump(mode="json", exclude=others)
-        for key in ("root", "download", "workers"):
+        for key in ("root", "download", "workers", "on_corrupt"):
             del values["data"][key]
         del values["average"]["hide"]
         return values

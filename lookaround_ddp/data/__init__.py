@@ -6,7 +6,6 @@ from lookaround_ddp.data.images import Arrays, Files, Images, Subset
 from lookaround_ddp.data.loader import load
 from lookaround_ddp.data.pipeline import make_batches, prepare
 from lookaround_ddp.data.transforms import Pipeline, evaluation_transform, train_pipelines
-from lookaround_ddp.data.unreadable import Unreadable
 from lookaround_ddp.data.workers import get_ready
 
 __all__ = [
@@ -20,7 +19,6 @@ __all__ = [
     "Pipeline",
     "Plan",
     "Subset",
-    "Unreadable",
     "evaluation_transform",
     "get_ready",
     "load",

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import data
 
 from lookaround_ddp import seeds
-from lookaround_ddp.data.images import Images, Substitutes, UnreadableImage
+from lookaround_ddp.data.images import Images, next_readable
 from lookaround_ddp.data.transforms import Pipeline
 from lookaround_ddp.errors import UserError
 
@@ -73,15 +73,13 @@ class Batch:
 
     share is n * D / N, for n of the minibatch's N images on this one of the replica's D ranks: with the
     loss weighted by it, the mean of the ranks' gradients is the minibatch's gradient. mix mixes images and targets on
-    the device (mixup, cutmix); None if they stay as they are. unreadable are the images of the split that should have
-    been in it and are not: the index of each, and why it cannot be read.
+    the device (mixup, cutmix); None if they stay as they are.
     """
 
     images: Tensor
     labels: Tensor
     share: float
     mix: Mixup | None = None
-    unreadable: tuple[tuple[int, str], ...] = ()
 
     def pin_memory(self) -> Batch:
         return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
@@ -127,8 +125,7 @@ class Iterations(data.Dataset[list[list[Batch]]]):
         skip: bool = False,
     ) -> None:
         self.split, self.plan, self.pipelines = split, plan, pipelines
-        self.substitutes = Substitutes(split) if skip else None
-        self.shard, self.shards, self.single = shard, shards, single
+        self.shard, self.shards, self.single, self.skip = shard, shards, single, skip
         self.labels = torch.tensor(split.labels)
 
     def pipelines_at(self, iteration: int, replica: int) -> list[tuple[int, Pipeline]]:
@@ -153,51 +150,35 @@ class Iterations(data.Dataset[list[list[Batch]]]):
         return result
 
     def _batch(self, indices: Tensor, pipeline: Pipeline, key: tuple[int, int, int], share: float) -> Batch:
-        images, used, unreadable = [], [], []
+        images, used = [], []
         for index in indices.tolist():
             seeds.seed_cpu(self.plan.seed, seeds.AUGMENT, *key, index)
             if pipeline.custom:
                 seeds.seed_python(self.plan.seed, seeds.AUGMENT, *key, index)
-            if self.substitutes is None:
-                image = self.split.image(index)
-            else:
-                place, image = self.substitutes.image(index)
-                used.append(place)
-                if place != index:
-                    unreadable.append((index, self.substitutes.reasons[index]))
+            place, image = next_readable(self.split, index) if self.skip else (index, self.split.image(index))
+            used.append(place)
             images.append(pipeline.transform(image))
-        labels = self.labels[used] if unreadable else self.labels[indices]
-        return Batch(torch.stack(images), labels, share, pipeline.mix, tuple(unreadable))
+        return Batch(torch.stack(images), self.labels[used], share, pipeline.mix)
 
 
 class EvaluationBatches(data.Dataset[Batch]):
     """Batch number -> consecutive images: the same batches on any number of ranks, every image in one.
 
-    Args:
-        skip: images that cannot be read are left out; a batch may then be empty.
+    One that cannot be read is an error, whatever data.on_corrupt says: a score over fewer images is another number.
     """
 
-    def __init__(self, split: Images, transform: Callable[[Any], Tensor], batch_size: int, skip: bool = False) -> None:
-        self.split, self.transform, self.batch_size, self.skip = split, transform, batch_size, skip
+    def __init__(self, split: Images, transform: Callable[[Any], Tensor], batch_size: int) -> None:
+        self.split, self.transform, self.batch_size = split, transform, batch_size
         self.labels = torch.tensor(split.labels)
 
     def __len__(self) -> int:
         return -(-len(self.split) // self.batch_size)
 
     def indices(self, number: int) -> range:
-        """The images of the split that are in a batch if all can be read."""
+        """The images of the split that are in a batch."""
         return range(number * self.batch_size, min((number + 1) * self.batch_size, len(self.split)))
 
     def __getitem__(self, number: int) -> Batch:
-        images, unreadable = [], {}
-        for index in self.indices(number):
-            try:
-                images.append(self.transform(self.split.image(index)))
-            except UnreadableImage as error:
-                if not self.skip:
-                    raise
-                unreadable[index] = error.reason
-        read = [index for index in self.indices(number) if index not in unreadable]
-        return Batch(
-            torch.stack(images) if images else torch.empty(0), self.labels[read], 1.0, None, (*unreadable.items(),)
-        )
+        indices = self.indices(number)
+        images = torch.stack([self.transform(self.split.image(index)) for index in indices])
+        return Batch(images, self.labels[indices.start : indices.stop], 1.0)

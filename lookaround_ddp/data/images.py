@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from PIL import Image, UnidentifiedImageError
 from lookaround_ddp.errors import UserError, shortened
 
 SLIMMEST = 1000  # at most so many times as long as wide: one pixel wide, a small file is huge when it is resized
+
+
+_warned: list[str] = []  # the file that this process has warned of
 
 
 # no fault of the file that happens to be opened, and none that all ranks would meet
@@ -90,9 +94,9 @@ class UnreadableImage(UserError):
     """A file is no image that can be trained on."""
 
     def __init__(self, path: str, reason: str) -> None:
-        self.reason = reason
+        self.path, self.reason = path, reason
         super().__init__(
-            f"{path} cannot be read ({reason}): mend it, or pass over such files with data.on_corrupt=skip"
+            f"{path} cannot be read ({reason}): mend it, or train past such files with data.on_corrupt=skip"
         )
 
 
@@ -138,37 +142,26 @@ def _reason(error: Exception) -> str:
     return shortened(" ".join(str(error).split()) or type(error).__name__)
 
 
-class Substitutes:
-    """A split in which the next image that can be read stands for one that cannot.
+def next_readable(split: Images, index: int) -> tuple[int, Image.Image]:
+    """Returns the image or, where it cannot be read, the next that can, behind its index; after the last the first.
 
-    It is the next by index, and the first one follows the last: a function of the files alone, so that all ranks and
-    workers take the same. A file that could not be read once is not tried again by this process.
+    Which one is a function of the files alone, so that all ranks and workers take the same.
+
+    Raises:
+        UserError: none of the split can be read.
     """
+    for step in range(len(split)):
+        place = (index + step) % len(split)
+        try:
+            return place, split.image(place)
+        except UnreadableImage as error:
+            _warn(error)
+    raise UserError(f"none of {len(split)} images can be read, such as {split.name(index)}")
 
-    def __init__(self, split: Images) -> None:
-        self.split = split
-        self.reasons: dict[int, str] = {}  # of those that cannot be read
-        self._next: dict[int, int] = {}  # where to look instead
 
-    def image(self, index: int) -> tuple[int, Image.Image]:
-        """The image or the one that stands for it, behind its index.
-
-        Raises:
-            UserError: none of the split can be read.
-        """
-        place, passed = index, []
-        while len(self.reasons) < len(self.split):
-            if place in self.reasons:
-                passed.append(place)
-                place = self._next[place]
-                continue
-            try:
-                image = self.split.image(place)
-            except UnreadableImage as error:
-                self.reasons[place], self._next[place] = error.reason, (place + 1) % len(self.split)
-                continue
-            self._next |= dict.fromkeys(passed, place)  # a long row of them is walked along once, not for each of them
-            return place, image
-        raise UserError(
-            f"none of {len(self.split)} images can be read, such as {self.split.name(index)} ({self.reasons[index]})"
-        )
+def _warn(error: UnreadableImage) -> None:
+    """Names the first file that this process passes over, and no other: there may be very many."""
+    if not _warned:
+        _warned.append(error.path)
+        fate = "the next image stands for it, and for others like it"
+        print(f"warning: {error.path} cannot be read ({error.reason}): {fate}", file=sys.stderr, flush=True)

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Batch, Dataset, EvaluationBatches, Images, Unreadable, evaluation_transform, load
+from lookaround_ddp.data import Batch, Dataset, EvaluationBatches, Images, evaluation_transform, load
 from lookaround_ddp.distributed import World
-from lookaround_ddp.errors import UserError
 from lookaround_ddp.models import Normalize, autocast
 
 
@@ -31,8 +30,7 @@ class Evaluator:
     """Evaluates networks on one split.
 
     The split is cut into batches, and batch b's sums are one row of a table, whoever computes them; the
-    rows are added in order. So the figures depend on neither the number of ranks nor their shares. Images that
-    cannot be read, and are left out, are noted in `unreadable`.
+    rows are added in order. So the figures depend on neither the number of ranks nor their shares.
     """
 
     def __init__(
@@ -43,10 +41,9 @@ class Evaluator:
         precision: str,
         workers: int,
         world: World,
-        unreadable: Unreadable,
     ) -> None:
         self.batches, self.normalize, self.precision = batches, normalize, precision
-        self.classes, self.workers, self.world, self.unreadable = classes, workers, world, unreadable
+        self.classes, self.workers, self.world = classes, workers, world
 
     def shared(self, model: nn.Module) -> Score:
         """The score of a model that all ranks hold, each evaluating its share. Collective."""
@@ -73,36 +70,31 @@ class Evaluator:
 
     def _own_logits(self, model: nn.Module | None) -> Tensor:
         if model is None:
-            return torch.zeros(len(self.batches.split), self.classes + 1)
+            return torch.zeros(len(self.batches.split), self.classes)
         return self.logits(model, self.world.shard, self.world.shards)
 
     def _mean_prediction(self, tables: Iterable[Tensor]) -> EnsembleScore:
         """Of the members' tables of logits, summed in fp64 in the members' order."""
         logits = torch.zeros(len(self.batches.split), self.classes, dtype=torch.float64)
         probabilities = torch.zeros_like(logits)
-        members, seen = 0, torch.ones(len(logits), dtype=torch.bool)
+        members = 0
         for table in tables:
-            logits += table[:, :-1]
-            probabilities += table[:, :-1].double().softmax(dim=1)
-            seen &= table[:, -1] > 0
+            logits += table
+            probabilities += table.double().softmax(dim=1)
             members += 1
-        labels = self.batches.labels[seen]
+        labels = self.batches.labels
         return {
-            "logits": self._score(_hits((logits / members)[seen], labels, self.classes)[None]),
-            "probabilities": self._score(_hits((probabilities / members).log()[seen], labels, self.classes)[None]),
+            "logits": self._score(_hits(logits / members, labels, self.classes)[None]),
+            "probabilities": self._score(_hits((probabilities / members).log(), labels, self.classes)[None]),
         }
 
     @torch.no_grad()
     def logits(self, model: nn.Module, first: int, step: int) -> Tensor:
-        """Shape (images, classes + 1), fp32, on the CPU: behind the logits a 1.
-
-        Rows of images that cannot be read, and of batches that other ranks evaluate, are 0.
-        """
-        table = torch.zeros(len(self.batches.split), self.classes + 1)
-        for number, logits, batch in self._forward(model, first, step):
-            unreadable = dict(batch.unreadable)
-            read = [index for index in self.batches.indices(number) if index not in unreadable]
-            table[read, :-1], table[read, -1] = logits.float().cpu(), 1
+        """Shape (images, classes), fp32, on the CPU; rows of batches that other ranks evaluate are 0."""
+        table = torch.zeros(len(self.batches.split), self.classes)
+        for number, logits, _ in self._forward(model, first, step):
+            rows = self.batches.indices(number)
+            table[rows.start : rows.stop] = logits.float().cpu()
         return table
 
     @torch.no_grad()
@@ -118,24 +110,17 @@ class Evaluator:
         return table.cpu()
 
     def _forward(self, model: nn.Module, first: int, step: int) -> Iterator[tuple[int, Tensor, Batch]]:
-        """Batch number, logits and batch of every `step`-th batch in which there are images."""
+        """Batch number, logits and batch of every `step`-th batch."""
         numbers = range(first, len(self.batches), step)
         pinned = self.world.device.type == "cuda"
         with evaluating(model):
             for number, batch in zip(numbers, load(self.batches, numbers, self.workers, pinned), strict=True):
-                self.unreadable.note(batch)
-                if len(batch.images) == 0:
-                    continue
                 with autocast(self.precision, self.world.device):
                     logits = model(self.normalize(batch.images))
                 yield number, logits, batch
 
     def _score(self, table: Tensor) -> Score:
-        """Raises UserError: no image can be read."""
         *sums, images = sum_in_order(table)
-        if images == 0:
-            count, name = len(self.batches.split), self.batches.split.name(0)
-            raise UserError(f"none of the {count} {self.unreadable.kind} images can be read, such as {name}")
         top1, top5, nll = (torch.stack(sums) / images).tolist()
         score = {"top1": 100 * top1, "top5": 100 * top5, "nll": nll}
         if self.classes < 5:
@@ -156,11 +141,9 @@ def _hits(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
 def make_evaluator(config: Config, dataset: Dataset, split: Images, world: World) -> Evaluator:
     """The evaluator of one of a dataset's splits, as the config says."""
     normalize = Normalize(dataset.mean, dataset.std, world.device, config.channels_last)
-    skip = config.data.on_corrupt == "skip"
-    batches = EvaluationBatches(split, evaluation_transform(dataset), config.evaluate.batch_size, skip)
+    batches = EvaluationBatches(split, evaluation_transform(dataset), config.evaluate.batch_size)
     workers = config.data.workers if dataset.native is None else 0  # arrays need no decoding
-    unreadable = Unreadable(split, "test" if split is dataset.test else "validation", world)
-    return Evaluator(batches, dataset.classes, normalize, config.precision, workers, world, unreadable)
+    return Evaluator(batches, dataset.classes, normalize, config.precision, workers, world)
 
 
 def make_evaluators(config: Config, dataset: Dataset, world: World) -> tuple[Evaluator, Evaluator | None]:

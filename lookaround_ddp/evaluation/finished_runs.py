@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from lookaround_ddp.checkpoint import (
     read_network,
 )
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Dataset, Unreadable, open_dataset
+from lookaround_ddp.data import Dataset, open_dataset
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation.evaluator import EnsembleScore, Evaluator, Score, make_evaluator, make_evaluators
@@ -63,9 +61,7 @@ def evaluate_run(run: Path, config: Config, world: World) -> Scores:
                 placed(model, config.channels_last, world.device) for model in _replicas(run, config, dataset, world)
             ]
         scores["replicas"] = evaluators[0].replicas(models)
-    scores = score_run(run, config, dataset, evaluators, world, scores)
-    warn_of_unreadable([each.unreadable for each in evaluators if each is not None], world)
-    return scores
+    return score_run(run, config, dataset, evaluators, world, scores)
 
 
 def score_run(
@@ -134,15 +130,7 @@ def evaluate_ensemble(
                 check_classes(run, metadata["classes"], dataset)
                 models.append(placed(model, first.channels_last, world.device))
     test = make_evaluator(first, dataset, dataset.test, world)
-    scores = [test.shared(model) for model in models], test.ensemble(models)
-    warn_of_unreadable([test.unreadable], world)
-    return scores
-
-
-def warn_of_unreadable(splits: Sequence[Unreadable], world: World) -> None:
-    """Says which images were passed over (data.on_corrupt=skip). Collective."""
-    for split in splits:
-        split.share(partial(print, file=sys.stderr) if world.main else lambda _: None)
+    return [test.shared(model) for model in models], test.ensemble(models)
 
 
 def check_same_data(runs: Sequence[Path], configs: Sequence[Config]) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from lookaround_ddp.checkpoint import MODEL, RESULT, save_model
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Dataset, Unreadable, load, make_batches, open_dataset, split_seed
+from lookaround_ddp.data import Dataset, load, make_batches, open_dataset, split_seed
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation.evaluator import Score, make_evaluator
-from lookaround_ddp.evaluation.finished_runs import check_classes, check_same_data, shipped_model, warn_of_unreadable
+from lookaround_ddp.evaluation.finished_runs import check_classes, check_same_data, shipped_model
 from lookaround_ddp.evaluation.recalibrate import recalibrate
 from lookaround_ddp.files import write_atomically
 from lookaround_ddp.models import Normalize, placed
@@ -59,7 +59,6 @@ class Kitchen:
         self.test = make_evaluator(config, dataset, dataset.test, world)
         held_out = dataset.validation
         self.taster = self.test if held_out is None else make_evaluator(config, dataset, held_out, world)
-        self.trained = Unreadable(dataset.train, "train", world)
         self.batches = make_batches(config, dataset, world)
 
     def load(self, state: State) -> nn.Module:
@@ -71,7 +70,7 @@ class Kitchen:
             batches = load(self.batches, iterations, self.config.data.workers, self.world.device.type == "cuda")
             models = [self.model] * len(self.world.hosted)
             normalize = Normalize(self.dataset.mean, self.dataset.std, self.world.device, self.config.channels_last)
-            recalibrate(models, self.trained.noted(batches), normalize, self.config.precision, self.world)
+            recalibrate(models, batches, normalize, self.config.precision, self.world)
         return self.model
 
     def taste(self, state: State) -> Score:
@@ -116,7 +115,6 @@ def cook(
     chosen = choose(recipe, ranked, states, scores, kitchen)
     mixture = mean_state([states[name] for name in chosen])
     test = kitchen.test.shared(kitchen.load(mixture))
-    warn_of_unreadable([kitchen.trained, kitchen.taster.unreadable, kitchen.test.unreadable], world)
     if out is not None:
         with world.together():
             if world.main:

@@ -118,8 +118,7 @@ def check_resumable(config: Config, dataset: Dataset, state: State) -> None:
         )
     made = state["config"]
     made = made | {"data": {"pipeline": "workers"} | made["data"]}  # older checkpoints say nothing of it
-    if made["data"].get("on_corrupt", "error") == "error":  # so far every image was read, and nothing skipped
-        made = made | {"data": made["data"] | {"on_corrupt": config.data.on_corrupt}}
+    made["data"].pop("on_corrupt", None)  # and this of what no longer matters
     changes = list(changed_keys(made, config.identity()))
     if changes:
         raise UserError(

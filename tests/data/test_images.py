@@ -1,4 +1,4 @@
-"""Files that are no images, one by one: what is said of them, what stands for them, what is scored without them."""
+"""Files that are no images, one by one: what is said of them, and what stands for them in training."""
 
 from __future__ import annotations
 
@@ -10,22 +10,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 from torchvision.transforms import AutoAugmentPolicy
 
-from lookaround_ddp.config.schema import AugmentConfig, Config, DataConfig, EvaluateConfig
+from lookaround_ddp.config.schema import AugmentConfig
 from lookaround_ddp.data.batches import EvaluationBatches, Iterations, Plan
 from lookaround_ddp.data.datasets import Dataset
-from lookaround_ddp.data.images import Files, Subset, Substitutes, UnreadableImage, read_rgb
+from lookaround_ddp.data.images import Files, Subset, UnreadableImage, next_readable, read_rgb
 from lookaround_ddp.data.loader import load
 from lookaround_ddp.data.transforms import train_pipelines
-from lookaround_ddp.data.unreadable import Unreadable
-from lookaround_ddp.distributed.world import World
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.evaluation.evaluator import make_evaluator
 from tests.support.pictures import DAMAGES, emptied
 
-ALONE = World(0, 1, 1, torch.device("cpu"), "none")
 PLAIN = AugmentConfig(before=(), after=())
 
 
@@ -40,7 +35,7 @@ def test_a_file_that_is_no_image_is_named_with_the_reason(tmp_path: Path, name: 
         with pytest.raises(UnreadableImage) as raised:
             read_rgb(str(path))
     assert str(raised.value).startswith(f"{path} cannot be read ({reason}")
-    assert str(raised.value).endswith("mend it, or pass over such files with data.on_corrupt=skip")
+    assert str(raised.value).endswith("mend it, or train past such files with data.on_corrupt=skip")
 
 
 def test_no_file_is_blamed_for_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -90,37 +85,22 @@ def shades(folder: Path, count: int, bad: set[int]) -> Files:
     return Files([str(path) for path in paths], range(count))
 
 
-def test_the_next_image_stands_for_one_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1 and 2, and 4 at the end of 5. A bad file is opened once; one that is lost later is passed over as well."""
-    split = Substitutes(shades(tmp_path, 5, {1, 2, 4}))
-    opened: list[str] = []
-    monkeypatch.setattr("lookaround_ddp.data.images.read_rgb", lambda path: opened.append(path) or read_rgb(path))
+def test_the_next_image_stands_for_one_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1 and 2, and 4 at the end of 5. The first is named, once; one that is lost later is passed over as well."""
+    split = shades(tmp_path, 5, {1, 2, 4})
+    monkeypatch.setattr("lookaround_ddp.data.images._warned", [])
     for _ in range(2):
-        assert [split.image(index)[0] for index in range(5)] == [0, 3, 3, 3, 0]
-    assert split.image(2)[1].getpixel((0, 0)) == (30, 30, 30)
-    assert [sum(path.endswith(f"/{bad}.png") for path in opened) for bad in (1, 2, 4)] == [1, 1, 1]
+        assert [next_readable(split, index)[0] for index in range(5)] == [0, 3, 3, 3, 0]
+    assert next_readable(split, 2)[1].getpixel((0, 0)) == (30, 30, 30)
     (tmp_path / "3.png").unlink()
-    assert [split.image(index)[0] for index in range(5)] == [0] * 5
-    assert split.reasons[3] == "No such file or directory"
+    assert [next_readable(split, index)[0] for index in range(5)] == [0] * 5
+    fate = "the next image stands for it, and for others like it"
+    assert capsys.readouterr().err == f"warning: {tmp_path}/1.png cannot be read (not an image): {fate}\n"
     (tmp_path / "0.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"none of 5 images can be read, such as .*/2.png \(not an image\)"):
-        split.image(2)
-
-
-def test_a_long_row_of_bad_files_is_walked_along_once(tmp_path: Path) -> None:
-    """Were each of n bad files followed one by one to the first good one, n^2 / 2 steps would be taken."""
-    split = Substitutes(shades(tmp_path, 25, set(range(20))))
-    steps = 0
-
-    class Counted(dict):  # type: ignore[type-arg]
-        def __getitem__(self, key: int) -> int:
-            nonlocal steps
-            steps += 1
-            return super().__getitem__(key)
-
-    split._next = Counted()
-    assert {split.image(index)[0] for index in [*range(20), *range(19, -1, -1)]} == {20}
-    assert steps <= 20 + 40
+    with pytest.raises(UserError, match=r"none of 5 images can be read, such as .*/2.png"):
+        next_readable(split, 2)
 
 
 def dataset(train: Files | Subset, test: Files | None = None) -> Dataset:
@@ -145,8 +125,6 @@ def test_a_batch_has_the_substitutes_labels_and_the_draws_of_what_was_asked_for(
     found = [batches[0] for batches in load(Iterations(split, plan, own, skip=True), range(2), workers, False)]
     assert [label for plain, _ in found for label in plain.labels.tolist()] == shown
     assert [int(image[0, 0, 0]) for plain, _ in found for image in plain.images] == [10 * each for each in shown]
-    met = [pair for plain, _ in found for pair in plain.unreadable]
-    assert met == [(index, "not an image") for index in order if index in (2, 5)]
     readable = Subset(shades(tmp_path, 7, set()), [6, 5, 4, 3, 2, 1])
     undamaged = [batches[0] for batches in load(Iterations(readable, plan, own), range(2), workers, False)]
     for (_, drawn), (_, expected) in zip(found, undamaged, strict=True):
@@ -162,60 +140,3 @@ def test_an_error_from_a_worker_is_the_dataset_s_own_line(tmp_path: Path, worker
         with pytest.raises(UserError) as raised:
             list(load(batches, range(2), workers, False))
         assert str(raised.value) == str(UnreadableImage(f"{tmp_path}/5.png", "not an image"))
-
-
-class Shade(nn.Module):
-    """Sure of the label that the shade names; but the shade of label 3 it takes rather for 0."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        names = (images[:, 0, 0, 0] / 10).round().long()
-        logits = nn.functional.one_hot(names, 20).float() * 50
-        logits[names == 3, 0] = 90
-        return logits
-
-
-def test_scores_leave_out_what_cannot_be_read(tmp_path: Path) -> None:
-    """Batches of 4: one of 1, 3; an empty one; one of 8. Of 0, 1, 3 and 8, all but 3 are right, and 3 costs 90 - 50."""
-    split = shades(tmp_path, 9, {2, 4, 5, 6, 7})
-    config = Config(data=DataConfig(on_corrupt="skip"), evaluate=EvaluateConfig(batch_size=4))
-    evaluator = make_evaluator(config, dataset(split), split, ALONE)
-    expected = {"top1": 75.0, "top5": 100.0, "nll": 40 / 4}
-    evaluator.normalize = lambda images: images.float()
-    assert evaluator.shared(Shade()) == pytest.approx(expected, abs=1e-9)
-    score = evaluator.ensemble([Shade(), Shade()])
-    assert score["logits"] == pytest.approx(expected, abs=1e-9)
-    assert score["probabilities"] == pytest.approx(expected, abs=1e-9)
-    said: list[str] = []
-    assert evaluator.unreadable.share(said.append) == 5
-    first = ", ".join(f"{tmp_path}/{number}.png (not an image)" for number in (2, 4, 5))
-    assert said == [f"warning: 5 unreadable test images, the scores leave them out: {first}, and 2 more"]
-    assert evaluator.unreadable.share(said.append) == 5
-    assert len(said) == 1
-    for path in tmp_path.iterdir():
-        emptied(path)
-    for score_of in (evaluator.shared, lambda model: evaluator.ensemble([model])):
-        with pytest.raises(UserError, match=r"none of the 9 test images can be read, such as .*0.png"):
-            score_of(Shade())
-
-
-def test_an_image_that_one_member_of_an_ensemble_did_not_see_is_not_scored(tmp_path: Path) -> None:
-    split = shades(tmp_path, 4, set())
-    evaluator = make_evaluator(Config(data=DataConfig(on_corrupt="skip")), dataset(split), split, ALONE)
-    evaluator.normalize = lambda images: images.float()
-
-    class Last(Shade):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            (tmp_path / "3.png").unlink(missing_ok=True)
-            return super().forward(images)
-
-    assert evaluator.ensemble([Last(), Shade()])["logits"] == pytest.approx({"top1": 100, "top5": 100, "nll": 0})
-
-
-def test_the_ledger_of_a_split_counts_an_image_once(tmp_path: Path) -> None:
-    ledger, split = Unreadable(shades(tmp_path, 3, {1}), "train", ALONE), shades(tmp_path, 3, {1})
-    own = {0: train_pipelines(PLAIN, ["none", "none"], dataset(split), 0.0)}
-    batches = Iterations(split, Plan(3, 3, 0, True), own, skip=True)
-    assert len(list(ledger.noted(load(batches, range(4), 0, False)))) == 4
-    said: list[str] = []
-    assert ledger.share(said.append) == 1
-    assert len(said) == 1

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from lookaround_ddp.checkpoint import run_config
+from lookaround_ddp.data import open_dataset
 from lookaround_ddp.data.images import UnreadableImage
+from lookaround_ddp.training.state import check_resumable
 from tests.support.pictures import emptied, picture_folder, truncated
 from tests.support.runs import TINY, Job, die_at, train, weights
 
@@ -23,32 +26,28 @@ SKIP = "data.on_corrupt=skip"
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """A damaged folder; one whose damaged files are the next ones' copies; one to test on without damaged files.
-
-    Five images to train on are damaged, and five to test on, the first batch of four among them.
-    """
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder with five damaged files to train on, and one in which they are copies of the next ones."""
     root = tmp_path_factory.mktemp("pictures")
-    damaged, copied, fewer = (picture_folder(root / name) for name in ("damaged", "copied", "fewer"))
+    damaged, copied = (picture_folder(root / name) for name in ("damaged", "copied"))
     for place, stand_in in (("class0/03", "04"), ("class0/06", "08"), ("class0/07", "08"), ("class1/00", "01")):
         truncated(damaged / "train" / f"{place}.png")
         shutil.copy(copied / "train" / f"{place[:-2]}{stand_in}.png", copied / "train" / f"{place}.png")
     emptied(damaged / "train/class1/10.png")
     shutil.copy(copied / "train/class1/11.png", copied / "train/class1/10.png")
-    for place in ("class0/00", "class0/01", "class0/02", "class0/03", "class1/05"):
-        emptied(damaged / "val" / f"{place}.png")
-        (fewer / "val" / f"{place}.png").unlink()
-    return damaged, copied, fewer
+    return damaged, copied
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, folders: tuple[Path, Path, Path]) -> dict[str, tuple[Path, str]]:
-    """Runs, and what they said: of the damaged folder on 1 and 3 ranks and with workers, and of the copies."""
-    folder, (damaged, copied, _) = tmp_path_factory.mktemp("runs"), folders
+def runs(tmp_path_factory: pytest.TempPathFactory, folders: tuple[Path, Path]) -> dict[str, tuple[Path, str]]:
+    """Runs, and what they said: of the damaged folder on 1 and 3 ranks, with and without workers; of the copies."""
+    folder, (damaged, copied) = tmp_path_factory.mktemp("runs"), folders
+    skip = (f"data.root={damaged}", SKIP)
     jobs: dict[str, tuple[int, tuple[str, ...]]] = {
-        "1": (1, (f"data.root={damaged}", SKIP)),
-        "3": (3, (f"data.root={damaged}", SKIP)),
-        "workers": (1, (f"data.root={damaged}", SKIP, "data.workers=2")),
+        "1": (1, skip),
+        "3": (3, skip),
+        "1 with workers": (1, (*skip, "data.workers=2")),
+        "3 with workers": (3, (*skip, "data.workers=1")),
         "copied": (1, (f"data.root={copied}",)),
     }
     return {name: (folder / name, train(folder / name, *CONFIG, *own, ranks=n)) for name, (n, own) in jobs.items()}
@@ -58,78 +57,61 @@ def result(run: Path) -> dict[str, Any]:
     return json.loads((run / "result.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["1", "3", "workers"])
+@pytest.mark.parametrize("name", ["1", "3", "1 with workers", "3 with workers"])
 def test_training_is_as_if_the_next_files_were_there_twice(runs: dict[str, tuple[Path, str]], name: str) -> None:
-    """The substitutes are of the same classes here."""
+    """The same bits on any number of ranks and workers. The next files are of the same classes here."""
     arrays = [torch.load(runs[each][0] / "checkpoints/6/replica-0.pt", weights_only=True) for each in (name, "copied")]
     states = [array["model"] for array in arrays]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
-
-
-@pytest.mark.parametrize("name", ["3", "workers"])
-def test_results_are_the_same_on_any_number_of_ranks_and_workers(runs: dict[str, tuple[Path, str]], name: str) -> None:
-    (one, _), (other, _) = runs["1"], runs[name]
-    assert weights(other) == weights(one)
-    kept = [{key: result(run)[key] for key in ("mean", "best", "unreadable")} for run in (one, other)]
-    assert kept[0] == kept[1]
-    figures = ("iteration", "loss", "mean", "unreadable")
-    lines = [
-        [{key: line[key] for key in figures if key in line} for line in map(json.loads, text.splitlines())]
-        for text in ((run / "metrics.jsonl").read_text() for run in (one, other))
+    (one, _), (other, _) = runs[name], runs["copied"]
+    assert weights(one) == weights(other)
+    assert [result(one)[key] for key in ("mean", "best")] == [result(other)[key] for key in ("mean", "best")]
+    losses = [
+        [line["loss"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
+        for run in (one, other)
     ]
-    assert lines[0] == lines[1]
+    assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("name", ["1", "3", "workers"])
-def test_unreadable_images_are_counted_and_named_once(
-    runs: dict[str, tuple[Path, str]], folders: tuple[Path, Path, Path], name: str
+@pytest.mark.parametrize(("name", "most"), [("1", 1), ("3", 3), ("1 with workers", 2), ("3 with workers", 3)])
+def test_each_process_names_one_file(
+    runs: dict[str, tuple[Path, str]], folders: tuple[Path, Path], name: str, most: int
 ) -> None:
-    run, said = runs[name]
-    assert result(run)["unreadable"] == {"train": 5, "test": 5}
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["unreadable"] for line in lines][-1] == {"train": 5, "test": 5}
-    assert lines[0]["unreadable"]["test"] == 0  # after 2 of the 3 iterations before the first evaluation
-    warned = [line for line in said.splitlines() if line.startswith("warning: ")]
-    assert sum(int(line.split()[1]) for line in warned) == 10
-    assert all(line.count("unreadable train images, the next ones stand for them: ") for line in warned[:-1])
-    assert warned[-1].startswith("warning: 5 unreadable test images, the scores leave them out: ")
-    assert f"{folders[0]}/val/class0/00.png (not an image), " in warned[-1]
-    assert warned[-1].endswith("/02.png (not an image), and 2 more")
-    assert max(said.count(str(path)) for path in folders[0].rglob("*.png")) == 1
-
-
-def test_evaluate_ensemble_and_soup_leave_out_the_same(
-    runs: dict[str, tuple[Path, str]], folders: tuple[Path, Path, Path], tmp_path: Path
-) -> None:
-    """The scores are those of a folder in which the unreadable files are not."""
-    run, clean = runs["1"][0], [f"data.root={folders[2]}"]
-    for ranks in (1, 3):
-        for command in (["evaluate"], ["ensemble"], ["soup", "--recipe=uniform"]):
-            arguments = [*command, str(run)]
-            job, expected = Job(*arguments, ranks=ranks), Job(*arguments, *clean)
-            assert job.wait() == [0] * ranks, job.said()
-            assert expected.wait() == [0], expected.said()
-            lines = job.said().splitlines()
-            warned = [line for line in lines if line.startswith("warning: ")]
-            assert len(warned) == 1
-            assert warned[0].startswith("warning: 5 unreadable test images, the scores leave them out: ")
-            assert [line for line in lines if line not in warned] == expected.said().splitlines()
+    """A rank, or each of its workers where it has some."""
+    warned = [line for line in runs[name][1].splitlines() if "the next image stands for it" in line]
+    assert 1 <= len(warned) <= most
+    files = {str(path) for path in (folders[0] / "train").rglob("*.png")}
+    assert {line.split("warning: ")[1].split(" cannot be read (")[0] for line in warned} <= files
 
 
 def test_a_resumed_run_ends_with_the_same_numbers(
-    runs: dict[str, tuple[Path, str]], folders: tuple[Path, Path, Path], tmp_path: Path
+    runs: dict[str, tuple[Path, str]], folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Killed in the second epoch, whose remaining iteration meets fewer of them than the run did."""
     out, command = tmp_path / "run", (*CONFIG, f"data.root={folders[0]}", SKIP, "checkpoint.every=0.5")
     job = Job("train", f"out={out}", *command, ranks=3, prepare=partial(die_at, 5, 0))
     assert job.wait()[0] == -signal.SIGKILL
-    said = train(out, *command)
-    assert "resumed after iteration 4" in said
-    assert "unreadable" not in said  # all were named before
+    assert "resumed after iteration 4" in train(out, *command)
     assert weights(out) == weights(runs["1"][0])
-    assert {key: result(out)[key] for key in ("mean", "unreadable")} == {
-        key: result(runs["1"][0])[key] for key in ("mean", "unreadable")
-    }
+    assert result(out)["mean"] == result(runs["1"][0])["mean"]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_what_is_scored_must_be_whole(
+    runs: dict[str, tuple[Path, str]], folders: tuple[Path, Path], tmp_path: Path, ranks: int
+) -> None:
+    """A score over fewer images is another number."""
+    root = tmp_path / "pictures"
+    shutil.copytree(folders[0], root)
+    emptied(root / "val/class0/00.png")
+    line = f"error: {UnreadableImage(f'{root}/val/class0/00.png', 'not an image')}"
+    run = shutil.copytree(runs["1"][0], tmp_path / "run")
+    arguments = [f"data.root={root}", SKIP]
+    for command in (["train", f"out={tmp_path}/new", *CONFIG], ["evaluate", str(run)], ["ensemble", str(run)]):
+        job = Job(*command, *arguments, ranks=ranks)
+        codes = job.wait()
+        assert codes[0] == 2
+        assert 0 not in codes
+        assert line in job.said().splitlines()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -149,15 +131,28 @@ def test_by_default_the_file_is_named_in_one_line(tmp_path: Path, split: str, ra
         assert "Traceback" not in job.said()
 
 
-def test_error_can_become_skip_in_mid_run_and_skip_not_error(tmp_path: Path) -> None:
-    """As long as every file could be read, both are the same: the mend that the error names is taken up."""
+def test_error_can_become_skip_in_mid_run_and_skip_error(tmp_path: Path) -> None:
+    """The mend that the error names is taken up; whoever has mended the files goes on without it."""
     root, out = picture_folder(tmp_path / "pictures"), tmp_path / "run"
-    truncated(root / "val/class0/00.png")
+    lost = root / "train/class0/05.png"
+    content = lost.read_bytes()
     command = (*CONFIG, f"data.root={root}", "checkpoint.every=0.4")
-    assert "val/class0/00.png cannot be read" in train(out, *command, expect=2)
-    assert "resumed after iteration 2" in train(out, *command, SKIP)
-    assert result(out)["unreadable"] == {"train": 0, "test": 1}
-    assert "data.on_corrupt: skip -> error" in train(out, *command, expect=2)
+    emptied(lost)
+    assert "05.png cannot be read" in train(out, *command, expect=2)
+    job = Job("train", f"out={out}", *command, SKIP, prepare=partial(die_at, 5, 0))
+    assert job.wait() == [-signal.SIGKILL]
+    lost.write_bytes(content)
+    assert "resumed after iteration 4" in train(out, *command)
+
+
+@pytest.mark.parametrize("value", ["error", "skip"])
+def test_an_older_checkpoint_is_gone_on_with(runs: dict[str, tuple[Path, str]], value: str) -> None:
+    """Its config says what data.on_corrupt was, and its state which images were passed over."""
+    state = json.loads((runs["1"][0] / "checkpoints/6/run.json").read_text())
+    config = run_config(runs["1"][0])
+    older = {**state["config"], "data": {**state["config"]["data"], "on_corrupt": value}}
+    dataset = open_dataset(config.data, config.seed)
+    check_resumable(config, dataset, {**state, "config": older, "unreadable": {"train": [3], "test": []}})
 
 
 def lose(path: Path, iteration: int, rank: int) -> None:
@@ -182,8 +177,7 @@ def test_a_file_that_vanishes_in_mid_run(tmp_path: Path) -> None:
     command = (f"out={out}", *CONFIG, f"data.root={root}", SKIP, "checkpoint.every=0.5")
     job = Job("train", *command, ranks=3, prepare=partial(lose, lost, 2))
     assert job.wait() == [0] * 3, job.said()
-    assert f"warning: 1 unreadable train images, the next ones stand for them: {lost} (No such file" in job.said()
-    assert result(out)["unreadable"] == {"train": 1, "test": 0}
+    assert f"warning: {lost} cannot be read (No such file or directory): the next image stands for it" in job.said()
     (out / "result.json").unlink()
     said = train(out, *command[1:], expect=2)
     assert "was trained on 24 images with labels" in said
