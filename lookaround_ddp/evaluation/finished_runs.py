@@ -84,11 +84,12 @@ def score_run(
         UserError: a file is missing or damaged; a model and the data have different numbers of classes.
     """
     test, validation = evaluators
-    scores = dict(known)
+    scores: Scores = {}
     names = {"mean": MODEL} if config.trajectory.name == "none" else {"mean": MODEL, "trajectory": TRAJECTORY}
     for name, file in names.items() if config.average.k != "never" else ():
         held_out = "validation" if name == "mean" else f"{name}_validation"
         if name in known:
+            scores |= {key: known[key] for key in (name, held_out) if key in known}
             continue
         with world.together():
             model, metadata = read_network(run / file, config.model)
@@ -97,6 +98,7 @@ def score_run(
         scores[name] = test.shared(model)
         if validation is not None:
             scores[held_out] = validation.shared(model)
+    scores |= known
     if member_files(config):
         with world.together():
             models = [placed(model, config.channels_last, world.device) for model in members(config, world.device)]

@@ -67,11 +67,11 @@ def stop_in_training(rank: int) -> None:
 
     step = Replica.step
 
-    def stopping(self: Replica, batches: Any, pipelines: Any, iteration: int, rate: float) -> Any:
+    def stopping(self: Replica, batches: Any, iteration: int, rate: float) -> Any:
         if rank == 3 and iteration == 4:
             time.sleep(1.5)
             os.kill(os.getpid(), signal.SIGSTOP)
-        return step(self, batches, pipelines, iteration, rate)
+        return step(self, batches, iteration, rate)
 
     Replica.step = stopping  # type: ignore[method-assign]
 
