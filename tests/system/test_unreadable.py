@@ -142,7 +142,7 @@ def test_error_can_become_skip_in_mid_run_and_skip_error(tmp_path: Path) -> None
     job = Job("train", f"out={out}", *command, SKIP, prepare=partial(die_at, 5, 0))
     assert job.wait() == [-signal.SIGKILL]
     lost.write_bytes(content)
-    assert "resumed after iteration 4" in train(out, *command)
+    assert "resumed after iteration 5" in train(out, *command)
 
 
 @pytest.mark.parametrize("value", ["error", "skip"])
