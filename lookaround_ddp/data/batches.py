@@ -56,7 +56,10 @@ class Plan:
             )
 
     def indices(self, iteration: int, replica: int) -> Tensor:
-        """The images of a replica's minibatch, int64; every epoch visits each image once."""
+        """Returns the indices of a replica's minibatch: int64, (batch_size,), perhaps fewer in an epoch's last one.
+
+        Each epoch visits every image at most once; with drop_last it leaves out those of the smaller last batch.
+        """
         epoch, number = divmod(iteration, self.iterations)
         order = _order(self.images, self.seed, epoch, 0 if self.shared else replica + 1)
         return order[number * self.batch_size : (number + 1) * self.batch_size]
@@ -129,7 +132,7 @@ class Iterations(data.Dataset[list[list[Batch]]]):
         self.labels = torch.tensor(split.labels)
 
     def pipelines_at(self, iteration: int, replica: int) -> list[tuple[int, Pipeline]]:
-        """A replica's augmentations of an iteration, each with its number."""
+        """Returns a replica's augmentations of an iteration, each with its number; none if it does not train."""
         if iteration < self.single.until:
             return self.single.pipelines_at(iteration) if replica == 0 else []
         return list(enumerate(self.pipelines[replica]))
@@ -164,7 +167,8 @@ class Iterations(data.Dataset[list[list[Batch]]]):
 class EvaluationBatches(data.Dataset[Batch]):
     """Batch number -> consecutive images: the same batches on any number of ranks, every image in one.
 
-    One that cannot be read is an error, whatever data.on_corrupt says: a score over fewer images is another number.
+    An image that cannot be read is an error, whatever data.on_corrupt says: a score over fewer images is another
+    number.
     """
 
     def __init__(self, split: Images, transform: Callable[[Any], Tensor], batch_size: int) -> None:
@@ -175,7 +179,7 @@ class EvaluationBatches(data.Dataset[Batch]):
         return -(-len(self.split) // self.batch_size)
 
     def indices(self, number: int) -> range:
-        """The images of the split that are in a batch."""
+        """Returns the indices of the images of the split that are in a batch."""
         return range(number * self.batch_size, min((number + 1) * self.batch_size, len(self.split)))
 
     def __getitem__(self, number: int) -> Batch:

@@ -44,7 +44,7 @@ class Dataset:
 
 
 def open_dataset(config: DataConfig, seed: int) -> Dataset:
-    """The dataset that the config names, with its training images limited and split as it says.
+    """Opens the dataset that the config names, and limits and splits its training images as the config says.
 
     Raises:
         UserError: files are missing (and how to get them) or damaged, or more images are asked for than there are.
@@ -92,16 +92,16 @@ def _check(split: Images, dataset: Dataset, name: str) -> None:
 
 
 def split_seed(config: DataConfig, seed: int) -> int:
-    """What draws the training images and the held-out ones of a run with this seed."""
+    """Returns the seed that draws the training images and the held-out ones: the run's, unless the config has one."""
     return seed if config.split_seed is None else config.split_seed
 
 
 def _digits(config: DataConfig) -> Dataset:
-    """1,797 handwritten digits (UCI optdigits, from scikit-learn), 8 x 8 pixels enlarged to 16 x 16.
+    """Opens 1,797 handwritten digits (UCI optdigits, from scikit-learn), enlarged from 8 x 8 to 16 x 16 pixels.
 
-    In file order, the first 1,000 train and the last 797 test.
+    The first 1,000 of the file are for training and the last 797 for testing.
     """
-    from sklearn.datasets import load_digits  # takes a second to import, and only digits need it
+    from sklearn.datasets import load_digits  # imported here: it takes a second, and only digits need it
 
     bunch = load_digits()
     small = [Image.fromarray(pixels) for pixels in (bunch.images * (255 / 16)).astype(np.uint8)]
@@ -112,7 +112,7 @@ def _digits(config: DataConfig) -> Dataset:
 
 
 def _fashion_mnist(config: DataConfig) -> Dataset:
-    """28 x 28 clothes, from torchvision's folder or from a flat folder of idx files, gzipped or not."""
+    """Opens pictures of clothes, 28 x 28, in torchvision's folder or in a flat folder of idx files, gzipped or not."""
     root = Path(config.root)
     flat = root / "train-images-idx3-ubyte"
     if flat.is_file() or flat.with_suffix(".gz").is_file():
@@ -139,7 +139,7 @@ def _cifar(config: DataConfig, kind: type, classes: int, mean: tuple[float, ...]
 
 
 def _imagefolder(config: DataConfig) -> Dataset:
-    """`root`/train/CLASS/*.jpg and `root`/val/CLASS/*.jpg; ImageNet is such a folder."""
+    """Opens `root`/train/CLASS/*.jpg to train and `root`/val/CLASS/*.jpg to test; ImageNet is such a folder."""
     folders = []
     for name in ("train", "val"):
         path = Path(config.root) / name
@@ -158,7 +158,7 @@ def _imagefolder(config: DataConfig) -> Dataset:
 
 
 def _stanford_cars(config: DataConfig) -> Dataset:
-    """196 models of cars, 8,144 photographs to train and 8,041 to test, in torchvision's folder `stanford_cars`."""
+    """Opens photographs of 196 models of cars, 8,144 to train and 8,041 to test, in torchvision's `stanford_cars`."""
     if config.download:
         raise UserError(
             "stanford_cars cannot be downloaded any more: its source is gone; data.root=DIR says where it is"
@@ -167,8 +167,8 @@ def _stanford_cars(config: DataConfig) -> Dataset:
     for name in ("train", "test"):
         try:
             split = torchvision.datasets.StanfordCars(config.root, split=name)
-            paths, labels = zip(*split._samples, strict=True)  # the class offers paths nowhere else
-        except Exception as error:  # scipy's reader lets out whatever a damaged file makes it meet
+            paths, labels = zip(*split._samples, strict=True)  # torchvision's class offers the paths nowhere else
+        except Exception as error:  # on a damaged file scipy's reader may raise any exception
             raise UserError(
                 f"no Stanford Cars in {Path(config.root).resolve()}/stanford_cars ({error}): it holds cars_train/, "
                 "cars_test/, cars_test_annos_withlabels.mat and devkit/"
@@ -179,7 +179,7 @@ def _stanford_cars(config: DataConfig) -> Dataset:
 
 
 def _photographs(train: Files, test: Files, classes: int) -> Dataset:
-    """At 224 px, normalized and augmented as ImageNet usually is."""
+    """Makes a dataset of photos, seen by the network at 224 px, normalized and augmented as ImageNet usually is."""
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     return Dataset(train, test, classes, 3, 224, None, mean, std, AutoAugmentPolicy.IMAGENET)
 
@@ -195,11 +195,11 @@ OPENERS = {
 
 
 def _torchvision_splits(kind: type, config: DataConfig) -> tuple[Any, Any]:
-    """torchvision's dataset of that class, for training and for testing."""
+    """Opens torchvision's dataset of that class twice; returns the training split and the test split."""
     try:
         train, test = (kind(config.root, train=train, download=config.download) for train in (True, False))
         return train, test
-    except Exception as error:  # not there, or damaged in a way that the reader did not expect
+    except Exception as error:  # it is missing, or damaged in a way that the reader did not expect
         hint = "data.root=DIR says where it is, data.download=true fetches it"
         if config.name == "fashion_mnist":
             hint += "; Debian's package dataset-fashion-mnist installs it in /usr/share/datasets/fashion-mnist"
@@ -212,7 +212,7 @@ def _idx_split(root: Path, stem: str) -> Arrays:
 
 
 def _idx(path: Path, dimensions: int) -> np.ndarray:
-    """The uint8 array of an idx file (LeCun's MNIST format): a magic number, the shape, the bytes."""
+    """Reads the uint8 array of an idx file (LeCun's MNIST format): a magic number, the shape, the bytes."""
     try:
         data = path.read_bytes() if path.is_file() else gzip.decompress(path.with_suffix(".gz").read_bytes())
         magic, *shape = np.frombuffer(data, ">i4", 1 + dimensions)

@@ -15,13 +15,14 @@ from PIL import Image, UnidentifiedImageError
 
 from lookaround_ddp.errors import UserError, shortened
 
-SLIMMEST = 1000  # at most so many times as long as wide: one pixel wide, a small file is huge when it is resized
+# An image may be at most so many times as long as wide: a longer one in a small file would be huge when resized.
+SLIMMEST = 1000
 
 
 _warned: list[str] = []  # the file that this process has warned of
 
 
-# no fault of the file that happens to be opened, and none that all ranks would meet
+# Errors of the machine: the file that happens to be opened has no fault, and other ranks may be able to read it.
 MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 
@@ -101,7 +102,7 @@ class UnreadableImage(UserError):
 
 
 def read_rgb(path: str) -> Image.Image:
-    """The image in a file, as RGB.
+    """Reads the image in a file, and converts it to RGB.
 
     Raises:
         UnreadableImage: it is not there, truncated, of another kind, or so large that PIL warns of it.
@@ -109,24 +110,24 @@ def read_rgb(path: str) -> Image.Image:
     """
     try:
         with warnings.catch_warnings(), open(path, "rb", opener=_without_waiting) as file:
-            warnings.simplefilter("ignore")  # PIL's do not name the file
+            warnings.simplefilter("ignore")  # PIL's warnings do not name the file
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
                 if image.format == "EPS":
-                    raise UnreadableImage(path, "PostScript is a program")  # which PIL would let Ghostscript run
+                    raise UnreadableImage(path, "PostScript is a program")  # PIL would let Ghostscript run it
                 if max(image.size) > SLIMMEST * min(image.size):
                     raise UnreadableImage(path, f"{image.width} x {image.height} pixels")
                 return image.convert("RGB")
     except UserError:
         raise
-    except Exception as error:  # PIL's readers let out whatever a broken file makes them meet
+    except Exception as error:  # on a broken file PIL's readers may raise any exception
         if isinstance(error, MemoryError) or getattr(error, "errno", None) in MACHINE:
             raise UserError(f"{path} cannot be read now: {_reason(error)}") from None
         raise UnreadableImage(path, _reason(error)) from None
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """A pipe that nobody writes into counts as empty; otherwise its reader would wait for ever."""
+    """Opens a file so that a pipe that nobody writes into counts as empty; otherwise its reader would wait for ever."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -143,9 +144,10 @@ def _reason(error: Exception) -> str:
 
 
 def next_readable(split: Images, index: int) -> tuple[int, Image.Image]:
-    """Returns the image or, where it cannot be read, the next that can, behind its index; after the last the first.
+    """Returns the index and the image at `index` or, if that cannot be read, of the next image that can be.
 
-    Which one is a function of the files alone, so that all ranks and workers take the same.
+    After the last image comes the first. The choice depends on the files alone, so that all ranks and workers make
+    the same.
 
     Raises:
         UserError: none of the split can be read.

@@ -22,14 +22,14 @@ class Answers(data.Dataset[Any]):
         try:
             return self.dataset[key]
         except UserError as error:
-            return UserError(str(error))  # any worker's can be sent
+            return UserError(str(error))  # a subclass with arguments of its own could not be unpickled by the rank
 
 
 def load(dataset: data.Dataset[Any], keys: Sequence[int] | range, workers: int, pin: bool) -> Iterator[Any]:
-    """dataset[key] for each key in turn, computed ahead by worker processes if there are any.
+    """Yields dataset[key] for each key in turn, computed ahead by worker processes if there are any.
 
     Raises:
-        UserError: the dataset did, in this process or in a worker.
+        UserError: the dataset raised it, in this process or in a worker.
     """
     if isinstance(dataset, Iterations) and dataset.here:
         workers, pin = 0, False

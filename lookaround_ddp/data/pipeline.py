@@ -13,7 +13,7 @@ from lookaround_ddp.distributed import World
 
 
 def prepare(config: Config, world: World) -> Dataset:
-    """Opens the dataset; rank 0 first, since it may have to download it."""
+    """Opens the dataset on rank 0 first, since that may have to download it, and then on the others."""
     world.does("opening the data")
     with world.together():
         if world.main:
@@ -48,7 +48,7 @@ def make_batches(config: Config, dataset: Dataset, world: World) -> Iterations:
 
 
 def single_phase(config: Config, dataset: Dataset, per_epoch: int) -> Single:
-    """The iterations before the rounds, if one network trains in them for all replicas."""
+    """Returns the phase before the rounds in which one network trains for all replicas; NO_SINGLE if there is none."""
     if config.average.before_start == "replicas":
         return NO_SINGLE
     own = [each for entries in config.replicas for each in entries]

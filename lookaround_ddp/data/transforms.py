@@ -39,7 +39,7 @@ NAMES: dict[str, Callable[..., Any]] = {
 }
 
 
-MIXES = ("mixup", "cutmix")  # of a batch, on the device
+MIXES = ("mixup", "cutmix")  # these mix the images of a batch, on the device
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,14 @@ class Pipeline:
     mix: Mixup | None = None
     custom: bool = False  # somebody's own code may draw from `random` and numpy, which must then be seeded too
     named: tuple[tuple[str, Any], ...] = ()  # the transforms that it is composed of, by their names in a config
-    batched: Callable[[Tensor, Draws], Tensor] | None = None  # the same of uint8 (n, C, H, W) on a device, if it can
+    # the same transforms for uint8 (n, C, H, W) on a device; None until `batched` makes them
+    batched: Callable[[Tensor, Draws], Tensor] | None = None
 
 
 def train_pipelines(
     augment: AugmentConfig, own: Sequence[Augmentation], dataset: Dataset, smoothing: float
 ) -> list[Pipeline]:
-    """One pipeline for each of a replica's own augmentations, with `before` and `after` around it.
+    """Makes a pipeline of each of a replica's own augmentations, with `before` and `after` around it.
 
     Raises:
         UserError: an unknown name (with the nearest known one), or arguments that do not fit.
@@ -65,7 +66,10 @@ def train_pipelines(
 
 
 def evaluation_transform(dataset: Dataset) -> Callable[[Any], Tensor]:
-    """The whole image at the network's size; of a photograph, its central 87.5 % (the usual 224 of 256)."""
+    """Makes the transform for scoring: a PIL image -> uint8 (C, size, size), without randomness.
+
+    It shows the whole image or, of a photograph, a central square of 87.5 % of the shorter side (the usual 224 of 256).
+    """
     if dataset.native is None:
         steps: list[Any] = [T.Resize(round(dataset.size / 0.875)), T.CenterCrop(dataset.size)]
     else:
@@ -106,7 +110,10 @@ def _resize(dataset: Dataset) -> list[Any]:
 
 
 def _parts(entry: Augmentation) -> list[tuple[str, dict[str, Any]]]:
-    """'crop+hflip' -> two names without arguments; {rotation: {degrees: 30}} -> a name with arguments."""
+    """Splits an entry of the config into pairs of a name and its arguments.
+
+    'crop+hflip' has two names without arguments; {rotation: {degrees: 30}} has one name with arguments.
+    """
     if isinstance(entry, str):
         return [(name.strip(), {}) for name in entry.split("+")]
     return list(entry.items())
@@ -126,7 +133,7 @@ def _transform(name: str, arguments: dict[str, Any], dataset: Dataset) -> Callab
 
 
 def _imported(path: str, arguments: dict[str, Any]) -> Callable[[Any], Any]:
-    """A class of that path, instantiated; or a function of an image."""
+    """Imports the class of that dotted path and makes an instance, or imports a function and binds the arguments."""
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -143,7 +150,7 @@ def _alpha(name: str, arguments: dict[str, Any]) -> float:
 
 
 def _to_tensor(image: Any) -> Tensor:
-    """A PIL image, or the uint8 tensor that somebody's own transform returned."""
+    """Turns a PIL image into a uint8 tensor (C, H, W), and passes on one that somebody's own transform returned."""
     tensor = image if isinstance(image, Tensor) else pil_to_tensor(image)
     if tensor.dtype != torch.uint8:
         raise UserError(

@@ -27,13 +27,16 @@ from lookaround_ddp.errors import UserError
 
 
 def resolved(config: Config, dataset: Dataset) -> Config:
-    """The config with data.pipeline workers or device: auto is device wherever that can do all that is asked.
+    """Returns the config with data.pipeline "workers" or "device"; it replaces "auto".
 
-    It is a function of the config and the dataset alone: the same on all ranks, and whenever the run goes on. It is
-    device on a CPU, too, where one core makes 2 to 11 times the images that a worker does (`bench data`).
+    "auto" becomes "device" wherever that can do all that is asked, and "workers" elsewhere.
+
+    The choice depends on the config and the dataset alone, so that it is the same on all ranks and when the run is
+    resumed. It may be "device" on a CPU, too, where one core makes 2 to 11 times the images that a worker does
+    (`bench data`).
 
     Raises:
-        UserError: it is device, and the images or an augmentation cannot be there.
+        UserError: the config says "device", and the images or an augmentation cannot be there.
     """
     if config.data.pipeline == "workers":
         return config
@@ -51,10 +54,10 @@ def resolved(config: Config, dataset: Dataset) -> Config:
 
 
 def batched(pipeline: Pipeline) -> Pipeline:
-    """The same pipeline, able to augment a batch on a device.
+    """Returns the same pipeline, able to augment a batch on a device.
 
     Raises:
-        UserError: naming what cannot be done there.
+        UserError: one of its transforms cannot be done there; the message names it.
     """
     steps = make_steps(pipeline.named)
 
@@ -67,10 +70,10 @@ def batched(pipeline: Pipeline) -> Pipeline:
 
 
 def pixels(split: Images, device: torch.device) -> Tensor:
-    """All images of a split: uint8 (N, C, H, W), on the device.
+    """Copies all images of a split to the device: uint8 (N, C, H, W).
 
     Raises:
-        UserError: they are in files.
+        UserError: the images are in files.
     """
     values = _whole(split).pixels
     if isinstance(split, Subset):
@@ -104,7 +107,11 @@ class DeviceIterations(Iterations):
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Of many small operations, two threads made at most 1.4 times as many images; a tenth, on cores that are busy."""
+    """Lets torch compute with one thread inside the block.
+
+    The operations are many and small: with two threads they made at most 1.4 times as many images, and a tenth as many
+    on cores that were busy.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

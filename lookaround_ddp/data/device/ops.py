@@ -13,17 +13,17 @@ import math
 import torch
 from torch import Tensor
 
-FRACTION = 16  # bits behind the point of the coordinates with which PIL picks the nearest pixel
+FRACTION = 16  # PIL picks the nearest pixel by fixed-point coordinates, with so many bits behind the point
 
 
-PRECISION = 22  # of the weights with which it resizes
+PRECISION = 22  # PIL resizes with fixed-point weights, with so many bits behind the point
 
 
-LUMA = (19595, 38470, 7471)  # of red, green, blue, in 65,536ths
+LUMA = (19595, 38470, 7471)  # the weights of red, green and blue in PIL's grey, in 65,536ths
 
 
 def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-    """The part (height, width) of each image that begins there."""
+    """Cuts from each image the part of `size` (height, width) that begins at row `top` and column `left`, both (n,)."""
     height, width = size
     rows = top.to(images.device, non_blocking=True)[:, None] + torch.arange(height, device=images.device)
     columns = left.to(images.device, non_blocking=True)[:, None] + torch.arange(width, device=images.device)
@@ -31,7 +31,9 @@ def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Te
 
 
 def affine(images: Tensor, matrices: Tensor) -> Tensor:
-    """The nearest pixel under (x, y) -> (ax + by + c, dx + ey + f), from the result's pixels to the image's; else 0.
+    """Moves the pixels of each image by an affine map; a pixel that comes from outside the image is 0.
+
+    The pixel (x, y) of the result is the one nearest to (ax + by + c, dx + ey + f) in the image.
 
     Args:
         matrices: a, b, c, d, e, f of each image: fp64, (n, 6).
@@ -51,7 +53,7 @@ def affine(images: Tensor, matrices: Tensor) -> Tensor:
 
 
 def rotation(degrees: Tensor, height: int, width: int) -> Tensor:
-    """The matrices, for `affine`, of rotations counter-clockwise around the centre."""
+    """Makes the matrices, for `affine`, of rotations counter-clockwise around the centre: fp64, (n, 6)."""
     turns = [-math.radians(each % 360.0) for each in degrees.tolist()]
     cos = torch.tensor([round(math.cos(turn), 15) for turn in turns], dtype=torch.float64)
     sin = torch.tensor([round(math.sin(turn), 15) for turn in turns], dtype=torch.float64)
@@ -60,10 +62,10 @@ def rotation(degrees: Tensor, height: int, width: int) -> Tensor:
 
 
 def perspective(images: Tensor, corners: Tensor) -> Tensor:
-    """Moves the corners of each image there, and interpolates between the four nearest pixels; 0 outside.
+    """Moves the corners of each image to `corners`, and interpolates between the four nearest pixels; 0 outside.
 
     Args:
-        corners: (x, y) of what was the top left, top right, bottom right, bottom left: (n, 4, 2).
+        corners: where the top left, top right, bottom right and bottom left corners go, as (x, y): (n, 4, 2).
     """
     height, width = images.shape[2:]
     coefficients = _homographies(corners.double(), height, width).to(images.device, non_blocking=True)
@@ -87,31 +89,31 @@ def perspective(images: Tensor, corners: Tensor) -> Tensor:
 
 
 def resized_crop(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """A box of each image, antialiased to (height, width) by a triangle filter.
+    """Resizes a box of each image to `size` (height, width), antialiased by a triangle filter.
 
     Args:
-        boxes: top, left, height, width of each: int64, (n, 4).
+        boxes: top, left, height and width of each box, in pixels: int64, (n, 4), or (1, 4) for all images.
     """
     top, left, tall, wide = boxes.T
     across = _weights(left, wide, images.shape[3], size[1]).to(images.device, non_blocking=True)
     down = _weights(top, tall, images.shape[2], size[0]).to(images.device, non_blocking=True)
-    # Integers in fp64, below 2^53: their sums are exact in any order.
+    # These are integers below 2^53, in fp64, so that their sums are exact in any order.
     lines = _rounded(images.double() @ across.mT[:, None])
     return _rounded(down[:, None] @ lines).to(torch.uint8)
 
 
 def brightness(images: Tensor, factors: Tensor) -> Tensor:
-    """1 changes nothing, 0 is black."""
+    """Changes the brightness of each image by its factor, (n,): 1 changes nothing, 0 makes the image black."""
     return _blend(torch.zeros((), device=images.device), images, factors)
 
 
 def color(images: Tensor, factors: Tensor) -> Tensor:
-    """1 changes nothing, 0 is grey."""
+    """Changes the saturation of each image by its factor, (n,): 1 changes nothing, 0 makes the image grey."""
     return images if images.shape[1] == 1 else _blend(_grey(images), images, factors)
 
 
 def contrast(images: Tensor, factors: Tensor) -> Tensor:
-    """1 changes nothing, 0 is the mean grey."""
+    """Changes the contrast of each image by its factor, (n,): 1 changes nothing, 0 makes every pixel the mean grey."""
     grey = _grey(images)
     count = grey[0].numel()
     mean = torch.div(2 * grey.sum(dim=(1, 2, 3), keepdim=True) + count, 2 * count, rounding_mode="floor")
@@ -119,22 +121,22 @@ def contrast(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, factors: Tensor) -> Tensor:
-    """1 changes nothing, 0 is smooth."""
+    """Changes the sharpness of each image by its factor, (n,): 1 changes nothing, 0 makes the image smooth."""
     wide = images.to(torch.int16)
     rows = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:]
     total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * wide[:, :, 1:-1, 1:-1]
-    wide[:, :, 1:-1, 1:-1] = (total / 13).round()  # there are no ties
+    wide[:, :, 1:-1, 1:-1] = (total / 13).round()  # 13 is odd: no quotient is halfway between integers
     return _blend(wide, images, factors)
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keeps so many bits of each pixel."""
+    """Keeps the highest `bits` bits, (n,), of each value of an image and makes the others 0."""
     masks = (256 - (1 << (8 - bits.long()))).to(torch.uint8)
     return images & _column(masks, images)
 
 
 def solarize(images: Tensor, thresholds: Tensor) -> Tensor:
-    """Inverts what is not below the threshold."""
+    """Inverts the values of each image that are not below its threshold, (n,)."""
     least = thresholds.ceil().clamp(0, 256).to(torch.int16)
     return torch.where(images < _column(least, images), images, 255 - images)
 
@@ -146,7 +148,7 @@ def invert(images: Tensor) -> Tensor:
 def autocontrast(images: Tensor) -> Tensor:
     """Stretches each channel's values to 0 to 255."""
     low, high = (bound.double() for bound in torch.aminmax(images.flatten(2), dim=2, keepdim=True))
-    scale = torch.full_like(high, 255) / (high - low).clamp(min=1)  # 255 / a tensor is 255 times its reciprocal
+    scale = torch.full_like(high, 255) / (high - low).clamp(min=1)  # torch would round 255 / tensor twice
     values = images.flatten(2).double()
     stretched = (values * scale + -low * scale).clamp_(0, 255)
     return torch.where(high > low, stretched, values).to(torch.uint8).view_as(images)
@@ -166,19 +168,23 @@ def equalize(images: Tensor) -> Tensor:
 
 
 def _picked(images: Tensor, places: Tensor) -> Tensor:
-    """The pixels of each image at these places, row by row: int64 (n, height, width)."""
+    """Picks pixels of each image by their places.
+
+    Args:
+        places: row * W + column of each pixel of the result: int64, (n, height, width).
+    """
     channels = images.shape[1]
     flat = places.flatten(1)[:, None].expand(-1, channels, -1)
     return images.flatten(2).gather(2, flat).view(len(images), channels, *places.shape[1:])
 
 
 def _column(values: Tensor, images: Tensor) -> Tensor:
-    """A value for each image, to compute with the images."""
+    """Moves a value for each image, (n,), to the images' device, as (n, 1, 1, 1), to compute with the images."""
     return values.to(images.device, non_blocking=True).view(-1, 1, 1, 1)
 
 
 def _blend(degenerate: Tensor, images: Tensor, factors: Tensor) -> Tensor:
-    """From the degenerate images, at 0, to these, at 1, and beyond: in fp32, truncated."""
+    """Blends the degenerate images, at factor 0, with these, at 1, or extrapolates: in fp32, truncated to uint8."""
     ends, values = degenerate.float(), images.float()
     return (ends + (values - ends) * _column(factors.float(), images)).clamp_(0, 255).to(torch.uint8)
 
@@ -191,10 +197,10 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _homographies(corners: Tensor, height: int, width: int) -> Tensor:
-    """a..h of (x, y) -> (ax + by + c, dx + ey + f) / (gx + hy + 1) from these corners to the image's: fp64, (n, 8).
+    """Computes the projective maps that take these corners to the image's: a to h of each, fp64, (n, 8).
 
-    The inverse of the map of the unit square to a quadrilateral (Heckbert, 1989), which has a closed form; rounded to
-    fp32, as torchvision rounds them.
+    A map is (x, y) -> (ax + by + c, dx + ey + f) / (gx + hy + 1). It is the inverse of the map of the unit square to a
+    quadrilateral, which has a closed form (Heckbert, 1989). The numbers are rounded to fp32, as in torchvision.
     """
     x, y = corners.unbind(2)
     x0, x1, x2, x3 = x.unbind(1)
@@ -205,7 +211,7 @@ def _homographies(corners: Tensor, height: int, width: int) -> Tensor:
     g, h = (sx * qy - qx * sy) / area, (px * sy - sx * py) / area
     a, b, c = x1 - x0 + g * x1, x3 - x0 + h * x3, x0
     d, e, f = y1 - y0 + g * y1, y3 - y0 + h * y3, y0
-    last = a * e - b * d  # of the adjugate, by which the others are divided
+    last = a * e - b * d  # the last entry of the adjugate, by which the others are divided
     right, bottom = width - 1, height - 1
     rows = [
         *(right * (e - f * h), right * (c * h - b), right * (b * f - c * e)),
@@ -216,7 +222,13 @@ def _homographies(corners: Tensor, height: int, width: int) -> Tensor:
 
 
 def _weights(start: Tensor, length: Tensor, size: int, result: int) -> Tensor:
-    """What each of `size` pixels adds to each of `result`, in 2^-22ths: integers in fp64, (n, result, size)."""
+    """Computes the weight of each of `size` pixels in each of `result` pixels, along one side of the images.
+
+    The box of an image begins at `start` and has this `length`, both int64, (n,).
+
+    Returns:
+        the weights in units of 2^-22, integers in fp64: (n, result, size).
+    """
     start, length = start.double()[:, None, None], length.double()[:, None, None]
     scale = length / result
     stretch = scale.clamp(min=1)
@@ -229,5 +241,5 @@ def _weights(start: Tensor, length: Tensor, size: int, result: int) -> Tensor:
 
 
 def _rounded(sums: Tensor) -> Tensor:
-    """Sums of pixels times weights as pixels, in fp64."""
+    """Rounds sums of pixels times weights to pixels from 0 to 255, in fp64."""
     return ((sums + 2 ** (PRECISION - 1)) * 2.0**-PRECISION).floor_().clamp_(0, 255)

@@ -12,10 +12,10 @@ from torchvision import transforms as T
 from lookaround_ddp.data.device import ops
 from lookaround_ddp.data.draws import Draws
 
-Operation = Callable[[Tensor, Tensor], Tensor]  # of images and their magnitudes, as torchvision's spaces have them
+Operation = Callable[[Tensor, Tensor], Tensor]  # takes images and their magnitudes, in torchvision's units
 
 
-GEOMETRY = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")  # done together, by their matrices
+GEOMETRY = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")  # `affine` does all of them at once
 
 
 OPERATIONS: Mapping[str, Operation] = {
@@ -40,7 +40,7 @@ CODES = {name: code for code, name in enumerate(NAMES)}
 def randaugment(transform: T.RandAugment) -> Callable[[Tensor, Draws], Tensor]:
     @lru_cache
     def space(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each operation that may be drawn: its code, its magnitude, and whether that has a sign."""
+        """Returns the code and the magnitude of each operation that may be drawn, and whether that has a sign: (k,)."""
         found = transform._augmentation_space(transform.num_magnitude_bins, (height, width))
         magnitudes = [each[transform.magnitude].item() if each.dim() else 0.0 for each, _ in found.values()]
         signed = [signed for _, signed in found.values()]
@@ -60,7 +60,10 @@ def randaugment(transform: T.RandAugment) -> Callable[[Tensor, Draws], Tensor]:
 def autoaugment(transform: T.AutoAugment) -> Callable[[Tensor, Draws], Tensor]:
     @lru_cache
     def space(height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of each policy's two operations: codes, probabilities, magnitudes, and whether these have a sign."""
+        """Returns codes, probabilities and magnitudes of each policy's two operations, and whether these have signs.
+
+        Each is a tensor (policies, 2).
+        """
         found = transform._augmentation_space(10, (height, width))
         codes = torch.stack([_codes([name for name, _, _ in policy]) for policy in transform.policies])
         probabilities = [[probability for _, probability, _ in policy] for policy in transform.policies]
@@ -91,11 +94,11 @@ def autoaugment(transform: T.AutoAugment) -> Callable[[Tensor, Draws], Tensor]:
 
 
 def applied(images: Tensor, codes: Tensor, magnitudes: Tensor) -> Tensor:
-    """Each image under its own operation, by code and magnitude; written over the images.
+    """Applies to each image an operation of its own, with its magnitude; may write over the images that it is given.
 
     Args:
-        codes: places in NAMES: int64, (n,), on the CPU, so that no device is waited for.
-        magnitudes: fp64, (n,), on the CPU.
+        codes: the operations, as places in NAMES: int64, (n,), on the CPU, so that nothing waits for the device.
+        magnitudes: in torchvision's units: fp64, (n,), on the CPU.
     """
     moved = ((codes >= CODES[GEOMETRY[0]]) & (codes <= CODES[GEOMETRY[-1]])).nonzero()[:, 0]
     matrices = _matrices(codes[moved], magnitudes[moved], *images.shape[2:])
@@ -107,7 +110,13 @@ def applied(images: Tensor, codes: Tensor, magnitudes: Tensor) -> Tensor:
 
 
 def changed(images: Tensor, chosen: Tensor, change: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
-    """The images with change(those at the chosen places, *arguments); written over them, or new if all are."""
+    """Replaces the images at the chosen places by change(those images, *arguments); returns all images.
+
+    It writes over the given images, unless all or none are chosen.
+
+    Args:
+        chosen: places in the batch: int64, (m,), on the CPU.
+    """
     if len(chosen) == 0:
         return images
     if len(chosen) == len(images):
@@ -121,7 +130,7 @@ def _codes(names: Mapping[str, object] | list[str]) -> Tensor:
 
 
 def _matrices(codes: Tensor, magnitudes: Tensor, height: int, width: int) -> Tensor:
-    """For `affine`, of codes of GEOMETRY: fp64, (n, 6)."""
+    """Makes the matrices, for `affine`, of operations of GEOMETRY, given by code and magnitude: fp64, (n, 6)."""
     matrices = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0], dtype=torch.float64).repeat(len(codes), 1)
     for name, entry in (("ShearX", 1), ("ShearY", 3), ("TranslateX", 2), ("TranslateY", 5)):
         own = codes == CODES[name]

@@ -17,23 +17,23 @@ from lookaround_ddp.data.device.policies import autoaugment, changed, randaugmen
 from lookaround_ddp.data.draws import Draws
 from lookaround_ddp.errors import UserError
 
-Step = Callable[[Tensor, Draws], Tensor]  # of images that are the step's to write over
+Step = Callable[[Tensor, Draws], Tensor]  # it may write over the images that it is given
 
 
 NEAREST, BILINEAR = InterpolationMode.NEAREST, InterpolationMode.BILINEAR
 
 
-ATTEMPTS = 10  # to find a box that fits
+ATTEMPTS = 10  # torchvision draws so many boxes, and takes the first that fits
 
 
 INSTEAD = "set data.pipeline to workers, or to auto"
 
 
 def make_steps(named: Sequence[tuple[str, Any]]) -> list[Step]:
-    """A step for each transform, behind the name that the config has for it.
+    """Makes a step of each transform, given with the name that it has in the config.
 
     Raises:
-        UserError: naming what cannot be done on a device.
+        UserError: a transform cannot be done on a device; the message names it.
     """
     return [_step(name, transform) for name, transform in named]
 
@@ -93,7 +93,8 @@ def _perspective(transform: T.RandomPerspective) -> Step:
         chosen = draws.chosen(transform.p)
         most = [int(transform.distortion_scale * (side // 2)) + 1 for side in (width, height)]
         inwards = draws.integers(*most * 4).view(-1, 4, 2)[chosen]
-        far = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=torch.bool)  # from the left, from the top
+        # whether a corner is at the right, and whether at the bottom
+        far = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=torch.bool)
         corners = torch.where(far, torch.tensor([width - 1, height - 1]) - inwards, inwards)
         return changed(images, chosen, ops.perspective, corners)
 
@@ -113,7 +114,16 @@ def _resized_crop(transform: T.RandomResizedCrop) -> Step:
 def _box(
     attempts: Sequence[Sequence[float]], height: int, width: int, scale: Sequence[float], ratio: Sequence[float]
 ) -> tuple[int, int, int, int]:
-    """Top, left, height, width of the first box that fits, as RandomResizedCrop.get_params draws it."""
+    """Returns top, left, height and width of the first box that fits, as RandomResizedCrop.get_params draws it.
+
+    If none of the attempts fits, it is the largest central box of an allowed shape.
+
+    Args:
+        attempts: four numbers from [0, 1) each, for a box's area, shape, top and left.
+        height: the image's, in pixels; `width` likewise.
+        scale: the least and greatest area, as shares of the image's.
+        ratio: the least and greatest width / height.
+    """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for size, shape, down, across in attempts:
         area = height * width * (scale[0] + (scale[1] - scale[0]) * size)
@@ -130,7 +140,7 @@ def _box(
 
 
 def _resize(transform: T.Resize) -> Step:
-    height, width = transform.size  # of a photograph's, one number: the shorter side
+    height, width = transform.size  # a pair: only photographs, which are in files, have a number
 
     def step(images: Tensor, draws: Draws) -> Tensor:
         whole = torch.tensor([[0, 0, *images.shape[2:]]])
@@ -139,7 +149,7 @@ def _resize(transform: T.Resize) -> Step:
     return step
 
 
-# For each class: what makes its step, and which values of its attributes that can do.
+# class of a transform -> the function that makes its step, and the values of its attributes that the step can handle
 STEPS: Mapping[type, tuple[Callable[[Any], Step], Mapping[str, tuple[Any, ...]]]] = {
     torch.nn.Identity: (_identity, {}),
     T.Resize: (_resize, {"interpolation": (BILINEAR,)}),
