@@ -36,7 +36,7 @@ CIFAR: dict[str, Callable[..., nn.Module]] = {
 
 
 def create_model(config: ModelConfig, num_classes: int, in_chans: int = 3) -> nn.Module:
-    """The network, with a head for `num_classes`, on the CPU, initialized from torch's global generator.
+    """Makes the network, with a head for `num_classes`, on the CPU, initialized from torch's global generator.
 
     Raises:
         UserError: an unknown name (with the nearest known one), weights that cannot be read or do not fit.
@@ -65,7 +65,7 @@ def create_model(config: ModelConfig, num_classes: int, in_chans: int = 3) -> nn
 
 
 def load_weights(model: nn.Module, path: Path, head: str) -> None:
-    """Loads a state dict, without the head's tensors where their shapes differ.
+    """Loads a state dict from a file into the network, without the head's tensors whose shapes differ.
 
     Raises:
         UserError: the file cannot be read, or anything but the head does not fit.
@@ -87,7 +87,11 @@ def load_weights(model: nn.Module, path: Path, head: str) -> None:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from a .safetensors file or a torch file (tensors only, never code)."""
+    """Reads a state dict from a .safetensors file or a torch file (tensors only, never code).
+
+    Raises:
+        UserError: there is no such file, or it does not hold a state dict of tensors.
+    """
     if not path.is_file():
         raise UserError(f"model.pretrained: there is no file {path}")
     try:
@@ -134,7 +138,7 @@ def refuse_unsafe_layout(model: nn.Module) -> None:
 
 
 def _timm_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
-    import timm  # seconds, and reading a run's figures needs no network
+    import timm  # imported here: it takes seconds, and reading a run's figures needs no network
 
     name = config.name.removeprefix("timm:")
     if not timm.is_model(name.partition(".")[0]):

@@ -101,7 +101,7 @@ class ResNet(nn.Module):
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """The identity, or a 1x1 projection where the shape changes (the paper's option B)."""
+    """Makes the shortcut of a block: the identity, or a 1x1 projection if the shape changes (the paper's option B)."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))

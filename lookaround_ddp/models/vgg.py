@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class VGG(nn.Module):
     """Images (N, in_chans, H, W) -> logits (N, num_classes).
 
-    As for 224 px, but that the features of a 32 px image are a single pixel: the first linear layer has 512 inputs.
-    Sides that are no multiple of 32 are rounded up, and larger images averaged over the last pixels.
+    The layers are those for 224 px, but the first linear one has 512 inputs, since the features of a 32 px image are a
+    single pixel. Sides that are no multiple of 32 are rounded up; the features of a larger image are averaged.
 
     Args:
         depths: 3x3 convolutions before each halving of the resolution; their channels are 64, 128, 256, 512, 512.
