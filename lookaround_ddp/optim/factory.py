@@ -13,11 +13,11 @@ from lookaround_ddp.errors import UserError
 PLAIN_SGD = ("sgd", "momentum")
 
 
-FUSED = (*PLAIN_SGD, "adam", "adamw")  # PyTorch's own, which have a kernel for all that a step does to a parameter
+FUSED = (*PLAIN_SGD, "adam", "adamw")  # for these PyTorch has a kernel that does all of a step
 
 
 def create_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of one replica, over all of its parameters that require a gradient.
+    """Makes the optimizer of one replica, over all of its parameters that require a gradient.
 
     Weight decay falls on everything unless `no_decay` says otherwise. timm's `sgd` has Nesterov's
     momentum; here it has only if `nesterov` is set, as in the paper.
@@ -29,7 +29,7 @@ def create_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.O
 
     options = dict(config.options)
     if config.name in FUSED and not {"foreach", "fused", "capturable", "differentiable"} & options.keys():
-        # 4 times as fast on a CPU, too; it takes neither complex parameters nor mixed devices
+        # The fused kernel is 4 times as fast on a CPU, too; it takes neither complex parameters nor mixed devices.
         options["fused"] = not any(parameter.is_complex() for parameter in model.parameters())
     if config.name in PLAIN_SGD:
         options["nesterov"] = config.nesterov
@@ -56,6 +56,6 @@ def create_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.O
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Groups that timm scales (layer decay) keep their scale."""
+    """Sets the learning rate of each group of parameters; groups that timm scales (layer decay) keep their scale."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)

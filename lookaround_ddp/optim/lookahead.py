@@ -19,10 +19,10 @@ class Lookahead:
     *attempted* steps and leaves the optimizer as it is: call `step` after each of the optimizer's.
 
     Args:
-        optimizer: whose parameters are the fast weights.
+        optimizer: its parameters are the fast weights.
         k: steps of the fast weights between two of the slow ones.
         alpha: the share of the way that the slow weights go.
-        momentum: what becomes of the optimizer's first moment then: "keep" leaves it; "reset" makes it 0;
+        momentum: what the optimizer's first moment becomes at that step: "keep" leaves it; "reset" makes it 0;
             "pullback" does to it what is done to the weights, m = alpha m + (1 - alpha) m_before.
     """
 
@@ -39,7 +39,7 @@ class Lookahead:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Begins anew where the fast weights are now."""
+        """Starts the slow weights anew, where the fast weights are now."""
         self.steps = 0
         self.slow = [parameter.detach().clone() for parameter in self.fast]
         self.moments: list[Tensor] = [moment.clone() for moment in self._momenta()]
@@ -54,19 +54,20 @@ class Lookahead:
             slow.add_(fast - slow, alpha=self.alpha)
             fast.copy_(slow)
         moments = self._momenta()
-        before = self.moments or [torch.zeros_like(moment) for moment in moments]  # the first time there was none
+        # Before its first step the optimizer had no moments; they count as 0.
+        before = self.moments or [torch.zeros_like(moment) for moment in moments]
         if self.momentum == "reset":
             for moment in moments:
                 moment.zero_()
         elif self.momentum == "pullback":
             for moment, earlier in zip(moments, before, strict=True):
                 moment.mul_(self.alpha).add_(earlier, alpha=1 - self.alpha)
-            self.moments = [moment.clone() for moment in moments]  # the optimizer goes on in its own memory
+            self.moments = [moment.clone() for moment in moments]  # copies: the optimizer writes over its own
         return True
 
     @contextmanager
     def slow_weights(self) -> Iterator[None]:
-        """Inside the block the parameters hold the slow weights; afterwards the fast ones, bit for bit."""
+        """Puts the slow weights into the parameters inside the block, and the fast ones back after it, bit for bit."""
         kept = [parameter.detach().clone() for parameter in self.fast]
         with torch.no_grad():
             for parameter, slow in zip(self.fast, self.slow, strict=True):
@@ -89,7 +90,7 @@ class Lookahead:
         self.moments = [moment.to(self.fast[0].device) for moment in state["moments"]]
 
     def _momenta(self) -> list[Tensor]:
-        """The first moments that the optimizer has so far, in the order of its parameters."""
+        """Returns the optimizer's first moments so far, in the order of its parameters; none for "keep"."""
         if self.momentum == "keep":
             return []
         states = [self.optimizer.state.get(parameter, {}) for parameter in self.fast]

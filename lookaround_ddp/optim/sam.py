@@ -20,7 +20,9 @@ def climbed(
     eta: float = 0.01,
     loss_scale: Tensor | float = 1.0,
 ) -> Iterator[None]:
-    """Inside the block the weights are w + e, the first-order maximum of the loss near w; afterwards w, bit for bit.
+    """Moves the weights w to w + e inside the block, where the loss near w is highest to first order.
+
+    After the block the weights are w again, bit for bit.
 
     SAM (Foret et al., arXiv 2010.01412, eq. 2): e = rho g / ||g||, over all parameters together.
     ASAM (Kwon et al., arXiv 2102.11600, eq. 10 and 11): e = rho T^2 g / ||T g||, where T is |w| + eta for
@@ -29,9 +31,9 @@ def climbed(
     Args:
         parameters: (name, parameter), with gradients g of the loss at w; one without a gradient is not moved.
         rho: the radius.
-        adaptive: ASAM.
-        eta: added to |w| in T.
-        loss_scale: what the loss was multiplied with (fp16): g is the gradient divided by it.
+        adaptive: whether the step is ASAM's, not SAM's.
+        eta: the number that is added to |w| in T.
+        loss_scale: the factor by which the loss was multiplied (for fp16); g is the gradient divided by it.
     """
     named = [(name, parameter) for name, parameter in parameters if parameter.grad is not None]
     moved = [parameter for _, parameter in named]
@@ -40,7 +42,7 @@ def climbed(
         steps: list[tuple[Tensor | float, Tensor]] = []
         for name, parameter in named:
             assert parameter.grad is not None
-            gradient = parameter.grad / loss_scale  # before the norm, whose floor is absolute
+            gradient = parameter.grad / loss_scale  # divided before the norm is taken: NORM_FLOOR is absolute
             scaled = adaptive and name.rpartition(".")[2] == "weight"
             steps.append((parameter.abs() + eta if scaled else 1.0, gradient))
         if steps:
@@ -57,7 +59,7 @@ def climbed(
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Afterwards the norm layers' running statistics and counts are what they were before the block.
+    """Puts the norm layers' running statistics and counts back, after the block, to what they were before it.
 
     A forward pass at w + e must not leave its statistics with the weights w.
     """

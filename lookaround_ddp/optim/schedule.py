@@ -8,7 +8,11 @@ from lookaround_ddp.config import Config, ScheduleConfig, TrajectoryConfig
 
 
 def learning_rate(config: Config, iteration: int, per_epoch: int) -> float:
-    """The learning rate of a run's iteration, counted from 0: the schedule's, until SWA takes over with its own."""
+    """Returns the learning rate of an iteration, counted from 0: the schedule's, until SWA takes over with its own.
+
+    Args:
+        per_epoch: iterations in an epoch.
+    """
     base, start = config.optimizer.lr, round(config.trajectory.start * per_epoch)
     if config.trajectory.swa_lr is None or iteration < start:
         return scheduled_rate(config.schedule, base, iteration, per_epoch, config.epochs)
@@ -17,11 +21,14 @@ def learning_rate(config: Config, iteration: int, per_epoch: int) -> float:
 
 
 def annealed_rate(trajectory: TrajectoryConfig, rate: float, iterations: int, per_epoch: int) -> float:
-    """From `rate` to swa_lr within anneal_epochs, then swa_lr (torch's SWALR, moved every iteration).
+    """Returns the rate on the way from `rate` to swa_lr, which is reached after anneal_epochs and then kept.
+
+    It is the rate of torch's SWALR, moved every iteration.
 
     Args:
-        rate: the schedule's where SWA begins.
-        iterations: since then.
+        rate: the schedule's rate where SWA begins.
+        iterations: the iterations since then.
+        per_epoch: iterations in an epoch.
     """
     assert trajectory.swa_lr is not None
     length = trajectory.anneal_epochs * per_epoch
@@ -32,12 +39,12 @@ def annealed_rate(trajectory: TrajectoryConfig, rate: float, iterations: int, pe
 
 
 def ends_cycle(schedule: ScheduleConfig, done: int, total: int) -> bool:
-    """Whether one of the schedule's cycles ends with iteration number `done` of `total`, counted from 1."""
+    """Returns whether one of the schedule's cycles ends with iteration number `done` of `total`, counted from 1."""
     return done * schedule.cycles // total > (done - 1) * schedule.cycles // total
 
 
 def scheduled_rate(schedule: ScheduleConfig, base: float, iteration: int, per_epoch: int, epochs: int) -> float:
-    """The learning rate of the schedule alone.
+    """Returns the learning rate of the schedule alone, at an iteration counted from 0.
 
     Warm-up, at the start of the run, is linear: (i + 1) / n of the base rate in the i-th of its n iterations. Then
     multistep: base * gamma^(milestones passed); cosine: from base to min_lr by half a cosine over each of
@@ -57,6 +64,6 @@ def scheduled_rate(schedule: ScheduleConfig, base: float, iteration: int, per_ep
     if schedule.name == "cosine":
         total = epochs * per_epoch
         moves = iteration if schedule.per == "iteration" else iteration - iteration % per_epoch
-        place = moves * schedule.cycles % total / total  # within its cycle, in [0, 1), without rounding at its ends
+        place = moves * schedule.cycles % total / total  # the share of its cycle that is over, exact at its ends
         return schedule.min_lr + (base - schedule.min_lr) * (1 + math.cos(math.pi * place)) / 2
     return base

@@ -25,11 +25,11 @@ class Swad:
     def __init__(self, config: TrajectoryConfig, model: nn.Module) -> None:
         self.config, self.network = config, deepcopy(model)
         self.losses: list[float] = []
-        self.segment = _Mean()  # of the iterations since the last validation
-        self.pending: list[_Mean] = []  # whole segments of which it is not known yet whether they belong to the valley
+        self.segment = _Mean()  # the mean since the last validation
+        self.pending: list[_Mean] = []  # whole segments that may still turn out to be in the valley
         self.valley = _Mean()
         self.start: int | None = None  # the number of the valley's first segment
-        self.end: int | None = None  # of its last one, so far
+        self.end: int | None = None  # the number of its last segment, so far
         self.threshold: float | None = None
         self.over = False
 
@@ -55,7 +55,7 @@ class Swad:
     @torch.no_grad()
     def model(self) -> nn.Module:
         mean = self.valley
-        if self.start is None:  # never converged
+        if self.start is None:  # the loss never converged
             mean = _Mean()
             for segment in [*self.pending, self.segment]:
                 mean.add(segment.values, segment.count)
@@ -93,7 +93,10 @@ class Swad:
                 self._judge(number, segment)
 
     def _judge(self, number: int, segment: _Mean) -> None:
-        """A good segment is in the valley, with the pending ones before it; too many bad ones in a row end it."""
+        """Judges whether a segment is in the valley.
+
+        A good one is, with the pending ones before it; n_tolerance bad ones in a row end the valley.
+        """
         if self.over:
             return
         assert self.threshold is not None

@@ -22,7 +22,7 @@ class Average(Protocol):
         """Takes in the weights as they are now."""
 
     def model(self) -> nn.Module:
-        """The network with the average's weights; once something was taken in."""
+        """Returns the network with the average's weights; some must have been taken in before."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -48,18 +48,18 @@ class Averaged:
 
 
 def swa(config: TrajectoryConfig, model: nn.Module) -> Averaged:
-    """The equal mean of snapshots (Izmailov et al., arXiv 1803.05407, Algorithm 1)."""
+    """Makes the equal mean of snapshots (Izmailov et al., arXiv 1803.05407, Algorithm 1)."""
     return Averaged(AveragedModel(model))
 
 
 def ema(config: TrajectoryConfig, model: nn.Module) -> Averaged:
-    """The exponential mean, average += (1 - decay) (weights - average), of parameters and running statistics.
+    """Makes the exponential mean, average += (1 - decay) (weights - average), of parameters and running statistics.
 
-    It starts at the first weights that it takes in. Counts are the last ones.
+    It starts at the first weights that it takes in. Integers, such as counts of batches, are copied, not averaged.
     """
     lerp = get_ema_multi_avg_fn(config.decay)
 
-    def update(averages: Tensors, values: Tensors, count: torch.Tensor | int) -> None:  # tensors of one type
+    def update(averages: Tensors, values: Tensors, count: torch.Tensor | int) -> None:  # all tensors have one dtype
         if averages[0].is_floating_point():
             lerp(averages, values, count)
         else:
@@ -86,12 +86,12 @@ class Trajectory:
         self.own = own
         self.average = KINDS[config.name](config, model)
         self.start, self.period = round(config.start * per_epoch), config.period(per_epoch)
-        self.last = 0  # iteration whose weights it has seen
-        self.passed = 0  # periods whose snapshot or validation was made
+        self.last = 0  # the last iteration that it was shown
+        self.passed = 0  # the periods that were completed
         self.updates = 0
 
     def observe(self, model: nn.Module, iteration: int) -> bool:
-        """Takes in what there is to take in after this iteration, once; returns whether a period was completed."""
+        """Takes in the weights after this iteration if they are due, once; returns whether a period was completed."""
         if iteration == self.last:
             return False
         self.last = iteration
