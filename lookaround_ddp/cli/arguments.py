@@ -13,7 +13,7 @@ from lookaround_ddp.errors import UserError
 
 
 def paths(arguments: Sequence[str]) -> list[Path]:
-    """Of a command's arguments, those that are files or folders, whose names may have a = in them, not values."""
+    """Returns the arguments that are files or folders, whose names may have a = in them; the others are values."""
     exists = os.path.exists  # Path.exists raises where a value is too long for a file's name
     return [Path(argument) for argument in arguments if "=" not in argument or exists(argument)]
 
@@ -23,7 +23,7 @@ def values(arguments: Sequence[str]) -> list[str]:
 
 
 def runs_named(arguments: Sequence[str]) -> tuple[list[Path], list[Config]]:
-    """The named run folders and their configs, with the values that replace some."""
+    """Returns the named run folders and their configs, with the values that replace some."""
     runs = paths(arguments)
     if not runs:
         raise UserError("name at least one run's folder")
@@ -31,7 +31,7 @@ def runs_named(arguments: Sequence[str]) -> tuple[list[Path], list[Config]]:
 
 
 def named_config(run: Path, values: Sequence[str]) -> Config:
-    """A run's config with these values instead of its own, and a warning where it was trained with others."""
+    """Returns a run's config with these values instead of its own; warns where it was trained with others."""
     config = run_config(run, values)
     changes = list(changed_keys(run_config(run).identity(), config.identity()))
     if changes and os.environ.get("RANK", "0") == "0":

@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
+    """Trains the run that a config describes, or goes on with it; draws its curves and prints its scores."""
     named = paths(options.arguments)
     if len(named) > 1:
         raise UserError(f"one config at a time: {named[0]} or {named[1]}? Values are written key.path=value")
@@ -86,6 +87,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def processes(options: argparse.Namespace) -> None:
+    """Prints the number of processes for this node and the run folder, after the preflight."""
     named = paths(options.arguments)
     config = load_config(named[0] if named else None, values(options.arguments))
     replicas = len(config.replicas)
@@ -101,6 +103,7 @@ def processes(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
+    """Measures a finished run's scores again and prints them."""
     config = named_config(options.run, options.overrides)
 
     from lookaround_ddp.evaluation import evaluate_run
@@ -112,6 +115,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def ensemble(options: argparse.Namespace) -> None:
+    """Prints the scores of finished runs' models, and of their mean prediction."""
     runs, configs = runs_named(options.arguments)
 
     from lookaround_ddp.evaluation import evaluate_ensemble
@@ -123,6 +127,7 @@ def ensemble(options: argparse.Namespace) -> None:
 
 
 def soup(options: argparse.Namespace) -> None:
+    """Averages the weights of finished runs, prints what it is worth, and saves it if asked to."""
     runs, configs = runs_named(options.arguments)
 
     from lookaround_ddp.evaluation import cook, score_text
@@ -138,6 +143,7 @@ def soup(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
+    """Prints a table of runs, or a table of the paper beside them; draws their curves if asked to."""
     from lookaround_ddp.report import draw_curves, grouped, paper_table, read_run, results_table, show
 
     folders = {run.resolve(): run for run in options.runs}  # a run counts once, however often it is named
@@ -155,6 +161,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def analyze(options: argparse.Namespace) -> None:
+    """Computes one of the paper's analyses, of numbers or of runs."""
     from lookaround_ddp.analysis.command import RUNS, function_of
 
     try:
@@ -173,6 +180,7 @@ def analyze(options: argparse.Namespace) -> None:
 
 
 def bench(options: argparse.Namespace) -> None:
+    """Measures the average step, rounds, the data pipeline or the trainer on this machine."""
     from lookaround_ddp.bench import average, ranks, rounds, training
     from lookaround_ddp.bench import data as pipelines
     from lookaround_ddp.bench import figures as machine
@@ -211,7 +219,7 @@ def _print_scores(scores: Mapping[str, Any]) -> None:
 
 
 def _say_once(text: str) -> None:
-    """Rank 0 speaks; another rank speaks only if it is still alive when rank 0 should have ended the job.
+    """Prints a line on rank 0; on another rank only if that still lives when rank 0 should have ended the job.
 
     One line, whatever names and values are in it.
     """

@@ -17,7 +17,7 @@ TRAIN_HELP = "a YAML file (without one: handwritten digits), and values that rep
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Of a command: its name as `command`, and what was said to it.
+    """Returns a command's name, as `command`, and its options.
 
     Options may stand between values, too, which argparse does not know of commands.
 

@@ -21,7 +21,7 @@ PERIOD = re.compile(r"(never|epoch|[1-9]\d* ?epochs?)$")  # of average.k
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The config of a YAML file (None: the defaults, handwritten digits) with `key.path=value` pairs on top.
+    """Returns the config of a YAML file (None: the defaults, handwritten digits) with `key.path=value` pairs on top.
 
     A file may name others as its `base`, one or a list; later ones replace values of earlier ones, and the file
     replaces all of theirs. Sections are merged key by key, lists and other values are replaced.
@@ -58,7 +58,7 @@ def make_config(values: Mapping[str, Any]) -> Config:
 
 
 def _check(config: Config) -> None:
-    """What one field alone cannot tell."""
+    """Checks what one field alone cannot tell."""
     if not config.replicas or not all(config.replicas):
         raise UserError(
             "replicas: give at least one replica, and each at least one augmentation ('none' for no change)"
@@ -117,7 +117,7 @@ _Loader.add_implicit_resolver(
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """A file's values on top of its bases'; `above` are the files that led to it."""
+    """Returns a file's values on top of its bases'; `above` are the files that led to it."""
     try:
         values = _parse(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:

@@ -236,7 +236,7 @@ class Config(Section):
     record: RecordConfig = RecordConfig()
 
     def identity(self) -> dict[str, Any]:
-        """The values that decide the trained weights: not where files are or what a damaged one does, who loads, which
+        """Returns the values that decide the weights: not where files are or what a damaged one does, who loads, which
         kernels compute, or what is shown.
         """
         others = {"out", "timeout", "deterministic", "evaluate", "checkpoint", "record"}
@@ -248,7 +248,7 @@ class Config(Section):
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """'key.path: old -> new' for every value in which two dumped configs differ."""
+    """Yields 'key.path: old -> new' for every value in which two dumped configs differ."""
     for key in sorted({*old, *new}):
         was, now = old.get(key), new.get(key)
         if isinstance(was, dict) and isinstance(now, dict):

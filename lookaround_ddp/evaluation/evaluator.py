@@ -46,24 +46,24 @@ class Evaluator:
         self.classes, self.workers, self.world = classes, workers, world
 
     def shared(self, model: nn.Module) -> Score:
-        """The score of a model that all ranks hold, each evaluating its share. Collective."""
+        """Returns the score of a model that all ranks hold, each evaluating its share. Collective."""
         table = self._table(model, self.world.rank, self.world.size)
         return self._score(self.world.sum(table))
 
     def replicas(self, models: Iterable[nn.Module]) -> list[Score]:
-        """The score of each of the d replicas, in order, each evaluated by the ranks that train it. Collective."""
+        """Returns each replica's score, in order, each evaluated by the ranks that train it. Collective."""
         tables = torch.zeros(self.world.replicas, len(self.batches), 4, dtype=torch.float64)
         for number, model in zip(self.world.hosted, models, strict=True):
             tables[number] = self._table(model, self.world.shard, self.world.shards)
         return [self._score(table) for table in self.world.sum(tables)]
 
     def ensemble(self, models: Iterable[nn.Module]) -> EnsembleScore:
-        """The score of the models' mean prediction, for models that all ranks hold. Collective."""
+        """Returns the score of the models' mean prediction, for models that all ranks hold. Collective."""
         tables = (self.world.sum(self.logits(model, self.world.rank, self.world.size)) for model in models)
         return self._mean_prediction(tables)
 
     def ensemble_of_replicas(self, models: Sequence[nn.Module]) -> EnsembleScore:
-        """The score of the mean prediction of the d replicas, of which each rank hosts some. Collective."""
+        """Returns the score of the mean prediction of the d replicas, of which each rank hosts some. Collective."""
         own = dict(zip(self.world.hosted, models, strict=True))
         tables = (self.world.sum(self._own_logits(own.get(number))) for number in range(self.world.replicas))
         return self._mean_prediction(tables)
@@ -74,7 +74,7 @@ class Evaluator:
         return self.logits(model, self.world.shard, self.world.shards)
 
     def _mean_prediction(self, tables: Iterable[Tensor]) -> EnsembleScore:
-        """Of the members' tables of logits, summed in fp64 in the members' order."""
+        """Scores the mean of the members' tables of logits, summed in fp64 in the members' order."""
         logits = torch.zeros(len(self.batches.split), self.classes, dtype=torch.float64)
         probabilities = torch.zeros_like(logits)
         members = 0
@@ -90,7 +90,7 @@ class Evaluator:
 
     @torch.no_grad()
     def logits(self, model: nn.Module, first: int, step: int) -> Tensor:
-        """Shape (images, classes), fp32, on the CPU; rows of batches that other ranks evaluate are 0."""
+        """Returns logits, (images, classes), fp32, on the CPU; rows of batches that other ranks evaluate are 0."""
         table = torch.zeros(len(self.batches.split), self.classes)
         for number, logits, _ in self._forward(model, first, step):
             rows = self.batches.indices(number)
@@ -99,7 +99,7 @@ class Evaluator:
 
     @torch.no_grad()
     def _table(self, model: nn.Module, first: int, step: int) -> Tensor:
-        """Shape (batches, 4), fp64: images right at the first guess, right in five, sum of -log p, images.
+        """Returns (batches, 4), fp64: images right at the first guess, right in five, sum of -log p, images.
 
         Rows of batches that other ranks evaluate are 0.
         """
@@ -110,7 +110,7 @@ class Evaluator:
         return table.cpu()
 
     def _forward(self, model: nn.Module, first: int, step: int) -> Iterator[tuple[int, Tensor, Batch]]:
-        """Batch number, logits and batch of every `step`-th batch."""
+        """Yields batch number, logits and batch of every `step`-th batch."""
         numbers = range(first, len(self.batches), step)
         pinned = self.world.device.type == "cuda"
         with evaluating(model):
@@ -129,7 +129,7 @@ class Evaluator:
 
 
 def _hits(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Shape (4,): images right at the first guess, right in five, sum of -log p, images.
+    """Counts, shape (4,): images right at the first guess, right in five, sum of -log p, images.
 
     Log-probabilities do as logits.
     """
@@ -139,7 +139,7 @@ def _hits(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def make_evaluator(config: Config, dataset: Dataset, split: Images, world: World) -> Evaluator:
-    """The evaluator of one of a dataset's splits, as the config says."""
+    """Returns the evaluator of one of a dataset's splits, as the config says."""
     normalize = Normalize(dataset.mean, dataset.std, world.device, config.channels_last)
     batches = EvaluationBatches(split, evaluation_transform(dataset), config.evaluate.batch_size)
     workers = config.data.workers if dataset.native is None else 0  # arrays need no decoding
@@ -155,7 +155,7 @@ def make_evaluators(config: Config, dataset: Dataset, world: World) -> tuple[Eva
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards every module's own mode again."""
+    """Puts a model into evaluation mode while the block runs, and every module back into its own mode after it."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -166,7 +166,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def sum_in_order(rows: Tensor) -> Tensor:
-    """The sum of the rows, first to last: a reduction of torch's own may add them in any order."""
+    """Sums the rows, first to last: a reduction of torch's own may add them in any order."""
     total = torch.zeros_like(rows[0])
     for row in rows:
         total += row

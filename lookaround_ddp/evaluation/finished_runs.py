@@ -28,7 +28,7 @@ Scores = dict[str, Any]  # a Score, a list of them, or an EnsembleScore by what 
 
 
 def shipped_model(run: Path, config: Config) -> tuple[nn.Module, dict[str, Any]]:
-    """The one network that a finished run ships, on the CPU, and its file's metadata.
+    """Returns the one network that a finished run ships, on the CPU, and its file's metadata.
 
     It is the average along time where the run made one, else the mean model.
 
@@ -42,7 +42,7 @@ def shipped_model(run: Path, config: Config) -> tuple[nn.Module, dict[str, Any]]
 
 
 def evaluate_run(run: Path, config: Config, world: World) -> Scores:
-    """The run's scores on the data that the config names, of everything that it left. Collective.
+    """Returns the run's scores on the data that the config names, of everything that it left. Collective.
 
     The mean model's; the average's along time; the replicas', if the config asks for them or they were never
     averaged, from the newest checkpoint: as they were just before the last average step; the members' of an
@@ -114,7 +114,7 @@ def score_run(
 def evaluate_ensemble(
     runs: Sequence[Path], configs: Sequence[Config], world: World
 ) -> tuple[list[Score], EnsembleScore]:
-    """The score of each run's model, and that of their mean prediction, on the first run's data. Collective.
+    """Returns the score of each run's model, and that of their mean prediction, on the first run's data. Collective.
 
     A run that is an ensemble itself takes part with each of its members.
 
@@ -151,7 +151,7 @@ def check_classes(run: Path, classes: int, dataset: Dataset) -> None:
 
 
 def _replicas(run: Path, config: Config, dataset: Dataset, world: World) -> Iterator[nn.Module]:
-    """The replicas that this rank hosts, from the newest checkpoint."""
+    """Yields the replicas that this rank hosts, from the newest checkpoint."""
     if not (run / "result.json").is_file():
         raise UserError(f"the run in {run} has not finished; the same train command goes on with it")
     checkpoints = Checkpoints(run, config.checkpoint.keep, world, print)

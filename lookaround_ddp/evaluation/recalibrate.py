@@ -65,13 +65,13 @@ def _has_statistics(module: nn.Module) -> bool:
 
 
 def _width(norm: Any) -> int:
-    """Of a norm's moments: the number of elements of a channel, then each channel's sum and sum of squares."""
+    """Returns the length of a norm's moments: elements of a channel, then each channel's sum and sum of squares."""
     return 1 + 2 * norm.num_features
 
 
 @contextmanager
 def _measured(norms: Sequence[Any]) -> Iterator[list[Tensor]]:
-    """Inside the block the norms use the batch's own statistics; the list holds the moments of their inputs, fp64.
+    """Makes the norms use each batch's own statistics; the list sums the moments of their inputs, fp64.
 
     Running statistics and the count of batches stay what they were.
     """

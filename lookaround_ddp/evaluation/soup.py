@@ -62,7 +62,7 @@ class Kitchen:
         self.batches = make_batches(config, dataset, world)
 
     def load(self, state: State) -> nn.Module:
-        """The network with this state; its batch-norm statistics measured anew, if that is asked for."""
+        """Returns the network with this state; its batch-norm statistics measured anew, if that is asked for."""
         self.model.load_state_dict(state)
         if self.update_bn:
             per_epoch = self.batches.plan.iterations
@@ -144,7 +144,7 @@ def check_recipe(recipe: str, runs: Sequence[Path], configs: Sequence[Config]) -
 def read_ingredients(
     runs: Sequence[Path], configs: Sequence[Config], dataset: Dataset
 ) -> tuple[dict[str, State], nn.Module, str]:
-    """The state dict of each run by name, on the CPU, a network that they fit, and the digest of their start.
+    """Reads the state dict of each run by name, on the CPU, a network that they fit, and the digest of their start.
 
     Raises:
         UserError: a run has no model, or they did not all start from the same weights.
@@ -168,7 +168,7 @@ def read_ingredients(
 
 
 def barrier(kitchen: Kitchen, one: State, other: State, score: Score, other_score: Score) -> float:
-    """How far the NLL rises above the straight line between two states' (Frankle et al., arXiv 1912.05671)."""
+    """Measures how far the NLL rises above the straight line between two states' (Frankle et al., arXiv 1912.05671)."""
     heights = []
     for place in PLACES:
         line = (1 - place) * score["nll"] + place * other_score["nll"]
@@ -179,7 +179,7 @@ def barrier(kitchen: Kitchen, one: State, other: State, score: Score, other_scor
 def choose(
     recipe: str, ranked: Sequence[str], states: Mapping[str, State], scores: Mapping[str, Score], kitchen: Kitchen
 ) -> list[str]:
-    """The names of the ingredients that the recipe takes. `ranked`: from the best on held-out images down."""
+    """Returns the names of the ingredients that the recipe takes. `ranked`: from the best on held-out images down."""
     if recipe == "uniform":
         return list(states)
     if recipe != "greedy":
@@ -193,7 +193,7 @@ def choose(
 
 
 def mean_state(states: Sequence[State], weights: Sequence[float] | None = None) -> State:
-    """The weighted mean of floating-point tensors, in fp64 and rounded once; others are the first state's."""
+    """Returns the weighted mean of floating-point tensors, in fp64 and rounded once; others are the first state's."""
     weights = weights or [1 / len(states)] * len(states)
     mean: State = {}
     for name, first in states[0].items():
@@ -212,7 +212,7 @@ def _split(config: Config) -> tuple[Any, ...]:
 
 
 def _save(out: Path, config: Config, kitchen: Kitchen, chosen: Sequence[str], start: str, test: Score) -> None:
-    """The soup in a folder of its own, which `evaluate`, `ensemble` and `report` read like a finished run's."""
+    """Saves the soup in a folder of its own, which `evaluate`, `ensemble` and `report` read like a finished run's."""
     out.mkdir(parents=True, exist_ok=True)
     none = type(config.trajectory)()
     evaluate = config.evaluate.model_copy(update={"replicas": False})

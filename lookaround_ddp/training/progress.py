@@ -47,7 +47,7 @@ class Losses:
         self.counted += 1
 
     def since_last(self) -> Tensor:
-        """The mean loss of each replica since the last call, shape (d,), over the iterations where it is finite."""
+        """Returns each replica's mean loss since the last call, shape (d,), over the iterations where it is finite."""
         self.check()
         losses, self.gathered = torch.cat(self.gathered).double(), []
         return losses.nan_to_num(0, 0, 0).sum(dim=0).div(losses.isfinite().sum(dim=0).clamp(min=1))
@@ -74,7 +74,7 @@ class Losses:
             )
 
     def images(self, before: int, after: int) -> int:
-        """Images that all replicas saw in these iterations."""
+        """Counts the images that all replicas saw in these iterations."""
         all_updates = sum(len(own) for own in self.config.replicas)
         images = 0
         for iteration in range(before, after):

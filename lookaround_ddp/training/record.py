@@ -63,7 +63,7 @@ class Record:
             self.console.print(text, markup=False)
 
     def train(self, line: Mapping[str, Any]) -> None:
-        """A line of training figures: iteration, epoch, lr, loss, distance, images_per_second, seconds, eta."""
+        """Writes a line of training figures: iteration, epoch, lr, loss, distance, images_per_second, seconds, eta."""
         if not self.main:
             return
         self._write(line)
@@ -83,7 +83,7 @@ class Record:
             self.say(text)
 
     def evaluation(self, line: Mapping[str, Any]) -> None:
-        """A line of scores: iteration, epoch, and those of mean, validation, trajectory, ensemble and replicas."""
+        """Writes a line of scores: iteration, epoch, and those of mean, validation, trajectory, ensemble, replicas."""
         if not self.main:
             return
         self._write(line)
@@ -114,7 +114,7 @@ class Record:
         self._wandb(lambda: self.tracker.log(_flat(line), step=line["iteration"]))
 
     def _start_wandb(self, mode: Literal["online", "offline", "disabled"]) -> Any:
-        """A wandb run that a resumed training goes on with; None if there is to be none, or it fails."""
+        """Starts a wandb run that a resumed training goes on with; returns None if there is to be none, or it fails."""
         settings = self.config.record
         if mode == "disabled":
             return None
@@ -158,7 +158,7 @@ def duration(seconds: float) -> str:
 
 
 def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines of a file, and how many are damaged; a last one that a kill cut short is left out."""
+    """Reads the whole lines of a file, and how many are damaged; a last one that a kill cut short is left out."""
     whole, _, _ = path.read_bytes().rpartition(b"\n") if path.is_file() else (b"", b"", b"")
     texts = whole.splitlines()
     lines = [line for text in texts if (line := _line(text)) is not None]
@@ -186,7 +186,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def _wandb_id(folder: Path) -> str:
-    """The id that this run folder got when it was first tracked."""
+    """Returns the id that this run folder got when it was first tracked."""
     path = folder / "wandb-id"
     if not path.is_file():
         write_atomically(path, f"{folder.name}-{time.time_ns():x}"[-64:].encode())
