@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 
@@ -26,3 +27,8 @@ class Preempted(Exception):
     def __init__(self, number: signal.Signals, iteration: int) -> None:
         self.number, self.iteration = number, iteration
         super().__init__(f"{number.name}: saved after iteration {iteration}; the same command goes on")
+
+
+def is_main_rank() -> bool:
+    """Returns whether this process is the one that speaks to the user: rank 0, or one that no launcher started."""
+    return os.environ.get("RANK", "0") == "0"

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from lookaround_ddp.analysis.scoring import State
 from lookaround_ddp.checkpoint import Checkpoints
 from lookaround_ddp.config import Config
 from lookaround_ddp.data import load, prepare
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
+from lookaround_ddp.evaluation import State
 from lookaround_ddp.optim import learning_rate
 from lookaround_ddp.training import build, check_resumable, make_lookaround, parts, shown
 
@@ -78,8 +78,7 @@ class Continuation:
         """
         last = self.config.epochs * self.per_epoch - 1
         upcoming = range(first, first + count)
-        pinned = self.world.device.type == "cuda"
-        batches = load(self.batches, upcoming, self.config.data.workers, pinned)
+        batches = load(self.batches, upcoming, self.batches.workers, self.world.device)
         for iteration, hosted in zip(upcoming, batches, strict=True):
             scheduled = learning_rate(self.config, min(iteration, last), self.per_epoch)
             for replica, own in zip(self.replicas, hosted, strict=True):

@@ -16,19 +16,11 @@ import torch
 from lookaround_ddp.analysis.arguments import select_checkpoints
 from lookaround_ddp.analysis.continuation import Continuation
 from lookaround_ddp.analysis.output import Numbers, Output, empty_figure
-from lookaround_ddp.analysis.scoring import (
-    Scorer,
-    State,
-    default_output,
-    describe_images,
-    loss_barrier,
-    map_over_ranks,
-    parameters_of,
-)
+from lookaround_ddp.analysis.scoring import default_output, describe_images, lone_scorer, map_over_ranks, parameters_of
 from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.evaluation import mean_state
+from lookaround_ddp.evaluation import Scorer, State, loss_barrier, mean_state
 from lookaround_ddp.tables import print_table
 
 if TYPE_CHECKING:
@@ -52,7 +44,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     going = Continuation(run, config, world)
     with world.together():
         starts = select_checkpoints(options.at, going.checkpoints(), run)
-        scorer = Scorer(config, going.dataset, world, options.split, options.images, options.recalibrate)
+        scorer = lone_scorer(config, going.dataset, world, options.split, options.images, options.recalibrate)
     rows: list[Numbers] = []
     diverged: list[str] = []
     for start in starts:

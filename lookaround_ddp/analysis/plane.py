@@ -16,10 +16,9 @@ from lookaround_ddp.analysis.geometry import axis, plane_through
 from lookaround_ddp.analysis.output import Output
 from lookaround_ddp.analysis.plane_figure import draw_plane
 from lookaround_ddp.analysis.scoring import (
-    Scorer,
-    State,
     default_output,
     describe_images,
+    lone_scorer,
     map_over_ranks,
     parameters_of,
     shapes,
@@ -30,7 +29,7 @@ from lookaround_ddp.config import Config
 from lookaround_ddp.data import Dataset, prepare
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.evaluation import Score, mean_state
+from lookaround_ddp.evaluation import Score, Scorer, State, mean_state
 from lookaround_ddp.files import write_atomically
 
 SAVED = 2.0  # seconds between two saves of the finished points
@@ -43,7 +42,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     with world.together():
         output = Output(default_output(options, runs[0], "plane"))
         networks = _networks(options, runs, configs, dataset, world)
-        scorer = Scorer(config, dataset, world, options.split, options.images, options.recalibrate)
+        scorer = lone_scorer(config, dataset, world, options.split, options.images, options.recalibrate)
         names, states = list(networks), list(networks.values())
         if shapes(states[0]) != shapes(scorer.model.state_dict()):  # the checkpoints were not asked yet
             raise UserError(

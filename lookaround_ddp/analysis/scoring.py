@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lookaround_ddp import seeds
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Batch, Dataset, EvaluationBatches, Images, Subset, load, make_batches
+from lookaround_ddp.data import Dataset, Images, Subset
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.evaluation import Score, check_classes, check_same_data, make_evaluator, recalibrate, shipped_model
-from lookaround_ddp.models import Normalize, create_model, placed
-
-State = dict[str, Tensor]
-
+from lookaround_ddp.evaluation import Scorer, State, check_classes, check_same_data, shipped_model
 
 T = TypeVar("T")
 
@@ -29,91 +24,21 @@ T = TypeVar("T")
 TELL_EVERY = 10.0  # between two lines that say how much is done
 
 
-class Scorer:
-    """Scores states of one network on one split. Not collective.
+def lone_scorer(
+    config: Config,
+    dataset: Dataset,
+    world: World,
+    split: str = "test",
+    images: int | None = None,
+    update_bn: bool = False,
+) -> Scorer:
+    """Makes a scorer that a rank uses by itself, on a split or on so many of its images, always the same ones.
 
-    Args:
-        images: score on so many images of the split alone, always the same ones.
-        update_bn: measure batch-norm's statistics of each state over training batches of its own.
+    Small images are kept as batches; photographs would not fit into memory.
     """
-
-    def __init__(
-        self,
-        config: Config,
-        dataset: Dataset,
-        world: World,
-        split: str = "test",
-        images: int | None = None,
-        update_bn: bool = False,
-    ) -> None:
-        self.alone = World(0, 1, world.replicas, world.device, "none")
-        self.config, self.update_bn = config, update_bn
-        self.model = placed(new_network(config, dataset), config.channels_last, self.alone.device)
-        self.images = choose_images(dataset, split, images)
-        self.evaluator = make_evaluator(config, dataset, self.images, self.alone)
-        self.normalize = Normalize(dataset.mean, dataset.std, self.alone.device, config.channels_last)
-        self.training = make_batches(config, dataset, self.alone)
-        self.kept: list[list[list[Batch]]] | None = None
-        self.small = dataset.native is not None  # photographs do not fit into memory
-        if self.small:
-            old = self.evaluator.batches
-            self.evaluator.batches = KeptBatches(old.split, old.transform, old.batch_size)
-
-    def score(self, state: State) -> Score:
-        return self.evaluator.shared(self.load(state))
-
-    def predictions(self, state: State) -> Tensor:
-        """Returns the predicted class of each image, int64, shape (images,)."""
-        return self.evaluator.logits(self.load(state), 0, 1).argmax(dim=1)
-
-    def load(self, state: State) -> nn.Module:
-        """Returns the network with this state; with `update_bn`, it has batch-norm statistics measured anew."""
-        self.model.load_state_dict(state)
-        if self.update_bn:
-            models = [self.model] * len(self.alone.hosted)
-            recalibrate(models, self._batches(), self.normalize, self.config.precision, self.alone)
-        return self.model
-
-    def cost(self) -> str:
-        """Says how many images a score is computed from."""
-        text = f"{len(self.images):,} images"
-        if self.update_bn:
-            updates = sum(map(len, self.config.replicas))
-            text += f" and {self._iterations() * updates * self.config.data.batch_size:,} training images"
-        return text
-
-    def _iterations(self) -> int:
-        """Returns over how many iterations' batches batch-norm's statistics are measured."""
-        per_epoch = self.training.plan.iterations
-        return min(per_epoch, self.config.evaluate.recalibrate_iterations or per_epoch)
-
-    def _batches(self) -> Iterable[list[list[Batch]]]:
-        """Returns training batches of each replica's augmentations; they are drawn once if they fit into memory."""
-        if self.kept is not None:
-            return self.kept
-        first, count = self.training.single.until, self._iterations()
-        pinned = self.alone.device.type == "cuda"
-        batches = load(self.training, range(first, first + count), self.config.data.workers, pinned)
-        if not self.small:
-            return batches
-        self.kept = list(batches)
-        return self.kept
-
-
-class KeptBatches(EvaluationBatches):
-    """Batches that are made once: they are few megabytes, and scored hundreds of times."""
-
-    def __getitem__(self, number: int) -> Batch:
-        if not hasattr(self, "made"):
-            self.made: dict[int, Batch] = {}
-        if number not in self.made:
-            self.made[number] = super().__getitem__(number)
-        return self.made[number]
-
-
-def new_network(config: Config, dataset: Dataset) -> nn.Module:
-    """Makes a network that the config's weights fit, on the CPU."""
-    return create_model(config.model.model_copy(update={"pretrained": False}), dataset.classes, dataset.channels)
+    alone = World(0, 1, world.replicas, world.device, "none")
+    found = choose_images(dataset, split, images)
+    return Scorer(config, dataset, found, alone, update_bn=update_bn, keep=dataset.native is not None)
 
 
 def choose_images(dataset: Dataset, split: str, images: int | None) -> Images:
@@ -198,15 +123,6 @@ def parameters_of(model: nn.Module, state: State) -> Tensor:
     """Returns a state's floating-point parameters, without buffers, as one vector, fp64, on the CPU."""
     names = [name for name, parameter in model.named_parameters() if parameter.is_floating_point()]
     return torch.cat([state[name].detach().cpu().double().flatten() for name in names])
-
-
-def loss_barrier(losses: Sequence[float]) -> float:
-    """Returns how far losses at even steps from one network to another rise above the straight line of their ends.
-
-    It is the highest rise between the ends: negative if the loss sags everywhere, as in a convex valley.
-    """
-    line = np.linspace(losses[0], losses[-1], len(losses))
-    return float((np.asarray(losses) - line)[1:-1].max())
 
 
 def shipped_states(runs: Sequence[Path], configs: Sequence[Config], dataset: Dataset) -> list[State]:

@@ -18,19 +18,12 @@ from torch.nn.functional import cross_entropy
 from lookaround_ddp import seeds
 from lookaround_ddp.analysis.hessian import hessian_vector_product, top_eigenvalue
 from lookaround_ddp.analysis.output import Numbers, Output, empty_figure, legend_below, short_names, without_formulas
-from lookaround_ddp.analysis.scoring import (
-    Scorer,
-    State,
-    default_output,
-    describe_images,
-    map_over_ranks,
-    shipped_states,
-)
+from lookaround_ddp.analysis.scoring import default_output, describe_images, lone_scorer, map_over_ranks, shipped_states
 from lookaround_ddp.config import Config
 from lookaround_ddp.data import Batch, load, prepare
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.evaluation import evaluating
+from lookaround_ddp.evaluation import Scorer, State, evaluating
 from lookaround_ddp.tables import print_table
 
 if TYPE_CHECKING:
@@ -47,7 +40,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     with world.together():
         output = Output(default_output(options, runs[0], "sharpness"))
         states = shipped_states(runs, configs, dataset)
-        scorer = Scorer(config, dataset, world, options.split, options.images, options.recalibrate)
+        scorer = lone_scorer(config, dataset, world, options.split, options.images, options.recalibrate)
     radii = [options.radius * (step + 1) / options.steps for step in range(options.steps)]
     places: list[Place] = [(run, None, 0.0) for run in range(len(runs))]
     places += [(run, way, radius) for radius in radii for way in range(options.directions) for run in range(len(runs))]
@@ -63,7 +56,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     rows = {str(run): _row(number, places, scores) for number, run in enumerate(runs)}
     if options.hessian_images:
         with world.together():
-            hessian = Scorer(config, dataset, world, "train", options.hessian_images, options.recalibrate)
+            hessian = lone_scorer(config, dataset, world, "train", options.hessian_images, options.recalibrate)
         found = map_over_ranks(len(runs), lambda run: eigenvalue(hessian, states[run], options), world, "eigenvalues")
         for row, each in zip(rows.values(), found, strict=True):
             row["hessian"] = each
@@ -117,7 +110,7 @@ def eigenvalue(scorer: Scorer, state: State, options: argparse.Namespace) -> Num
     batches = scorer.evaluator.batches
 
     def losses() -> list[Callable[[], Tensor]]:
-        made = list(load(batches, range(len(batches)), scorer.evaluator.workers, False))
+        made = list(load(batches, range(len(batches)), scorer.evaluator.workers, scorer.world.device))
         count = sum(len(batch.labels) for batch in made)  # images that can be read
         return [partial(_loss, scorer, model, batch, count) for batch in made if len(batch.images)]
 
@@ -132,7 +125,7 @@ def eigenvalue(scorer: Scorer, state: State, options: argparse.Namespace) -> Num
 
 
 def _loss(scorer: Scorer, model: nn.Module, batch: Batch, count: int) -> Tensor:
-    labels = batch.labels.to(scorer.alone.device)
+    labels = batch.labels.to(scorer.world.device)
     return cross_entropy(model(scorer.normalize(batch.images)), labels, reduction="sum") / count
 
 

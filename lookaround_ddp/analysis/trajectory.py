@@ -11,18 +11,11 @@ from typing import TYPE_CHECKING
 from lookaround_ddp.analysis.arguments import select_checkpoints
 from lookaround_ddp.analysis.continuation import Continuation
 from lookaround_ddp.analysis.output import Numbers, Output, empty_figure, legend_below, without_formulas
-from lookaround_ddp.analysis.scoring import (
-    Pace,
-    Scorer,
-    State,
-    default_output,
-    describe_images,
-    map_over_ranks,
-)
+from lookaround_ddp.analysis.scoring import Pace, default_output, describe_images, lone_scorer, map_over_ranks
 from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.evaluation import Score, mean_state
+from lookaround_ddp.evaluation import Score, Scorer, State, mean_state
 from lookaround_ddp.tables import print_table
 
 if TYPE_CHECKING:
@@ -47,7 +40,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     going = Continuation(run, config, world)
     with world.together():
         start = select_checkpoints(None if options.at is None else [options.at], going.checkpoints(), run)[-1]
-        scorer = Scorer(config, going.dataset, world, options.split, options.images, options.recalibrate)
+        scorer = lone_scorer(config, going.dataset, world, options.split, options.images, options.recalibrate)
     pace = Pace(len(rates) * (options.iterations + 1), "iterations with their scores", world)
     curves: list[Numbers] = []
     for rate in rates:

@@ -5,7 +5,7 @@ from lookaround_ddp.averaging.collectives import broadcast_
 from lookaround_ddp.averaging.lookaround import Lookaround
 from lookaround_ddp.averaging.replica_group import WeakGroup
 from lookaround_ddp.averaging.shutdown import expect_lost_ranks
-from lookaround_ddp.averaging.tensors import content_digest, reset_state
+from lookaround_ddp.averaging.tensors import content_digest, preserved, reset_state
 
 __all__ = [
     "Lookaround",
@@ -14,5 +14,6 @@ __all__ = [
     "check_agreement",
     "content_digest",
     "expect_lost_ranks",
+    "preserved",
     "reset_state",
 ]

@@ -20,7 +20,7 @@ from lookaround_ddp.averaging.checks import check, same_states
 from lookaround_ddp.averaging.collectives import average_, broadcast_
 from lookaround_ddp.averaging.overlap import overlap_members
 from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup
-from lookaround_ddp.averaging.tensors import as_list, local_tensors, reset_state
+from lookaround_ddp.averaging.tensors import as_list, local_tensors, preserved, reset_state
 
 
 class Lookaround:
@@ -199,16 +199,11 @@ class Lookaround:
         """
         self.synchronize_shards()
         model = self.models[0]
-        tensors = [*model.parameters(), *model.buffers()]
-        kept = [tensor.detach().clone() for tensor in tensors]
-        try:
+        with preserved([*model.parameters(), *model.buffers()]):
             with torch.no_grad():
                 self._average.at_once(self.steps, measure=False, write="first")
                 broadcast_(local_tensors(model, self.extra_buffers), self.members.group)
             yield model
-        finally:
-            for tensor, value in zip(tensors, kept, strict=True):
-                tensor.detach().copy_(value)
 
     @torch.no_grad()
     def restart(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -148,3 +149,14 @@ def by_dtype(row: Sequence[Tensor]) -> list[list[int]]:
 def kinds_of(row: Sequence[Tensor]) -> list[Kind]:
     """Returns dtype and size of each tensor."""
     return [(tensor.dtype, tensor.numel()) for tensor in row]
+
+
+@contextmanager
+def preserved(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Gives tensors their values back after the block, bit for bit, whatever was written into them."""
+    kept = [(tensor.detach(), tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        for tensor, value in kept:
+            tensor.copy_(value)

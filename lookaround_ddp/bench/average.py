@@ -19,8 +19,9 @@ from lookaround_ddp.averaging import Lookaround
 from lookaround_ddp.bench import cost
 from lookaround_ddp.bench import figures as machine
 from lookaround_ddp.bench.figures import Figures
-from lookaround_ddp.bench.ranks import describe_ranks, job_size, milliseconds_in_turn, on_ranks, slowest, speaks
+from lookaround_ddp.bench.ranks import describe_ranks, job_size, milliseconds_in_turn, on_ranks, slowest
 from lookaround_ddp.config import ModelConfig
+from lookaround_ddp.errors import is_main_rank
 from lookaround_ddp.models import create_model
 
 CLASSES = 1000
@@ -64,7 +65,7 @@ def report(options: argparse.Namespace) -> Figures:
     del model
     ranks = job_size(options.ranks)
     setting = describe_ranks(ranks)
-    if speaks():
+    if is_main_rank():
         machine.print_progress(f"average: {ranks} ranks measure, each with {options.model} ...")
     measured, sizes = _measure(options.model, ranks, options.repeats)
     figures = {
@@ -76,7 +77,7 @@ def report(options: argparse.Namespace) -> Figures:
         "rows": {name: _row(name, measured) for name in measured},
         "cost": cost.cost_figures(sizes, ranks, size) if ranks > 1 else None,
     }
-    if speaks():
+    if is_main_rank():
         _print(figures)
         if ranks > 1:
             step = None if options.step_ms is None else options.step_ms / 1000

@@ -37,11 +37,6 @@ def job_size(ranks: int) -> int:
     return int(os.environ["WORLD_SIZE"]) if in_job() else ranks
 
 
-def speaks() -> bool:
-    """Returns whether this process prints: in a job only rank 0 does."""
-    return not in_job() or os.environ["RANK"] == "0"
-
-
 def backend(ranks: int) -> str:
     """Names the backend of so many ranks: NCCL if the machine has a GPU for each of its ranks, else gloo."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks)) if in_job() else ranks

@@ -17,9 +17,9 @@ from torch.nn.functional import cross_entropy
 from lookaround_ddp.averaging import Lookaround
 from lookaround_ddp.bench import figures as machine
 from lookaround_ddp.bench.figures import Figures
-from lookaround_ddp.bench.ranks import describe_ranks, job_size, milliseconds_in_turn, on_ranks, slowest, speaks
+from lookaround_ddp.bench.ranks import describe_ranks, job_size, milliseconds_in_turn, on_ranks, slowest
 from lookaround_ddp.config import ModelConfig
-from lookaround_ddp.errors import UserError
+from lookaround_ddp.errors import UserError, is_main_rank
 from lookaround_ddp.models import create_model
 
 CLASSES = 100
@@ -55,7 +55,7 @@ def report(options: argparse.Namespace) -> Figures:
     ranks = job_size(options.ranks)
     create_model(ModelConfig(name=options.round_model), CLASSES)  # a name that is unknown, before ranks start
     setting = describe_ranks(ranks)
-    if speaks():
+    if is_main_rank():
         machine.print_progress(f"round: {ranks} ranks measure, each with {options.round_model} ...")
     workload = (
         options.round_model,
@@ -76,7 +76,7 @@ def report(options: argparse.Namespace) -> Figures:
         }
     names = ("model", "size", "batch_size", "k", "repeats", "wait_ms")
     figures = {"machine": setting, **dict(zip(names, workload, strict=True)), "rows": rows}
-    if speaks():
+    if is_main_rank():
         _print(figures)
     return figures
 

@@ -30,7 +30,7 @@ def processes_name(workers: int) -> str:
 def images_per_second(batches: data.Dataset[Any], batch_size: int, workers: int) -> float:
     """Measures images per second, over batches that no worker began before the clock started."""
     ahead = 2 * workers + WARM_UP_BATCHES  # a loader asks each of its workers for two
-    arriving: Iterator[object] = load(batches, range(10**6), workers, False)
+    arriving: Iterator[object] = load(batches, range(10**6), workers, torch.device("cpu"))
     with closing(arriving):  # type: ignore[type-var]  # load is a generator: closing it ends the workers
         for _ in islice(arriving, ahead):
             pass

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lookaround_ddp.config import ModelConfig
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.files import write_atomically
-from lookaround_ddp.models import create_model
+from lookaround_ddp.models import empty_model
 
 METADATA = "lookaround_ddp"  # one key alone: safetensors writes several in random order, and the file would differ
 
@@ -51,7 +51,7 @@ def read_network(path: Path, config: ModelConfig) -> tuple[nn.Module, dict[str, 
         UserError: there is no such file, it is damaged, or its weights are of another network.
     """
     state, metadata = load_model(path)
-    model = create_model(config.model_copy(update={"pretrained": False}), metadata["classes"], metadata["channels"])
+    model = empty_model(config, metadata["classes"], metadata["channels"])
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lookaround_ddp.checkpoint import run_config
 from lookaround_ddp.config import Config, changed_keys
-from lookaround_ddp.errors import UserError
+from lookaround_ddp.errors import UserError, is_main_rank
 
 
 def paths(arguments: Sequence[str]) -> list[Path]:
@@ -34,6 +34,6 @@ def named_config(run: Path, values: Sequence[str]) -> Config:
     """Returns a run's config with these values instead of its own; warns where it was trained with others."""
     config = run_config(run, values)
     changes = list(changed_keys(run_config(run).identity(), config.identity()))
-    if changes and os.environ.get("RANK", "0") == "0":
+    if changes and is_main_rank():
         print(f"warning: {run} was trained with other values: {'; '.join(changes)}", file=sys.stderr)
     return config

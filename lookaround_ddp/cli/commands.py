@@ -22,7 +22,7 @@ from lookaround_ddp.cli.arguments import named_config, paths, runs_named, values
 from lookaround_ddp.cli.parser import parse
 from lookaround_ddp.config import load_config
 from lookaround_ddp.distributed import LostRanks, PreemptionHandler, adopt_step, join, processes_per_node
-from lookaround_ddp.errors import Preempted, UserError, explained, shortened
+from lookaround_ddp.errors import Preempted, UserError, explained, is_main_rank, shortened
 
 MISTAKE, STOPPED, INTERRUPTED = 2, 1, 130
 
@@ -54,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _say_once(f"error: {explained(error)}")
         sys.exit(MISTAKE)
     except Preempted as error:
-        if os.environ.get("RANK", "0") == "0":
+        if is_main_rank():
             print(error, file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED if error.number == signal.SIGINT else 0)
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":  # a terminal's Ctrl-C reaches every rank
+        if is_main_rank():  # a terminal's Ctrl-C reaches every rank
             print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
 
@@ -170,18 +170,18 @@ def analyze(options: argparse.Namespace) -> None:
             analysis = function_of(options.analysis)
             with join(configs[0]) as world:
                 analysis(options, runs, configs, world)
-        elif os.environ.get("RANK", "0") == "0":
+        elif is_main_rank():
             function_of(options.analysis)(options)
     except KeyboardInterrupt:
         kept = ": the same command goes on with the points that are done" if options.analysis == "plane" else ""
-        if os.environ.get("RANK", "0") == "0":  # a terminal's Ctrl-C reaches every rank
+        if is_main_rank():  # a terminal's Ctrl-C reaches every rank
             print(f"interrupted{kept}", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
 
 
 def bench(options: argparse.Namespace) -> None:
     """Measures the average step, rounds, the data pipeline or the trainer on this machine."""
-    from lookaround_ddp.bench import average, ranks, rounds, training
+    from lookaround_ddp.bench import average, rounds, training
     from lookaround_ddp.bench import data as pipelines
     from lookaround_ddp.bench import figures as machine
 
@@ -192,7 +192,7 @@ def bench(options: argparse.Namespace) -> None:
         for name, part in parts.items():
             if options.what in (name, "all"):
                 figures[name] = part.report(options)
-                if options.json is not None and ranks.speaks():
+                if options.json is not None and is_main_rank():
                     machine.write_figures(options.json, figures)
     except KeyboardInterrupt:
         _say_once("interrupted: every process that was started has ended")

@@ -85,6 +85,8 @@ class Batch:
     mix: Mixup | None = None
 
     def pin_memory(self) -> Batch:
+        if self.images.device.type != "cpu":  # made on the device
+            return self
         return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
@@ -110,12 +112,10 @@ class Iterations(data.Dataset[list[list[Batch]]]):
     """iteration -> for each hosted replica, for each of its augmentations, a batch.
 
     Args:
+        workers: the processes that are to make the batches; 0: the one that asks for them.
         skip: an image that cannot be read is replaced by the next one and its label. It is augmented by the draws
             that the missing one would have had, so that it does not come twice in an epoch as the same picture.
     """
-
-    here = False
-    """Whether the process that asks for an iteration makes its batches, not workers."""
 
     def __init__(
         self,
@@ -126,9 +126,11 @@ class Iterations(data.Dataset[list[list[Batch]]]):
         shards: int = 1,
         single: Single = NO_SINGLE,
         skip: bool = False,
+        workers: int = 0,
     ) -> None:
         self.split, self.plan, self.pipelines = split, plan, pipelines
-        self.shard, self.shards, self.single, self.skip = shard, shards, single, skip
+        self.shard, self.shards, self.single = shard, shards, single
+        self.skip, self.workers = skip, workers
         self.labels = torch.tensor(split.labels)
 
     def pipelines_at(self, iteration: int, replica: int) -> list[tuple[int, Pipeline]]:

@@ -25,6 +25,11 @@ def prepare(config: Config, world: World) -> Dataset:
 
 
 def make_batches(config: Config, dataset: Dataset, world: World) -> Iterations:
+    """Returns the batches of the hosted replicas, made by workers or on the device as the config says.
+
+    Raises:
+        UserError: an augmentation that is unknown or does not fit, or too few images for each rank.
+    """
     plan = Plan(
         images=len(dataset.train),
         batch_size=config.data.batch_size,
@@ -44,7 +49,7 @@ def make_batches(config: Config, dataset: Dataset, world: World) -> Iterations:
         stored = pixels(dataset.train, world.device)
         return DeviceIterations(stored, dataset.train, plan, own, world.shard, world.shards, single)
     skip = config.data.on_corrupt == "skip"
-    return Iterations(dataset.train, plan, pipelines, world.shard, world.shards, single, skip)
+    return Iterations(dataset.train, plan, pipelines, world.shard, world.shards, single, skip, config.data.workers)
 
 
 def single_phase(config: Config, dataset: Dataset, per_epoch: int) -> Single:

@@ -14,6 +14,7 @@ import torch
 
 from lookaround_ddp._parent import PARENT, signal_when_parent_ends
 from lookaround_ddp.distributed.world import World
+from lookaround_ddp.errors import is_main_rank
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
@@ -78,7 +79,7 @@ class PreemptionHandler:
         """Remembers the first signal; raises KeyboardInterrupt on a second Ctrl-C."""
         if number == signal.SIGINT and self.caught == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.caught is None and os.environ.get("RANK", "0") == "0":
+        if self.caught is None and is_main_rank():
             os.write(2, f"{signal.Signals(number).name}: the ranks save and leave as soon as they can\n".encode())
         self.caught = self.caught or signal.Signals(number)
 

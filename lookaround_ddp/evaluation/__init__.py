@@ -17,17 +17,21 @@ from lookaround_ddp.evaluation.finished_runs import (
     shipped_model,
 )
 from lookaround_ddp.evaluation.recalibrate import recalibrate
+from lookaround_ddp.evaluation.scorer import Scorer, State, loss_barrier
 from lookaround_ddp.evaluation.soup import cook, mean_state
 
 __all__ = [
     "Evaluator",
     "Score",
+    "Scorer",
+    "State",
     "check_classes",
     "check_same_data",
     "cook",
     "evaluate_ensemble",
     "evaluate_run",
     "evaluating",
+    "loss_barrier",
     "make_evaluator",
     "make_evaluators",
     "mean_state",

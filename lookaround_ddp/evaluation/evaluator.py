@@ -112,9 +112,10 @@ class Evaluator:
     def _forward(self, model: nn.Module, first: int, step: int) -> Iterator[tuple[int, Tensor, Batch]]:
         """Yields batch number, logits and batch of every `step`-th batch."""
         numbers = range(first, len(self.batches), step)
-        pinned = self.world.device.type == "cuda"
         with evaluating(model):
-            for number, batch in zip(numbers, load(self.batches, numbers, self.workers, pinned), strict=True):
+            for number, batch in zip(
+                numbers, load(self.batches, numbers, self.workers, self.world.device), strict=True
+            ):
                 with autocast(self.precision, self.world.device):
                     logits = model(self.normalize(batch.images))
                 yield number, logits, batch

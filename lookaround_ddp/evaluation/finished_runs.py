@@ -22,7 +22,7 @@ from lookaround_ddp.data import Dataset, open_dataset
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation.evaluator import EnsembleScore, Evaluator, Score, make_evaluator, make_evaluators
-from lookaround_ddp.models import create_model, placed
+from lookaround_ddp.models import empty_model, placed
 
 Scores = dict[str, Any]  # a Score, a list of them, or an EnsembleScore by what it is of
 
@@ -159,6 +159,6 @@ def _replicas(run: Path, config: Config, dataset: Dataset, world: World) -> Iter
         state, _ = checkpoints.inspect(iteration)
         check_classes(run, state.get("classes", dataset.classes), dataset)
     for number in world.hosted:
-        model = create_model(config.model.model_copy(update={"pretrained": False}), dataset.classes, dataset.channels)
+        model = empty_model(config.model, dataset.classes, dataset.channels)
         model.load_state_dict(checkpoints.newest_model(number))
         yield model

@@ -11,26 +11,22 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from lookaround_ddp.checkpoint import MODEL, RESULT, save_model
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Dataset, load, make_batches, open_dataset, split_seed
+from lookaround_ddp.data import Dataset, open_dataset, split_seed
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation.evaluator import Score, make_evaluator
 from lookaround_ddp.evaluation.finished_runs import check_classes, check_same_data, shipped_model
-from lookaround_ddp.evaluation.recalibrate import recalibrate
+from lookaround_ddp.evaluation.scorer import Scorer, State, loss_barrier
 from lookaround_ddp.files import write_atomically
-from lookaround_ddp.models import Normalize, placed
 
 ALL_PAIRS = 5  # of more ingredients the barriers to the best one are measured, not those between all of them
 
 
-PLACES = (0.25, 0.5, 0.75)  # between two ingredients, where the loss is measured
-
-
-State = dict[str, Tensor]
+PLACES = (0.25, 0.5, 0.75)  # between two ingredients, at even steps, where the loss is measured
 
 
 @dataclass(frozen=True)
@@ -42,39 +38,6 @@ class Soup:
     barriers: dict[tuple[str, str], float]  # NLL above the line between two ingredients, at its highest
     chosen: list[str]
     test: Score
-
-
-class Kitchen:
-    """Weighs and tastes states of one network; every method that scores is collective."""
-
-    def __init__(self, model: nn.Module, config: Config, dataset: Dataset, world: World, update_bn: bool) -> None:
-        self.model, self.config, self.world, self.update_bn = (
-            placed(model, config.channels_last, world.device),
-            config,
-            world,
-            update_bn,
-        )
-        self.split = "test" if dataset.validation is None else "held-out images"
-        self.dataset = dataset
-        self.test = make_evaluator(config, dataset, dataset.test, world)
-        held_out = dataset.validation
-        self.taster = self.test if held_out is None else make_evaluator(config, dataset, held_out, world)
-        self.batches = make_batches(config, dataset, world)
-
-    def load(self, state: State) -> nn.Module:
-        """Returns the network with this state; its batch-norm statistics measured anew, if that is asked for."""
-        self.model.load_state_dict(state)
-        if self.update_bn:
-            per_epoch = self.batches.plan.iterations
-            iterations = range(min(per_epoch, self.config.evaluate.recalibrate_iterations or per_epoch))
-            batches = load(self.batches, iterations, self.config.data.workers, self.world.device.type == "cuda")
-            models = [self.model] * len(self.world.hosted)
-            normalize = Normalize(self.dataset.mean, self.dataset.std, self.world.device, self.config.channels_last)
-            recalibrate(models, batches, normalize, self.config.precision, self.world)
-        return self.model
-
-    def taste(self, state: State) -> Score:
-        return self.taster.shared(self.load(state))
 
 
 def cook(
@@ -104,22 +67,24 @@ def cook(
         dataset = open_dataset(configs[0].data, configs[0].seed)
         check_same_data(runs, configs)
         check_recipe(recipe, runs, configs)
-        states, model, start = read_ingredients(runs, configs, dataset)
-    kitchen = Kitchen(model, configs[0], dataset, world, update_bn)
-    scores = {name: kitchen.taste(state) for name, state in states.items()}
+        states, start = read_ingredients(runs, configs, dataset)
+    selection = dataset.test if dataset.validation is None else dataset.validation
+    scorer = Scorer(configs[0], dataset, selection, world, update_bn=update_bn)
+    scores = {name: scorer.score(state) for name, state in states.items()}
     ranked = sorted(states, key=lambda name: scores[name]["top1"], reverse=True)
     barriers = {
-        pair: barrier(kitchen, states[pair[0]], states[pair[1]], scores[pair[0]], scores[pair[1]])
+        pair: barrier_between(scorer, states[pair[0]], states[pair[1]], scores[pair[0]], scores[pair[1]])
         for pair in (combinations(states, 2) if len(states) <= ALL_PAIRS else [(ranked[0], n) for n in ranked[1:]])
     }
-    chosen = choose(recipe, ranked, states, scores, kitchen)
+    chosen = choose(recipe, ranked, states, scores, scorer)
     mixture = mean_state([states[name] for name in chosen])
-    test = kitchen.test.shared(kitchen.load(mixture))
+    test = make_evaluator(configs[0], dataset, dataset.test, world).shared(scorer.load(mixture))
     if out is not None:
         with world.together():
             if world.main:
-                _save(out, configs[0], kitchen, chosen, start, test)
-    return Soup(kitchen.split, scores, barriers, chosen, test)
+                _save(out, configs[0], dataset, scorer.model, chosen, start, test)
+    split = "test" if dataset.validation is None else "held-out images"
+    return Soup(split, scores, barriers, chosen, test)
 
 
 def check_recipe(recipe: str, runs: Sequence[Path], configs: Sequence[Config]) -> None:
@@ -141,10 +106,8 @@ def check_recipe(recipe: str, runs: Sequence[Path], configs: Sequence[Config]) -
             )
 
 
-def read_ingredients(
-    runs: Sequence[Path], configs: Sequence[Config], dataset: Dataset
-) -> tuple[dict[str, State], nn.Module, str]:
-    """Reads the state dict of each run by name, on the CPU, a network that they fit, and the digest of their start.
+def read_ingredients(runs: Sequence[Path], configs: Sequence[Config], dataset: Dataset) -> tuple[dict[str, State], str]:
+    """Reads the state dict of each run by name, on the CPU, and the digest of their common start.
 
     Raises:
         UserError: a run has no model, or they did not all start from the same weights.
@@ -164,20 +127,17 @@ def read_ingredients(
                 f"{run} and {runs[0]} did not start from the same weights (head included), so their mean is "
                 f"meaningless: train them with the same model section and the same model.seed"
             )
-    return states, model, starts[str(runs[0])]
+    return states, starts[str(runs[0])]
 
 
-def barrier(kitchen: Kitchen, one: State, other: State, score: Score, other_score: Score) -> float:
-    """Measures how far the NLL rises above the straight line between two states' (Frankle et al., arXiv 1912.05671)."""
-    heights = []
-    for place in PLACES:
-        line = (1 - place) * score["nll"] + place * other_score["nll"]
-        heights.append(kitchen.taste(mean_state([one, other], [1 - place, place]))["nll"] - line)
-    return max(heights)
+def barrier_between(scorer: Scorer, one: State, other: State, score: Score, other_score: Score) -> float:
+    """Measures the loss barrier (NLL) between two states whose scores are known."""
+    between = [scorer.score(mean_state([one, other], [1 - place, place]))["nll"] for place in PLACES]
+    return loss_barrier([score["nll"], *between, other_score["nll"]])
 
 
 def choose(
-    recipe: str, ranked: Sequence[str], states: Mapping[str, State], scores: Mapping[str, Score], kitchen: Kitchen
+    recipe: str, ranked: Sequence[str], states: Mapping[str, State], scores: Mapping[str, Score], scorer: Scorer
 ) -> list[str]:
     """Returns the names of the ingredients that the recipe takes. `ranked`: from the best on held-out images down."""
     if recipe == "uniform":
@@ -186,7 +146,7 @@ def choose(
         return list(ranked[: int(recipe.partition(":")[2])])
     chosen, best = [ranked[0]], scores[ranked[0]]["top1"]
     for name in ranked[1:]:
-        top1 = kitchen.taste(mean_state([states[each] for each in [*chosen, name]]))["top1"]
+        top1 = scorer.score(mean_state([states[each] for each in [*chosen, name]]))["top1"]
         if top1 > best:
             chosen, best = [*chosen, name], top1
     return chosen
@@ -211,14 +171,15 @@ def _split(config: Config) -> tuple[Any, ...]:
     return data.name, data.train_images, data.validation, split_seed(data, config.seed)
 
 
-def _save(out: Path, config: Config, kitchen: Kitchen, chosen: Sequence[str], start: str, test: Score) -> None:
+def _save(
+    out: Path, config: Config, dataset: Dataset, model: nn.Module, chosen: Sequence[str], start: str, test: Score
+) -> None:
     """Saves the soup in a folder of its own, which `evaluate`, `ensemble` and `report` read like a finished run's."""
     out.mkdir(parents=True, exist_ok=True)
     none = type(config.trajectory)()
     evaluate = config.evaluate.model_copy(update={"replicas": False})
     own = config.model_copy(update={"out": str(out), "trajectory": none, "snapshots": False, "evaluate": evaluate})
     write_atomically(out / "config.yaml", yaml.safe_dump(own.model_dump(mode="json"), sort_keys=False).encode())
-    dataset, model = kitchen.dataset, kitchen.model
     metadata = {"classes": dataset.classes, "channels": dataset.channels, "soup": list(chosen)}
     save_model(out / MODEL, model.state_dict(), metadata | {"start": start, "config": own.identity()})
     result = {"mean": test, "soup": list(chosen), "iterations": 0, "epochs": 0, "seconds": 0.0, "best": None}

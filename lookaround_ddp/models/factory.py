@@ -137,6 +137,11 @@ def refuse_unsafe_layout(model: nn.Module) -> None:
             )
 
 
+def empty_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
+    """Makes the network to load weights into: without those that were published for it."""
+    return create_model(config.model_copy(update={"pretrained": False}), num_classes, in_chans)
+
+
 def _timm_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
     import timm  # imported here: it takes seconds, and reading a run's figures needs no network
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lookaround_ddp.averaging import preserved
+
 MOMENTA = ("momentum_buffer", "exp_avg")  # what torch's and timm's optimizers call their first moment
 
 
@@ -68,16 +70,11 @@ class Lookahead:
     @contextmanager
     def slow_weights(self) -> Iterator[None]:
         """Puts the slow weights into the parameters inside the block, and the fast ones back after it, bit for bit."""
-        kept = [parameter.detach().clone() for parameter in self.fast]
-        with torch.no_grad():
-            for parameter, slow in zip(self.fast, self.slow, strict=True):
-                parameter.copy_(slow)
-        try:
-            yield
-        finally:
+        with preserved(self.fast):
             with torch.no_grad():
-                for parameter, value in zip(self.fast, kept, strict=True):
-                    parameter.copy_(value)
+                for parameter, slow in zip(self.fast, self.slow, strict=True):
+                    parameter.copy_(slow)
+            yield
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, "slow": self.slow, "moments": self.moments}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from lookaround_ddp.averaging import preserved
 
 NORM_FLOOR = 1e-12  # a zero gradient gives a zero step, not 0 / 0
 
@@ -37,24 +39,26 @@ def climbed(
     """
     named = [(name, parameter) for name, parameter in parameters if parameter.grad is not None]
     moved = [parameter for _, parameter in named]
-    kept = [parameter.detach().clone() for parameter in moved]
-    with torch.no_grad():
-        steps: list[tuple[Tensor | float, Tensor]] = []
-        for name, parameter in named:
-            assert parameter.grad is not None
-            gradient = parameter.grad / loss_scale  # divided before the norm is taken: NORM_FLOOR is absolute
-            scaled = adaptive and name.rpartition(".")[2] == "weight"
-            steps.append((parameter.abs() + eta if scaled else 1.0, gradient))
-        if steps:
-            norm = torch.stack([torch.linalg.vector_norm(size * gradient) for size, gradient in steps]).norm()
-            for parameter, (size, gradient) in zip(moved, steps, strict=True):
-                parameter.add_(size * size * gradient * (rho / (norm + NORM_FLOOR)))
-    try:
+    with preserved(moved):
+        _climb(named, rho, adaptive, eta, loss_scale)
         yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(moved, kept, strict=True):
-                parameter.copy_(value)
+
+
+@torch.no_grad()
+def _climb(
+    named: Sequence[tuple[str, Tensor]], rho: float, adaptive: bool, eta: float, loss_scale: Tensor | float
+) -> None:
+    """Moves parameters with gradients up to the first-order maximum of the loss."""
+    steps: list[tuple[Tensor | float, Tensor]] = []
+    for name, parameter in named:
+        assert parameter.grad is not None
+        gradient = parameter.grad / loss_scale  # divided before the norm is taken: NORM_FLOOR is absolute
+        scaled = adaptive and name.rpartition(".")[2] == "weight"
+        steps.append((parameter.abs() + eta if scaled else 1.0, gradient))
+    if steps:
+        norm = torch.stack([torch.linalg.vector_norm(size * gradient) for size, gradient in steps]).norm()
+        for (_, parameter), (size, gradient) in zip(named, steps, strict=True):
+            parameter.add_(size * size * gradient * (rho / (norm + NORM_FLOOR)))
 
 
 @contextmanager
@@ -65,9 +69,5 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """
     norms = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
     buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-    kept = [buffer.clone() for buffer in buffers]
-    try:
+    with preserved(buffers):
         yield
-    finally:
-        for buffer, value in zip(buffers, kept, strict=True):
-            buffer.copy_(value)

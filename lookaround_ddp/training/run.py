@@ -59,7 +59,7 @@ class Run:
 
 def load_batches(run: Run, iterations: Sequence[int] | range) -> Iterator[list[list[Batch]]]:
     """Yields the hosted replicas' batches of each of these iterations."""
-    return load(run.batches, iterations, run.config.data.workers, run.world.device.type == "cuda")
+    return load(run.batches, iterations, run.batches.workers, run.world.device)
 
 
 def evaluation_weights(run: Run) -> AbstractContextManager[None]:

@@ -113,10 +113,16 @@ def test_worker_processes_deliver_the_same_batches_in_order(digits: Dataset, wor
     }
     batches = Iterations(Subset(digits.train, range(40)), Plan(40, 16, 0, True), pipelines)
     expected = [
-        batch.images for hosted in load(batches, range(2, 6), 0, False) for updates in hosted for batch in updates
+        batch.images
+        for hosted in load(batches, range(2, 6), 0, torch.device("cpu"))
+        for updates in hosted
+        for batch in updates
     ]
     delivered = [
-        batch.images for hosted in load(batches, range(2, 6), workers, False) for updates in hosted for batch in updates
+        batch.images
+        for hosted in load(batches, range(2, 6), workers, torch.device("cpu"))
+        for updates in hosted
+        for batch in updates
     ]
     assert len(delivered) == 8
     assert all(torch.equal(one, other) for one, other in zip(delivered, expected, strict=True))

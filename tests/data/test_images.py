@@ -122,11 +122,15 @@ def test_a_batch_has_the_substitutes_labels_and_the_draws_of_what_was_asked_for(
     own = {0: train_pipelines(PLAIN, ["none", "tests.data.test_images.Drawn"], dataset(split), 0.0)}
     order = torch.cat([plan.indices(number, 0) for number in (0, 1)]).tolist()
     shown = [[6, 5, 3, 3, 2, 6][index] for index in order]
-    found = [batches[0] for batches in load(Iterations(split, plan, own, skip=True), range(2), workers, False)]
+    found = [
+        batches[0] for batches in load(Iterations(split, plan, own, skip=True), range(2), workers, torch.device("cpu"))
+    ]
     assert [label for plain, _ in found for label in plain.labels.tolist()] == shown
     assert [int(image[0, 0, 0]) for plain, _ in found for image in plain.images] == [10 * each for each in shown]
     readable = Subset(shades(tmp_path, 7, set()), [6, 5, 4, 3, 2, 1])
-    undamaged = [batches[0] for batches in load(Iterations(readable, plan, own), range(2), workers, False)]
+    undamaged = [
+        batches[0] for batches in load(Iterations(readable, plan, own), range(2), workers, torch.device("cpu"))
+    ]
     for (_, drawn), (_, expected) in zip(found, undamaged, strict=True):
         assert torch.equal(drawn.images, expected.images)
     assert len({int(image[0, 0, 0]) for _, drawn in found for image in drawn.images}) == 6
@@ -138,5 +142,5 @@ def test_an_error_from_a_worker_is_the_dataset_s_own_line(tmp_path: Path, worker
     own = {0: train_pipelines(PLAIN, ["none"], dataset(split), 0.0)}
     for batches in (Iterations(split, Plan(8, 4, 0, True), own), EvaluationBatches(split, own[0][0].transform, 4)):
         with pytest.raises(UserError) as raised:
-            list(load(batches, range(2), workers, False))
+            list(load(batches, range(2), workers, torch.device("cpu")))
         assert str(raised.value) == str(UnreadableImage(f"{tmp_path}/5.png", "not an image"))

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from lookaround_ddp.analysis.diversity import measure_round
-from lookaround_ddp.analysis.scoring import loss_barrier
 from lookaround_ddp.distributed.world import World
+from lookaround_ddp.evaluation import loss_barrier
 from tests.support.analyses import Bowl, analysis, analyze, lines, point
 
 

@@ -113,7 +113,7 @@ def test_the_plane_of_a_run_s_replicas(analysed: Path, tmp_path: Path) -> None:
 
 def interrupt(rank: int) -> None:
     """Ctrl-C while the eighth point is scored."""
-    from lookaround_ddp.analysis.scoring import Scorer
+    from lookaround_ddp.evaluation import Scorer
 
     score, calls = Scorer.score, iter(range(7))
 
@@ -127,7 +127,7 @@ def interrupt(rank: int) -> None:
 
 def interrupt_at_once(rank: int) -> None:
     """Ctrl-C of a terminal, which every rank gets, before the first point."""
-    from lookaround_ddp.analysis.scoring import Scorer
+    from lookaround_ddp.evaluation import Scorer
 
     def interrupted(self: Scorer, state: dict[str, torch.Tensor]) -> dict[str, float]:
         raise KeyboardInterrupt

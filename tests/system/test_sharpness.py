@@ -14,7 +14,7 @@ from torch import nn
 
 from lookaround_ddp.analysis import hessian
 from lookaround_ddp.analysis.hessian import hessian_vector_product, top_eigenvalue
-from lookaround_ddp.analysis.scoring import Scorer
+from lookaround_ddp.analysis.scoring import lone_scorer
 from lookaround_ddp.analysis.sharpness import eigenvalue, filter_normalized, perturb
 from lookaround_ddp.config.load import load_config
 from lookaround_ddp.data.datasets import open_dataset
@@ -92,7 +92,7 @@ def test_the_eigenvalue_of_a_softmax_is_a_closed_form(analysed: Path) -> None:
     """
     config = load_config(analysed / "single" / "config.yaml")
     dataset, world = open_dataset(config.data, 0), World(0, 1, 1, torch.device("cpu"), "none")
-    scorer = Scorer(config, dataset, world, "train", images=70)
+    scorer = lone_scorer(config, dataset, world, "train", images=70)
     scorer.model = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
     state = {name: torch.zeros_like(value) for name, value in scorer.model.state_dict().items()}
     found = eigenvalue(scorer, state, argparse.Namespace(tolerance=1e-5, seed=0))
@@ -128,7 +128,7 @@ def test_two_runs_on_one_rank_and_on_three(analysed: Path, tmp_path: Path) -> No
 def test_a_place_beside_the_minimum_is_scored_as_evaluate_would(analysed: Path) -> None:
     run, world = analysed / "single", World(0, 1, 1, torch.device("cpu"), "none")
     config = load_config(run / "config.yaml")
-    scorer = Scorer(config, open_dataset(config.data, 0), world)
+    scorer = lone_scorer(config, open_dataset(config.data, 0), world)
     state = load_file(run / "model.safetensors")
     at = scorer.score(state)
     assert f"top-1 {at['top1']:.2f}" in analyze_evaluate(run)

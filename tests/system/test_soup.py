@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lookaround_ddp.evaluation.soup import barrier, choose, mean_state
+from lookaround_ddp.evaluation.soup import barrier_between, choose, mean_state
 from tests.support.runs import TINY, Job, train
 
 BASE = (*TINY, "replicas=[[crop,rotation]]", "data.validation=60", "data.split_seed=5", "epochs=6")
@@ -123,12 +123,12 @@ def test_the_ensemble_command_scores_the_mean_prediction(runs: Path) -> None:
 
 
 class Tasting:
-    """A kitchen whose accuracy and NLL are functions of the state's one number."""
+    """A scorer whose accuracy and NLL are functions of the state's one number."""
 
     def __init__(self, top1: Any, nll: Any = lambda x: 0.0) -> None:
         self.top1, self.nll = top1, nll
 
-    def taste(self, state: dict[str, Tensor]) -> dict[str, float]:
+    def score(self, state: dict[str, Tensor]) -> dict[str, float]:
         x = state["w"].item()
         return {"top1": self.top1(x), "nll": self.nll(x)}
 
@@ -139,19 +139,19 @@ def states(**values: float) -> dict[str, dict[str, Tensor]]:
 
 def test_greedy_takes_what_makes_it_strictly_better() -> None:
     """Accuracy 100 - |w - 3|: b = 4 (99); with c = 2 their mean is 3 (100): taken; a makes 3.2: no; d no better."""
-    mixture, kitchen = states(a=3.6, b=4.0, c=2.0, d=3.0), Tasting(lambda x: 100 - abs(x - 3))
-    tastes = {name: kitchen.taste(state) for name, state in mixture.items()}
-    assert choose("greedy", ["b", "c", "a", "d"], mixture, tastes, kitchen) == ["b", "c"]
-    assert choose("top:2", ["d", "a", "b", "c"], mixture, tastes, kitchen) == ["d", "a"]
-    assert choose("uniform", ["b", "c", "a", "d"], mixture, tastes, kitchen) == ["a", "b", "c", "d"]
+    mixture, scorer = states(a=3.6, b=4.0, c=2.0, d=3.0), Tasting(lambda x: 100 - abs(x - 3))
+    tastes = {name: scorer.score(state) for name, state in mixture.items()}
+    assert choose("greedy", ["b", "c", "a", "d"], mixture, tastes, scorer) == ["b", "c"]
+    assert choose("top:2", ["d", "a", "b", "c"], mixture, tastes, scorer) == ["d", "a"]
+    assert choose("uniform", ["b", "c", "a", "d"], mixture, tastes, scorer) == ["a", "b", "c", "d"]
 
 
 def test_the_barrier_is_the_height_above_the_line() -> None:
     """NLL x (4 - x) between 0 and 4: both ends are 0, the middle 4. Plus x: the line rises with it."""
     for slope in (0.0, 1.0):
-        kitchen = Tasting(lambda x: 0.0, lambda x, slope=slope: x * (4 - x) + slope * x)
+        scorer = Tasting(lambda x: 0.0, lambda x, slope=slope: x * (4 - x) + slope * x)
         one, other = states(a=0.0, b=4.0).values()
-        assert barrier(kitchen, one, other, kitchen.taste(one), kitchen.taste(other)) == pytest.approx(4.0)
+        assert barrier_between(scorer, one, other, scorer.score(one), scorer.score(other)) == pytest.approx(4.0)
 
 
 def test_the_mean_is_rounded_once() -> None:

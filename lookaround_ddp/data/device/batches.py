@@ -84,13 +84,11 @@ def pixels(split: Images, device: torch.device) -> Tensor:
 
 
 class DeviceIterations(Iterations):
-    """Iterations whose batches are made on the device.
+    """Iterations whose batches are made on the device, by the process that asks for them.
 
     Args:
         stored: the split's images, uint8 (N, C, H, W), on the device.
     """
-
-    here = True
 
     def __init__(self, stored: Tensor, *arguments: Any) -> None:
         super().__init__(*arguments)
