@@ -14,7 +14,8 @@ import pytest
 
 from tests.support.limits import TEST_TIMEOUT
 
-TIERS = {"averaging": "ranks", "system": "system"}  # by folder; all others are unit tests
+# by folder; all others are unit tests
+TIERS = {"averaging": "ranks", "system": "system", "system/cluster": "cluster"}
 
 os.environ["OMP_NUM_THREADS"] = "1"  # several ranks share few cores; two OpenMP threads each would thrash
 
@@ -30,9 +31,8 @@ TESTS = Path(__file__).parent
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks each test with the tier of its folder, and gives it the time that its processes may take."""
     for item in items:
-        tier = TIERS.get(item.path.relative_to(TESTS).parts[0])
-        if tier is not None:
-            item.add_marker(tier)
+        folders = [str(folder) for folder in item.path.relative_to(TESTS).parents]  # the innermost first
+        item.add_marker(next((TIERS[folder] for folder in folders if folder in TIERS), "unit"))
         item.add_marker(pytest.mark.timeout(1.5 * TEST_TIMEOUT))
 
 
