@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from tests.support.limits import TEST_TIMEOUT
@@ -94,16 +96,41 @@ def train(out: Path, *overrides: str, ranks: int = 1, expect: int = 0) -> str:
     return job.said()
 
 
+def resumes(
+    out: Path, *overrides: str, ranks: int = 1, killed_at: int, only: int = EVERY, on: int | None = None
+) -> tuple[int, str]:
+    """Trains until rank `only` kills itself in iteration `killed_at` (counted from 0), then gives the command again.
+
+    Checks that no rank went on alone, and that the second training ends well.
+
+    Args:
+        on: the ranks of the second training, by default those of the first.
+
+    Returns:
+        The iteration that it went on after, 0 if from the start, and what it said.
+    """
+    job = Job("train", f"out={out}", *overrides, ranks=ranks, prepare=partial(die_at, killed_at, only))
+    codes = job.wait()
+    assert codes[max(only, 0)] == -signal.SIGKILL, job.said()
+    assert all(code != 0 for code in codes), "a rank went on alone"
+    said = train(out, *overrides, ranks=ranks if on is None else on)
+    return int((re.findall(r"resumed after iteration (\d+)", said) or ["0"])[0]), said
+
+
 def torchrun(
-    *arguments: str, ranks: int, options: Sequence[str] = ("--standalone",), timeout: float = TEST_TIMEOUT
+    *arguments: str,
+    ranks: int,
+    options: Sequence[str] = ("--standalone",),
+    program: Sequence[str] = ("-m", "lookaround_ddp"),
+    cwd: Path | None = None,
 ) -> str:
-    """Runs the command under the real torchrun; returns its output. A hang raises TimeoutExpired."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", *options]
+    """Runs the program under the real torchrun; returns its output. A hang raises TimeoutExpired."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", *options, *program]
     process = subprocess.Popen(
-        [*command, "-m", "lookaround_ddp", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        said, _ = process.communicate(timeout=timeout)
+        said, _ = process.communicate(timeout=TEST_TIMEOUT)
     finally:
         if process.poll() is None:
             process.terminate()  # torchrun ends its ranks

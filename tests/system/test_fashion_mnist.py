@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.limits import TEST_TIMEOUT
 from tests.support.runs import ROOT, torchrun
 
 pytestmark = [
@@ -31,7 +30,7 @@ def test_some_hundred_iterations_under_torchrun(tmp_path: Path) -> None:
     """Guessing is 10 %; the replicas see each image three times. `evaluate` on one process: the same figures."""
     out = tmp_path / "run"
     config, data = "configs/fashion_mnist/resnet20-lookaround.yaml", f"data.root={os.environ['FASHION_MNIST']}"
-    said = torchrun("train", str(ROOT / config), f"out={out}", data, *SMALL, ranks=3, timeout=TEST_TIMEOUT)
+    said = torchrun("train", str(ROOT / config), f"out={out}", data, *SMALL, ranks=3)
     assert "300 iterations" in said
     result = json.loads((out / "result.json").read_text())
     assert result["iterations"] == 300

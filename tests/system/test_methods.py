@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from lookaround_ddp.checkpoint.run_folder import run_config
 from lookaround_ddp.distributed.rendezvous import join
 from lookaround_ddp.evaluation.finished_runs import evaluate_run
 from tests.support.ranks import same_bits, same_state
-from tests.support.runs import EVERY, Job, die_at, train
+from tests.support.runs import resumes, train
 
 # 4 epochs of 5 iterations; rounds end after 3, 6, 9, 12, 15, 18; a checkpoint after every second iteration
 TINY = ("data.train_images=80", "data.batch_size=16", "epochs=4", "average.k=3", "model.width=4")
@@ -95,9 +94,8 @@ def test_on_two_ranks_killed_and_resumed_the_bits_are_those_of_one(runs: Path, t
     expected, out = left(several(runs, method)), tmp_path / "run"
     iteration = 9 if method.startswith("dart") else 13
     values = (*TINY, TWO, *SEVERAL[method])
-    Job("train", f"out={out}", *values, ranks=2, prepare=partial(die_at, iteration, EVERY)).wait()
-    said = train(out, *values, ranks=2)
-    assert f"resumed after iteration {iteration - iteration % 2}" in said
+    after, _ = resumes(out, *values, ranks=2, killed_at=iteration)
+    assert after == iteration - iteration % 2
     assert left(out) == expected
 
 
@@ -106,8 +104,8 @@ def test_on_two_ranks_killed_and_resumed_the_bits_are_those_of_one(runs: Path, t
 def test_a_single_network_resumes_bit_for_bit(runs: Path, tmp_path: Path, method: str, ranks: int) -> None:
     values, out = (ONE, *ALONE[method]), tmp_path / "run"
     expected = left(undisturbed(runs, f"one-{method}", values, ranks))
-    Job("train", f"out={out}", *TINY, *values, ranks=ranks, prepare=partial(die_at, 13, EVERY)).wait()
-    assert "resumed after iteration 12" in train(out, *TINY, *values, ranks=ranks)
+    after, _ = resumes(out, *TINY, *values, ranks=ranks, killed_at=13)
+    assert after == 12
     assert left(out) == expected
 
 

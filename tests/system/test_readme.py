@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from lookaround_ddp.config.load import load_config
-from tests.support.limits import TEST_TIMEOUT
-from tests.support.runs import ROOT
+from tests.support.runs import ROOT, torchrun
 
 README = (ROOT / "README.md").read_text()
 
@@ -23,15 +20,7 @@ def test_the_library_example_under_torchrun(tmp_path: Path) -> None:
     """Every rank evaluates the same mean model, on images that none has trained on."""
     (example,) = blocks("python")
     (tmp_path / "example.py").write_text(example)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "example.py"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        said, _ = process.communicate(timeout=TEST_TIMEOUT)
-    finally:
-        if process.poll() is None:
-            process.terminate()  # torchrun ends its ranks
-            process.wait(TEST_TIMEOUT)
-    assert process.returncode == 0, said
+    said = torchrun(ranks=3, program=["example.py"], cwd=tmp_path)
     accuracies = dict(re.findall(r"^rank (\d): (\d+\.\d)%$", said, re.MULTILINE))
     assert sorted(accuracies) == ["0", "1", "2"], said
     assert len(set(accuracies.values())) == 1

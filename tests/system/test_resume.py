@@ -16,7 +16,7 @@ import pytest
 
 from lookaround_ddp.checkpoint.checkpoints import Checkpoints
 from lookaround_ddp.checkpoint.run_folder import locked
-from tests.support.runs import EVERY, TINY, Job, die_at, torchrun, train, weights
+from tests.support.runs import EVERY, TINY, Job, die_at, resumes, torchrun, train, weights
 
 # 10 iterations, averages after 3, 6 and 9; a checkpoint after every second one, most of them in mid-round
 CONFIG = (*TINY, "checkpoint.every=0.4", "checkpoint.keep=3", "data.workers=0", "record.every=1")
@@ -67,13 +67,8 @@ def test_a_rank_is_killed(
     undisturbed: Path, tmp_path: Path, iteration: int, killed: int, before: int, after: int
 ) -> None:
     out = tmp_path / "run"
-    job = Job("train", f"out={out}", *CONFIG, ranks=before, prepare=partial(die_at, iteration, killed))
-    codes = job.wait()
-    assert codes[killed] == -signal.SIGKILL
-    assert all(code != 0 for code in codes), "a rank went on alone"
-    said = train(out, *CONFIG, ranks=after)
-    last = iteration - iteration % 2  # the checkpoint before
-    assert (f"resumed after iteration {last}" in said) == (last > 0)
+    last, _ = resumes(out, *CONFIG, ranks=before, killed_at=iteration, only=killed, on=after)
+    assert last == iteration - iteration % 2  # the checkpoint before
     assert weights(out) == weights(undisturbed)
 
 
@@ -99,9 +94,8 @@ def test_a_folder_that_another_training_is_in(tmp_path: Path, ranks: int) -> Non
         said = train(out, *CONFIG, ranks=ranks, expect=2)
         assert f"error: {out} is in use by process {os.getpid()} on {socket.gethostname()}: wait for it" in said
         assert sorted(os.listdir(out)) == [".lock"]
-    job = Job("train", f"out={out}", *CONFIG, "data.workers=1", ranks=ranks, prepare=partial(die_at, 5, EVERY))
-    assert job.wait() == [-signal.SIGKILL] * ranks
-    assert "resumed after iteration 4" in train(out, *CONFIG, ranks=ranks)
+    after, _ = resumes(out, *CONFIG, "data.workers=1", ranks=ranks, killed_at=5)
+    assert after == 4
 
 
 def go_wrong(iteration: int, rank: int) -> None:
@@ -130,8 +124,7 @@ def test_a_rank_that_computes_wrongly_is_named(tmp_path: Path) -> None:
 
 def test_metrics_have_each_iteration_once(undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    Job("train", f"out={out}", *CONFIG, prepare=partial(die_at, 7, 0)).wait()
-    train(out, *CONFIG)
+    resumes(out, *CONFIG, killed_at=7)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines if "loss" in line] == list(range(1, 11))
     undisturbed_lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]

@@ -17,7 +17,7 @@ from lookaround_ddp.data import open_dataset
 from lookaround_ddp.data.images import UnreadableImage
 from lookaround_ddp.training.state import check_resumable
 from tests.support.pictures import emptied, picture_folder, truncated
-from tests.support.runs import TINY, Job, die_at, train, weights
+from tests.support.runs import TINY, Job, die_at, resumes, train, weights
 
 # 24 images to train on, 3 iterations an epoch, 12 to test on in batches of 4
 FOLDER = (*TINY, "data.name=imagefolder", "data.size=16", "data.train_images=null", "data.batch_size=8")
@@ -88,9 +88,8 @@ def test_a_resumed_run_ends_with_the_same_numbers(
     runs: dict[str, tuple[Path, str]], folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     out, command = tmp_path / "run", (*CONFIG, f"data.root={folders[0]}", SKIP, "checkpoint.every=0.5")
-    job = Job("train", f"out={out}", *command, ranks=3, prepare=partial(die_at, 5, 0))
-    assert job.wait()[0] == -signal.SIGKILL
-    assert "resumed after iteration 4" in train(out, *command)
+    after, _ = resumes(out, *command, ranks=3, killed_at=5, only=0, on=1)
+    assert after == 4
     assert weights(out) == weights(runs["1"][0])
     assert result(out)["mean"] == result(runs["1"][0])["mean"]
 
