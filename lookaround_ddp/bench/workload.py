@@ -17,7 +17,7 @@ from lookaround_ddp.models import create_model
 WARM_UP = 10  # iterations that are not counted: loader processes start, memory is allocated
 
 
-K = 5  # iterations between averages, the paper's
+K = 5  # iterations between averages, the default of the authors' command line
 
 
 BEYOND_THE_END = "1000000.0"  # epochs between evaluations and checkpoints; the trainer does both once, at the end

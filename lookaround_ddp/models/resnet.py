@@ -49,7 +49,7 @@ class GroupedBottleneck(Bottleneck):
     """ResNeXt's block, 32 x 4d at a width of 64 (Xie et al., arXiv 1611.05431, Fig. 3a): 32 paths side by side.
 
     Each path is a narrow 1x1 convolution of its own slice of the input: the first convolution is grouped like the
-    second, as in the paper's ResNeXt50 of 14.79 M parameters (where usual ones, Fig. 3c, let a path see everything).
+    second, as in the code of Lookaround's authors (where usual ones, Fig. 3c, let a path see everything).
     """
 
     groups, inner = 32, 2

@@ -40,7 +40,7 @@ def test_the_average_step(tmp_path: Path) -> None:
     found, said = figures(tmp_path, "average", "--model=resnet18", "--ranks=2", "--repeats=2")
     average = found["average"]
     assert list(found) == ["average"]
-    # With 1,000 classes instead of 100 the head has 513 * 900 parameters more than the paper's 11.22 M.
+    # With 1,000 classes instead of 100 the head has 513 * 900 parameters more than 11.22 M.
     assert average["parameters"] == 11_168_832 + 513 * 1000
     assert average["parameter_bytes"] == 4 * average["parameters"]
     assert list(average["rows"]) == COMPETITORS
