@@ -1,5 +1,6 @@
 """The sections of a config, and reading it from YAML and `key.path=value`."""
 
+from lookaround_ddp.config.changes import changed_keys
 from lookaround_ddp.config.load import load_config
 from lookaround_ddp.config.schema import (
     Augmentation,
@@ -10,7 +11,6 @@ from lookaround_ddp.config.schema import (
     OptimizerConfig,
     ScheduleConfig,
     TrajectoryConfig,
-    changed_keys,
 )
 
 __all__ = [

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.optim.swa_utils import SWALR
 
+from lookaround_ddp.config.changes import changed_keys
 from lookaround_ddp.config.load import load_config, make_config
-from lookaround_ddp.config.schema import AverageConfig, Config, ScheduleConfig, changed_keys
+from lookaround_ddp.config.schema import AverageConfig, Config, ScheduleConfig
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.optim.schedule import ends_cycle, learning_rate, scheduled_rate
 from tests.support.runs import ROOT
