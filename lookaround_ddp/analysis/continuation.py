@@ -40,7 +40,6 @@ class Continuation:
             self.batches, self.replicas = build(self.config, self.dataset, world)
         self.per_epoch = self.batches.plan.iterations
         self.around = make_lookaround(self.config, self.replicas, self.per_epoch, world)
-        self.k = self.around.k or 0  # never averaged: refused above
         for replica in self.replicas:
             replica.compensate_norm_momentum()
 
@@ -60,6 +59,10 @@ class Continuation:
             iteration,
         )
         self.average()
+
+    def length(self, begun: int) -> int:
+        """Returns the iterations of a round that begins after so many."""
+        return self.around.rounds.length(begun) or 0  # never averaged: refused in the beginning
 
     def average(self) -> None:
         """Takes an average step, and restarts Lookahead's slow weights as a training does."""

@@ -2,6 +2,7 @@
 
 from lookaround_ddp.config.changes import changed_keys
 from lookaround_ddp.config.load import load_config
+from lookaround_ddp.config.rounds import k_text, lengths
 from lookaround_ddp.config.schema import (
     Augmentation,
     AugmentConfig,
@@ -23,5 +24,7 @@ __all__ = [
     "ScheduleConfig",
     "TrajectoryConfig",
     "changed_keys",
+    "k_text",
+    "lengths",
     "load_config",
 ]

@@ -11,13 +11,11 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from lookaround_ddp.config.rounds import check_k, k_text
 from lookaround_ddp.config.schema import Config
 from lookaround_ddp.errors import UserError, shortened
 
 BASE = "base"  # in a config file: the files, relative to it, whose values it adds to or replaces
-
-
-PERIOD = re.compile(r"(never|epoch|[1-9]\d* ?epochs?)$")  # of average.k
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -63,11 +61,7 @@ def _check(config: Config) -> None:
         raise UserError(
             "replicas: give at least one replica, and each at least one augmentation ('none' for no change)"
         )
-    k = config.average.k
-    if isinstance(k, int) and k < 1:
-        raise UserError(f"average.k is {k}: a round has at least 1 iteration, or use epoch or never")
-    if isinstance(k, str) and not PERIOD.match(k):
-        raise UserError(f'average.k is {k!r}: it should be an integer, epoch, "10 epochs" or never')
+    check_k(config.average.k)
     if config.schedule.name == "multistep" and not config.schedule.milestones:
         raise UserError("schedule.milestones is empty: multistep needs the epochs at which the rate falls")
     if config.schedule.warmup_epochs >= config.epochs:
@@ -85,7 +79,7 @@ def _check_method(config: Config) -> None:
     if average.before_start != "replicas" and (average.k == "never" or not 0 < average.start < config.epochs):
         raise UserError(
             f"average.before_start={average.before_start} needs average.start between 0 and the run's "
-            f"{config.epochs} epochs (it is {average.start:g}), and rounds (average.k is {average.k})"
+            f"{config.epochs} epochs (it is {average.start:g}), and rounds (average.k is {k_text(average.k)})"
         )
     if trajectory.name != "none" and trajectory.start >= config.epochs:
         raise UserError(
@@ -171,6 +165,6 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {shortened('.'.join(map(str, location)))}: {hint}"
     message = first["msg"].replace("tuple", "list").removeprefix("Input ")
     if location[:2] == ["average", "k"]:
-        message = 'it should be an integer, epoch, "10 epochs" or never'
+        message = 'it should be an integer, epoch, "10 epochs" or never; or a list such as [[0, epoch], [100, 5]]'
     where, value = shortened(".".join(map(str, location))), shortened(repr(first["input"]))
     return f"{where} is {value}: {message}"

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lookaround_ddp.config.rounds import K
+
 
 class Section(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
@@ -125,8 +127,9 @@ class ScheduleConfig(Section):
 
 
 class AverageConfig(Section):
-    k: int | str = 5
-    """Iterations in a round; or epoch, "10 epochs", never."""
+    k: K = 5
+    """Iterations in a round; or epoch, "10 epochs", never. Or a list of (epoch, k): the rounds that begin from this
+    epoch of the run on have this k; the first entry is of epoch 0. A round that has begun keeps its k."""
     start: float = Field(0, ge=0)
     """Epochs before the first round."""
     before_start: Literal["replicas", "single", "single_in_turn"] = "replicas"
@@ -143,12 +146,6 @@ class AverageConfig(Section):
     """Names of buffers to average beside the norm layers' running statistics."""
     norm_momentum: Literal["compensated", "own"] = "compensated"
     """compensated: batch-norm's momentum m becomes 1 - (1 - m)^d, as if the d replicas shared the statistics."""
-
-    def period(self, per_epoch: int) -> int | None:
-        """Iterations in a round; None: it never ends."""
-        if isinstance(self.k, int) or self.k == "never":
-            return None if isinstance(self.k, str) else self.k
-        return per_epoch * int(self.k.removesuffix("s").removesuffix("epoch").strip() or 1)
 
 
 class TrajectoryConfig(Section):

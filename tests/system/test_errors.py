@@ -41,6 +41,14 @@ MISTAKES = {
         ["optimizer.lookahead={}", "average.k=3"],
         "optimizer.lookahead.k is 5 and a round has 3 updates",
     ),
+    "lookahead and some rounds": (
+        ["optimizer.lookahead={}", "average.k=[[0, epoch], [1, 3]]"],
+        "optimizer.lookahead.k is 5 and a round has 3 updates",
+    ),
+    "a delay and some rounds": (
+        ["average.delay=3", "average.k=[[0, epoch], [1, 3]]"],
+        "average: delay is 3 and a k is 3: a mean can arrive 0 to k - 1 iterations later",
+    ),
     "batch too large": (["data.batch_size=200", "data.drop_last=true"], "more than the 80 training images"),
     "batch of one": (["data.train_images=81"], "an epoch's smallest batch has 1 of 81 images"),
     "too many images": (["data.train_images=2000"], "more than the 1000 training images of digits"),

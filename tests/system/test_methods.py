@@ -43,6 +43,11 @@ SEVERAL = {  # methods of two replicas: on 1 and 2 ranks the same bits
         "schedule.cycles=2",
         "evaluate.every=4",
     ),
+    "k-over-time": (  # rounds end after 5, 10, 14, 18
+        "average.k=[[0, epoch], [2, 4]]",
+        "trajectory={name: swa, start: 2, every: 2}",
+        "record.every=1",
+    ),
     "ensemble-ema": ("average.k=never", "trajectory={name: ema, decay: 0.8}"),
     "snapshots-around": ("snapshots=true", "schedule.cycles=2", "evaluate.recalibrate=true"),
 }
@@ -131,6 +136,12 @@ def checkpoint(run: Path, iteration: int, replica: int = 0) -> dict[str, Tensor]
     return torch.load(path, weights_only=True)["model"]
 
 
+def record(run: Path, key: str) -> list[dict[str, Any]]:
+    """The lines of the run's record that have this key."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if key in line]
+
+
 def check_mean(found: dict[str, Tensor], states: list[dict[str, Tensor]]) -> None:
     """Parameters are the mean of these states'; they do not move so slowly that any other mean would do."""
     names = [name for name in found if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
@@ -184,6 +195,19 @@ def test_a_snapshot_of_a_single_network_is_that_network(runs: Path) -> None:
     """After 10 of the 15 iterations in which the others wait for it, and nothing else is due there."""
     dart = several(runs, "dart-snapshots")
     assert same_state(load_file(dart / "snapshots" / "1.safetensors"), checkpoint(dart, 10))
+
+
+def test_a_round_that_has_begun_keeps_its_k(runs: Path) -> None:
+    """A line of the record is written before the average step of its iteration: the next one has new distances."""
+    run = several(runs, "k-over-time")
+    distances = [line["distance"] for line in record(run, "loss")]
+    assert [i for i in range(2, 21) if distances[i - 1] != distances[i - 2]] == [6, 11, 15, 19]
+    phis = []
+    for iteration in (14, 18):  # due after 12, 14, 16, 18 and 20; the end of the run is an average, too
+        one, other = (checkpoint(run, iteration, replica) for replica in (0, 1))
+        phis.append({name: (one[name].double() + other[name].double()) / 2 for name in one})
+    phis.append({name: value.double() for name, value in load_file(run / "model.safetensors").items()})
+    check_mean(load_file(run / "trajectory.safetensors"), phis)
 
 
 def test_lookahead_moves_the_replicas(runs: Path) -> None:
