@@ -79,7 +79,7 @@ class Continuation:
         Raises:
             FloatingPointError: on all ranks, a weight is inf or NaN after an iteration, which is not yielded.
         """
-        last = self.config.epochs * self.per_epoch - 1
+        last = self.config.length(self.per_epoch) - 1
         upcoming = range(first, first + count)
         batches = load(self.batches, upcoming, self.batches.workers, self.world.device)
         for iteration, hosted in zip(upcoming, batches, strict=True):

@@ -208,6 +208,8 @@ class Config(Section):
     out: str = "runs/digits-resnet8-lookaround"
     seed: int = Field(0, ge=0)
     epochs: int = Field(20, ge=1)
+    iterations: int | None = Field(None, ge=1)
+    """The run's length in iterations, instead of `epochs`; what is measured in epochs still is."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
@@ -231,13 +233,18 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     record: RecordConfig = RecordConfig()
 
+    def length(self, per_epoch: int) -> int:
+        """Returns the run's length in iterations, of which an epoch has `per_epoch`."""
+        return self.epochs * per_epoch if self.iterations is None else self.iterations
+
     def identity(self) -> dict[str, Any]:
         """Returns the values that decide the weights: not where files are or what a damaged one does, who loads, which
-        kernels compute, or what is shown.
+        kernels compute, or what is shown. Of `epochs` and `iterations` it has the one that is the run's length.
         """
         others = {"out", "timeout", "deterministic", "evaluate", "checkpoint", "record"}
         values = self.model_dump(mode="json", exclude=others)
         for key in ("root", "download", "workers", "on_corrupt"):
             del values["data"][key]
         del values["average"]["hide"]
+        del values["epochs" if self.iterations is not None else "iterations"]
         return values

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lookaround_ddp.averaging import Lookaround, content_digest
 from lookaround_ddp.checkpoint import Checkpoints
-from lookaround_ddp.config import Config, lengths
+from lookaround_ddp.config import Config, check_length, lengths
 from lookaround_ddp.data import Dataset, Iterations, make_batches, prepare
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
@@ -32,8 +32,12 @@ def set_up(config: Config, world: World) -> Run:
         config = resolved(config, dataset)
         batches, replicas = build(config, dataset, world)
     per_epoch = batches.plan.iterations
+    total = config.length(per_epoch)
+    check_length(config, total / per_epoch)
+    if config.snapshots and config.schedule.cycles > total:
+        raise UserError(f"schedule.cycles is {config.schedule.cycles}: the run has no more than {total} iterations")
     around = make_lookaround(config, replicas, per_epoch, world)
-    record = Record(config, world.main, config.epochs * per_epoch)
+    record = Record(config, world.main, total)
     test, validation = make_evaluators(config, dataset, world)
     return Run(
         config=config,
@@ -126,10 +130,10 @@ def make_weight_averages(config: Config, replicas: list[Replica], per_epoch: int
     if config.trajectory.name == "none":
         return []
     start, period = round(config.trajectory.start * per_epoch), config.trajectory.period(per_epoch)
-    if start + period > config.epochs * per_epoch:
+    if start + period > config.length(per_epoch):
         raise UserError(
             f"trajectory: its first {period} iterations after epoch {config.trajectory.start:g} are not over when "
-            f"the run ends ({config.epochs} epochs of {per_epoch} iterations): train longer or start earlier"
+            f"the run ends (after {config.length(per_epoch)}, {per_epoch} in an epoch): train longer or start earlier"
         )
     own = config.average.k == "never"
     return [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,7 @@ SEVERAL = {  # methods of two replicas: on 1 and 2 ranks the same bits
         "trajectory={name: swa, start: 2, every: 2}",
         "record.every=1",
     ),
+    "iterations": ("iterations=17", "record.every=1", "schedule.warmup_epochs=1"),
     "ensemble-ema": ("average.k=never", "trajectory={name: ema, decay: 0.8}"),
     "snapshots-around": ("snapshots=true", "schedule.cycles=2", "evaluate.recalibrate=true"),
 }
@@ -208,6 +211,47 @@ def test_a_round_that_has_begun_keeps_its_k(runs: Path) -> None:
         phis.append({name: (one[name].double() + other[name].double()) / 2 for name in one})
     phis.append({name: value.double() for name, value in load_file(run / "model.safetensors").items()})
     check_mean(load_file(run / "trajectory.safetensors"), phis)
+
+
+def test_a_run_of_some_iterations(runs: Path, tmp_path: Path) -> None:
+    """17 of 5 in an epoch: it ends as one of whole epochs does, and changes of its length are changes of the config."""
+    run = several(runs, "iterations")
+    result = json.loads((run / "result.json").read_text())
+    assert (result["iterations"], result["epochs"]) == (17, 3.4)
+    assert [line["iteration"] for line in record(run, "mean")] == [10, 17]
+    assert (run / "LATEST").read_text() == "17\n"
+    rates = [line["lr"] for line in record(run, "loss")]
+    assert len(rates) == 17
+    assert rates[:5] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1])
+    assert rates[5:] == pytest.approx([0.05 * (1 + math.cos(math.pi * i / 17)) for i in range(5, 17)])
+    one, other = (load_file(run / "model.safetensors")["fc.bias"], checkpoint(run, 17)["fc.bias"])
+    both = (other.double() + checkpoint(run, 17, replica=1)["fc.bias"].double()) / 2
+    torch.testing.assert_close(one.double(), both, rtol=0, atol=1e-7)
+    for values, change in (
+        (("iterations=18",), "iterations: 17 -> 18"),
+        (("iterations=null",), "epochs: None -> 4; iterations: 17 -> None"),
+    ):
+        assert change in train(run, *TINY, TWO, *SEVERAL["iterations"], *values, expect=2)
+    train(tmp_path / "short", *TINY, TWO, "iterations=2", "evaluate.every=1", "average.k=epoch")
+    assert [line["iteration"] for line in record(tmp_path / "short", "mean")] == [2]
+
+
+def test_a_run_folder_from_before_there_were_iterations(runs: Path, tmp_path: Path) -> None:
+    """Its config.yaml does not have the key, nor have the checkpoints' configs: it is gone on with, and evaluated."""
+    whole = undisturbed(runs, "plain", (TWO,))
+    old = tmp_path / "old"
+    shutil.copytree(whole, old)
+    for iteration in (16, 18, 20):
+        assert "iterations" not in json.loads((old / f"checkpoints/{iteration}/run.json").read_text())["config"]
+        if iteration > 16:
+            shutil.rmtree(old / "checkpoints" / str(iteration))
+    text = (old / "config.yaml").read_text()
+    (old / "config.yaml").write_text(text.replace("iterations: null\n", "", 1))
+    assert "\niterations" not in (old / "config.yaml").read_text()
+    for name in ("result.json", "model.safetensors"):
+        (old / name).unlink()
+    assert "resumed after iteration 16" in train(old, *TINY, TWO)
+    assert left(old) == left(whole)
 
 
 def test_lookahead_moves_the_replicas(runs: Path) -> None:
