@@ -26,7 +26,7 @@ class ModelConfig(Section):
     name: str = "resnet8"
     """resnet8 | 14 | 20 (small images), resnet18 | 34 | 50 | 101 | 152, resnext50, vgg19 (CIFAR size), or timm:NAME."""
     pretrained: bool | str = False
-    """True for timm's weights, or the path of a state dict; a head of another size is made anew."""
+    """True for timm's weights, or the path of a state dict or a checkpoint; a head of another size is made anew."""
     width: int = Field(16, ge=1)
     """Channels of the first stage of resnet8, 14 and 20."""
     dropout: float | None = Field(None, ge=0, lt=1)
