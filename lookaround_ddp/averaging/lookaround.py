@@ -110,15 +110,8 @@ class Lookaround:
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
         self.members = ReplicaGroup(group, hosted=len(self.models))
-        alike: dict[str, Any] = {
-            "k": k,
-            "start": start,
-            "delay": delay,
-            "exact": exact,
-            "measure": measure,
-            "hide": hide,
-        }
-        alike |= {"optimizer_state": optimizer_state, "buffers": sorted(self.extra_buffers)}
+        alike: dict[str, Any] = {"k": k, "start": start, "delay": delay, "exact": exact, "measure": measure}
+        alike |= {"hide": hide, "optimizer_state": optimizer_state, "buffers": sorted(self.extra_buffers)}
         check(self.models, self.members, len(self.optimizers), alike)
         overlapping = overlap_members(self.members, beside) if hide or delay else self.members
         where = self.models, self.members, overlapping, shards, self.extra_buffers
