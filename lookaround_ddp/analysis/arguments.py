@@ -100,7 +100,7 @@ def _add_sharpness(commands: Commands) -> None:
 def _add_plane(commands: Commands) -> None:
     about = (
         "loss and accuracy on the plane through three networks (Fig. 1, 7): of three runs, or the replicas of one, as "
-        "they were before an average step"
+        "they were before an average step; RUN/checkpoints/N is the run's mean model after iteration N"
     )
     command = _add(commands, "plane", about, runs="RUN ...")
     command.add_argument("--points", type=int, default=21, help="on each side of the grid")

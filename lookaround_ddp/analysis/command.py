@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 RUNS = ("diversity", "plane", "sharpness", "trajectory")  # the analyses of runs; others are of numbers alone
+OF_MODELS = ("plane", "sharpness")  # of these, those of networks: a run's checkpoint stands for its mean model there
 
 
 def function_of(analysis: str) -> Callable[..., None]:

@@ -40,7 +40,6 @@ class Continuation:
             self.batches, self.replicas = build(self.config, self.dataset, world)
         self.per_epoch = self.batches.plan.iterations
         self.around = make_lookaround(self.config, self.replicas, self.per_epoch, world)
-        self.k = self.around.k or 0  # never averaged: refused above
         for replica in self.replicas:
             replica.compensate_norm_momentum()
 
@@ -61,6 +60,10 @@ class Continuation:
         )
         self.average()
 
+    def length(self, begun: int) -> int:
+        """Returns the iterations of a round that begins after so many."""
+        return self.around.rounds.length(begun) or 0  # never averaged: refused in the beginning
+
     def average(self) -> None:
         """Takes an average step, and restarts Lookahead's slow weights as a training does."""
         self.around.average()
@@ -76,7 +79,7 @@ class Continuation:
         Raises:
             FloatingPointError: on all ranks, a weight is inf or NaN after an iteration, which is not yielded.
         """
-        last = self.config.epochs * self.per_epoch - 1
+        last = self.config.length(self.per_epoch) - 1
         upcoming = range(first, first + count)
         batches = load(self.batches, upcoming, self.batches.workers, self.world.device)
         for iteration, hosted in zip(upcoming, batches, strict=True):

@@ -17,7 +17,7 @@ from lookaround_ddp.analysis.arguments import select_checkpoints
 from lookaround_ddp.analysis.continuation import Continuation
 from lookaround_ddp.analysis.output import Numbers, Output, empty_figure
 from lookaround_ddp.analysis.scoring import default_output, describe_images, lone_scorer, map_over_ranks, parameters_of
-from lookaround_ddp.config import Config
+from lookaround_ddp.config import Config, k_text
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import Scorer, State, loss_barrier, mean_state
@@ -49,12 +49,14 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     diverged: list[str] = []
     for start in starts:
         going.restore(start)
+        end = start
         try:
             for number in range(options.rounds):
-                phi, first = going.states()[0], start + number * going.k
-                for iteration in going.train(first, going.k, options.lr):
+                phi, first = going.states()[0], end
+                end = first + going.length(first)
+                for iteration in going.train(first, end - first, options.lr):
                     world.does(f"continuing after iteration {iteration}")
-                row = {"from": start, "round": number + 1, "iteration": first + going.k}
+                row = {"from": start, "round": number + 1, "iteration": end}
                 row |= measure_round(scorer, going.states(), phi, world)
                 if world.main:
                     print(f"checkpoint {start}, round {number + 1}: {_text(row)}", flush=True)
@@ -70,7 +72,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         numbers = {
             "run": str(run),
             "images": describe_images(options, scorer),
-            "k": going.k,
+            "k": k_text(config.average.k) if isinstance(config.average.k, tuple) else going.length(0),
             "replicas": world.replicas,
             "lr": options.lr if options.lr is not None else "the run's schedule",
             "batch_norm": "measured anew" if options.recalibrate else "averaged with the weights",

@@ -21,10 +21,11 @@ from lookaround_ddp.analysis.scoring import (
     lone_scorer,
     map_over_ranks,
     parameters_of,
+    replica_states,
     shapes,
     shipped_states,
 )
-from lookaround_ddp.checkpoint import Checkpoints
+from lookaround_ddp.checkpoint import Checkpoints, run_of
 from lookaround_ddp.config import Config
 from lookaround_ddp.data import Dataset, prepare
 from lookaround_ddp.distributed import World
@@ -140,27 +141,23 @@ def _networks(
         UserError: there are not three.
     """
     if len(runs) >= 3:
-        return dict(zip(map(str, runs), shipped_states(runs, configs, dataset), strict=True))
-    run, config = runs[0], configs[0]
+        return dict(zip(map(str, runs), shipped_states(runs, configs, dataset, world), strict=True))
+    (run, at), config = run_of(runs[0]), configs[0]
     if len(runs) == 2 or len(config.replicas) == 1:
         raise UserError("a plane goes through three networks: name three runs, or one that has replicas")
     known = sorted(Checkpoints(run, 1, world, print).iterations())
     if not known:
         raise UserError(f"{run} has no checkpoint: its replicas are not known any more")
-    at = select_checkpoints(None if options.at is None else [options.at], known, run)[-1]
-    states = _replicas(run, config, at, world)
+    at = options.at if at is None else at
+    at = select_checkpoints(None if at is None else [at], known, run)[-1]
+    states = replica_states(run, config, at, world)
     networks = {f"replica {number}, iteration {at}": state for number, state in enumerate(states)}
     if len(states) == 2:  # their mean is on the line between them, so a third network must span the plane
         earlier = [each for each in known if each < at]
         if not earlier:
             raise UserError(f"{run} has two replicas, and no checkpoint before {at} to span a plane with: give an --at")
-        networks[f"mean phi, iteration {earlier[0]}"] = mean_state(_replicas(run, config, earlier[0], world))
+        networks[f"mean phi, iteration {earlier[0]}"] = mean_state(replica_states(run, config, earlier[0], world))
     return networks | {"the replicas' mean phi": mean_state(states)}
-
-
-def _replicas(run: Path, config: Config, iteration: int, world: World) -> list[State]:
-    checkpoints = Checkpoints(run, 1, world, print)
-    return [checkpoints.newest_model(number, iteration) for number in range(len(config.replicas))]
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lookaround_ddp import seeds
+from lookaround_ddp.checkpoint import Checkpoints, run_of
 from lookaround_ddp.config import Config
 from lookaround_ddp.data import Dataset, Images, Subset
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.evaluation import Scorer, State, check_classes, check_same_data, shipped_model
+from lookaround_ddp.evaluation import Scorer, State, check_classes, check_same_data, mean_state, shipped_model
 
 T = TypeVar("T")
 
@@ -125,8 +126,10 @@ def parameters_of(model: nn.Module, state: State) -> Tensor:
     return torch.cat([state[name].detach().cpu().double().flatten() for name in names])
 
 
-def shipped_states(runs: Sequence[Path], configs: Sequence[Config], dataset: Dataset) -> list[State]:
+def shipped_states(runs: Sequence[Path], configs: Sequence[Config], dataset: Dataset, world: World) -> list[State]:
     """Returns the weights of the one network that each finished run ships, on the CPU.
+
+    A checkpoint's folder stands for the mean of its replicas.
 
     Raises:
         UserError: a run has none, is named twice, or its network is not that of the first.
@@ -136,13 +139,25 @@ def shipped_states(runs: Sequence[Path], configs: Sequence[Config], dataset: Dat
     for run, config in zip(runs, configs, strict=True):
         if run.resolve() in [other.resolve() for other in runs[: len(states)]]:
             raise UserError(f"{run} is named twice")
-        model, metadata = shipped_model(run, config)
-        check_classes(run, metadata["classes"], dataset)
-        state = {name: value.clone() for name, value in model.state_dict().items()}
+        folder, iteration = run_of(run)
+        if iteration is not None:
+            state = mean_state(replica_states(folder, config, iteration, world))
+        else:
+            model, metadata = shipped_model(run, config)
+            check_classes(run, metadata["classes"], dataset)
+            state = {name: value.clone() for name, value in model.state_dict().items()}
         if states and shapes(state) != shapes(states[0]):
             raise UserError(f"{run} and {runs[0]} have different networks: their weights cannot be compared")
         states.append(state)
     return states
+
+
+def replica_states(run: Path, config: Config, iteration: int, world: World) -> list[State]:
+    """Returns the weights of the replicas in a run's checkpoint, on the CPU; see `Checkpoints.newest_model`."""
+    checkpoints = Checkpoints(run, 1, world, print)
+    if iteration not in (known := checkpoints.iterations()):
+        raise UserError(f"{run} has no checkpoint {iteration}: it has {', '.join(map(str, sorted(known))) or 'none'}")
+    return [checkpoints.newest_model(number, iteration) for number in range(len(config.replicas))]
 
 
 def shapes(state: State) -> list[tuple[str, torch.Size]]:
@@ -157,4 +172,4 @@ def describe_images(options: argparse.Namespace, scorer: Scorer) -> str:
 
 
 def default_output(options: argparse.Namespace, run: Path, name: str) -> Path:
-    return options.out if options.out is not None else run / name
+    return options.out if options.out is not None else run_of(run)[0] / name

@@ -39,7 +39,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     config, dataset = configs[0], prepare(configs[0], world)
     with world.together():
         output = Output(default_output(options, runs[0], "sharpness"))
-        states = shipped_states(runs, configs, dataset)
+        states = shipped_states(runs, configs, dataset, world)
         scorer = lone_scorer(config, dataset, world, options.split, options.images, options.recalibrate)
     radii = [options.radius * (step + 1) / options.steps for step in range(options.steps)]
     places: list[Place] = [(run, None, 0.0) for run in range(len(runs))]

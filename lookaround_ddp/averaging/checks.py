@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lookaround_ddp.averaging.replica_group import ReplicaGroup
+from lookaround_ddp.averaging.rounds import Rounds
 from lookaround_ddp.averaging.tensors import all_finite, digest, kinds_of, mean_digest, optimizer_states
 
 
@@ -51,9 +52,11 @@ def check(models: Sequence[nn.Module], members: ReplicaGroup, optimizers: int, a
         optimizers: how many were given.
         arguments: the others of `Lookaround`, which all ranks must give alike.
     """
-    refusal = None
+    k: int | None = None
+    refusal: ValueError | None = None
     try:
-        k, start, delay = (arguments[name] for name in ("k", "start", "delay"))
+        start, delay = arguments["start"], arguments["delay"]
+        k = Rounds(arguments["k"], start, delay).length(start)  # a function is compared by what it gives first
         check_arguments(k, start, delay, arguments["optimizer_state"], len(models), optimizers)
         check_models(models, arguments["buffers"])
     except ValueError as error:
@@ -61,7 +64,7 @@ def check(models: Sequence[nn.Module], members: ReplicaGroup, optimizers: int, a
     structure = None if refusal else digest(models[0])
     check_ranks(
         members,
-        {"number of models": len(models), **arguments, "structure of the model (digest)": structure},
+        {"number of models": len(models), **arguments, "k": k, "structure of the model (digest)": structure},
         refusal,
     )
 

@@ -20,6 +20,7 @@ from lookaround_ddp.averaging.checks import check, same_states
 from lookaround_ddp.averaging.collectives import average_, broadcast_
 from lookaround_ddp.averaging.overlap import overlap_members
 from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup
+from lookaround_ddp.averaging.rounds import K, Rounds
 from lookaround_ddp.averaging.tensors import as_list, local_tensors, preserved, reset_state
 
 
@@ -43,7 +44,9 @@ class Lookaround:
     Args:
         models: the model of this rank, or the models that this rank hosts, as many on every rank. Replica
             numbers run through the ranks: rank 0's models first.
-        k: steps in a round; None never averages (independent replicas).
+        k: steps in a round; None never averages (independent replicas). Or a function that returns the steps of the
+            round that begins when each replica has done as many as it is given: `start` for the first. It is asked
+            whenever it is needed, on each rank, so its answers must always be the same.
         start: steps before the first round begins.
         group: the ranks to average over, as torch.distributed made it; by default all, or this process alone where
             none are set up. It is not kept alive: when it has been destroyed, what needs the ranks raises RuntimeError.
@@ -82,7 +85,7 @@ class Lookaround:
     def __init__(
         self,
         models: nn.Module | Sequence[nn.Module],
-        k: int | None = 5,
+        k: K = 5,
         *,
         start: int = 0,
         group: dist.ProcessGroup | None = None,
@@ -99,6 +102,7 @@ class Lookaround:
         self.models = as_list(models)
         self.hide, self.delay = hide, delay
         self.k, self.start, self.exact, self.measure = k, start, exact, measure
+        self.rounds = Rounds(k, start, delay)
         self.extra_buffers = frozenset(buffers)
         self.optimizers, self.optimizer_state = list(optimizers), optimizer_state
         self.shards = shards
@@ -106,29 +110,12 @@ class Lookaround:
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
         self.members = ReplicaGroup(group, hosted=len(self.models))
-        check(
-            self.models,
-            self.members,
-            len(self.optimizers),
-            {
-                "k": k,
-                "start": start,
-                "delay": delay,
-                "optimizer_state": optimizer_state,
-                "buffers": sorted(self.extra_buffers),
-                "exact": exact,
-                "measure": measure,
-                "hide": hide,
-            },
-        )
-        self._average = AverageStep(
-            self.models,
-            self.members,
-            overlap_members(self.members, beside) if hide or delay else self.members,
-            shards,
-            self.extra_buffers,
-            exact=exact,
-        )
+        alike: dict[str, Any] = {"k": k, "start": start, "delay": delay, "exact": exact, "measure": measure}
+        alike |= {"hide": hide, "optimizer_state": optimizer_state, "buffers": sorted(self.extra_buffers)}
+        check(self.models, self.members, len(self.optimizers), alike)
+        overlapping = overlap_members(self.members, beside) if hide or delay else self.members
+        where = self.models, self.members, overlapping, shards, self.extra_buffers
+        self._average = AverageStep(*where, exact=exact)
         self.corrections = self._average.corrections
         self.restart()
 
@@ -146,7 +133,7 @@ class Lookaround:
 
     def due(self, steps: int) -> bool:
         """Returns whether an average step follows step number `steps`, counted from 1."""
-        return self.k is not None and steps > self.start and (steps - self.start) % self.k == 0
+        return self.rounds.due(steps)
 
     def step(self) -> bool:
         """Counts a step of every replica; the last of a round is followed by the average step.
@@ -155,7 +142,8 @@ class Lookaround:
 
         Raises:
             RuntimeError: an average step is still under way (`hide`), and no forward pass has waited for it.
-            FloatingPointError, ValueError: see `average`. With a delay, perhaps only when a correction is due: it is
+            FloatingPointError, ValueError: see `average`; or k, if it is a function, gives no steps for the round that
+                is to begin, or no more than the delay. With a delay, perhaps only when a correction is due: it is
                 not made then, but the running statistics have been averaged.
         """
         overlap = self._average.overlap
@@ -166,12 +154,12 @@ class Lookaround:
             )
         self.wait()
         self.steps += 1
+        due = self.rounds.reach(self.steps)
         if self.corrections.due == self.steps:
             self._average.correct()
-        if self.due(self.steps):
+        if due:
             self._begin(now=False)
-            return True
-        return False
+        return due
 
     def average(self) -> None:
         """Averages now, on all ranks: theta_j = phi = 1/d sum_i theta_i for every replica j.
@@ -250,6 +238,7 @@ class Lookaround:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes what `state_dict` returned."""
         self.steps, distances = int(state["steps"]), state["distances"]
+        self.rounds.reach(self.steps)
         self._average.distances = None if distances is None else torch.tensor(distances, dtype=torch.float64)
         self.corrections.due = state.get("correction_due")
 

@@ -92,7 +92,7 @@ def planned(options: argparse.Namespace) -> tuple[Workload, nn.Module, tuple[int
     per_epoch = len(dataset.train) // workload.batch_size
     if per_epoch == 0:
         raise UserError(f"--batch-size is {workload.batch_size}, more than the {len(dataset.train)} training images")
-    # The trainer trains whole epochs, so a large dataset is cut to the images that the iterations need.
+    # Whole epochs are trained, so a large dataset is cut to the images that the iterations need.
     limit = options.iterations * workload.batch_size if options.iterations < per_epoch else None
     per_epoch = min(per_epoch, options.iterations)
     epochs = -(-options.iterations // per_epoch)

@@ -14,6 +14,7 @@ from lookaround_ddp.checkpoint.run_folder import (
     read_result,
     run_config,
     run_folder,
+    run_of,
     write_config,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "read_result",
     "run_config",
     "run_folder",
+    "run_of",
     "save_model",
     "write_config",
 ]

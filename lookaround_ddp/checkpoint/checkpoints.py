@@ -18,6 +18,9 @@ from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError, shortened
 from lookaround_ddp.files import sync, write, write_atomically
 
+CHECKPOINTS = "checkpoints"  # the folder of a run that has them
+
+
 State = dict[str, Any]  # of a run, JSON-able: what a checkpoint holds beside the replicas
 
 
@@ -42,7 +45,7 @@ class Checkpoints:
     """
 
     def __init__(self, run: Path, keep: int, world: World, warn: Callable[[str], None]) -> None:
-        self.folder, self.keep, self.world, self.warn = run / "checkpoints", keep, world, warn
+        self.folder, self.keep, self.world, self.warn = run / CHECKPOINTS, keep, world, warn
 
     def save(self, iteration: int, parts: Mapping[str, Part], state: dict[str, Any]) -> None:
         """Writes a checkpoint; collective. `state` is JSON-able, and rank 0's counts.

@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import nn
 
-from lookaround_ddp.checkpoint.checkpoints import State
+from lookaround_ddp.checkpoint.checkpoints import CHECKPOINTS, State
 from lookaround_ddp.checkpoint.model_file import read_network
 from lookaround_ddp.config import Config, load_config
 from lookaround_ddp.distributed import World
@@ -57,6 +57,12 @@ def run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{run} is not a run folder: there is no config.yaml in it")
     config = load_config(run / "config.yaml", overrides)
     return config.model_copy(update={"out": str(run)})  # as a value: `out=2024` would be read as a number
+
+
+def run_of(path: Path) -> tuple[Path, int | None]:
+    """Returns the run folder that a path names, and the iteration if it names one of its checkpoints."""
+    found = path.parent.name == CHECKPOINTS and path.name.isdigit() and not (path / "config.yaml").exists()
+    return (path.parent.parent, int(path.name)) if found else (path, None)
 
 
 MODEL, TRAJECTORY, RESULT = "model.safetensors", "trajectory.safetensors", "result.json"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lookaround_ddp.checkpoint import run_config
+from lookaround_ddp.checkpoint import run_config, run_of
 from lookaround_ddp.config import Config, changed_keys
 from lookaround_ddp.errors import UserError, is_main_rank
 
@@ -22,12 +22,16 @@ def values(arguments: Sequence[str]) -> list[str]:
     return [argument for argument in arguments if Path(argument) not in paths(arguments)]
 
 
-def runs_named(arguments: Sequence[str]) -> tuple[list[Path], list[Config]]:
-    """Returns the named run folders and their configs, with the values that replace some."""
+def runs_named(arguments: Sequence[str], checkpoints: bool = False) -> tuple[list[Path], list[Config]]:
+    """Returns the named run folders and their configs, with the values that replace some.
+
+    Args:
+        checkpoints: take the folder of a run's checkpoint, too, as it is, with the run's config.
+    """
     runs = paths(arguments)
     if not runs:
         raise UserError("name at least one run's folder")
-    return runs, [named_config(run, values(arguments)) for run in runs]
+    return runs, [named_config(run_of(run)[0] if checkpoints else run, values(arguments)) for run in runs]
 
 
 def named_config(run: Path, values: Sequence[str]) -> Config:

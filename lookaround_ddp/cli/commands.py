@@ -162,11 +162,11 @@ def report(options: argparse.Namespace) -> None:
 
 def analyze(options: argparse.Namespace) -> None:
     """Computes one of the paper's analyses, of numbers or of runs."""
-    from lookaround_ddp.analysis.command import RUNS, function_of
+    from lookaround_ddp.analysis.command import OF_MODELS, RUNS, function_of
 
     try:
         if options.analysis in RUNS:
-            runs, configs = runs_named(options.arguments)
+            runs, configs = runs_named(options.arguments, checkpoints=options.analysis in OF_MODELS)
             analysis = function_of(options.analysis)
             with join(configs[0]) as world:
                 analysis(options, runs, configs, world)

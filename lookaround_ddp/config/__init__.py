@@ -1,6 +1,8 @@
 """The sections of a config, and reading it from YAML and `key.path=value`."""
 
-from lookaround_ddp.config.load import load_config
+from lookaround_ddp.config.changes import changed_keys
+from lookaround_ddp.config.load import check_length, load_config
+from lookaround_ddp.config.rounds import k_text, lengths
 from lookaround_ddp.config.schema import (
     Augmentation,
     AugmentConfig,
@@ -10,7 +12,6 @@ from lookaround_ddp.config.schema import (
     OptimizerConfig,
     ScheduleConfig,
     TrajectoryConfig,
-    changed_keys,
 )
 
 __all__ = [
@@ -23,5 +24,8 @@ __all__ = [
     "ScheduleConfig",
     "TrajectoryConfig",
     "changed_keys",
+    "check_length",
+    "k_text",
+    "lengths",
     "load_config",
 ]

@@ -11,13 +11,11 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from lookaround_ddp.config.rounds import check_k, k_text
 from lookaround_ddp.config.schema import Config
 from lookaround_ddp.errors import UserError, shortened
 
 BASE = "base"  # in a config file: the files, relative to it, whose values it adds to or replaces
-
-
-PERIOD = re.compile(r"(never|epoch|[1-9]\d* ?epochs?)$")  # of average.k
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -63,34 +61,42 @@ def _check(config: Config) -> None:
         raise UserError(
             "replicas: give at least one replica, and each at least one augmentation ('none' for no change)"
         )
-    k = config.average.k
-    if isinstance(k, int) and k < 1:
-        raise UserError(f"average.k is {k}: a round has at least 1 iteration, or use epoch or never")
-    if isinstance(k, str) and not PERIOD.match(k):
-        raise UserError(f'average.k is {k!r}: it should be an integer, epoch, "10 epochs" or never')
+    check_k(config.average.k)
     if config.schedule.name == "multistep" and not config.schedule.milestones:
         raise UserError("schedule.milestones is empty: multistep needs the epochs at which the rate falls")
-    if config.schedule.warmup_epochs >= config.epochs:
-        raise UserError(
-            f"schedule.warmup_epochs is {config.schedule.warmup_epochs}: it must end before epoch {config.epochs}"
-        )
     if (config.data.mean is None) != (config.data.std is None):
         raise UserError("data.mean and data.std go together: set both or neither")
     _check_method(config)
+    if config.iterations is None:
+        check_length(config, config.epochs)
+
+
+def check_length(config: Config, epochs: float) -> None:
+    """Raises UserError unless what a config says of the course of a run comes before its end.
+
+    Args:
+        epochs: in the whole run; of one whose length is in iterations, known when its data is.
+    """
+    average, trajectory, warmup = config.average, config.trajectory, config.schedule.warmup_epochs
+    last = average.k[-1] if isinstance(average.k, tuple) else (0.0, average.k)
+    if last[0] >= epochs:
+        raise UserError(f"average.k is {last[1]} from epoch {last[0]:g} on: a run of {epochs:g} epochs ends before")
+    if warmup >= epochs:
+        raise UserError(f"schedule.warmup_epochs is {warmup}: it must end before epoch {epochs:g}")
+    if average.before_start != "replicas" and (average.k == "never" or not 0 < average.start < epochs):
+        raise UserError(
+            f"average.before_start={average.before_start} needs average.start between 0 and the run's "
+            f"{epochs:g} epochs (it is {average.start:g}), and rounds (average.k is {k_text(average.k)})"
+        )
+    if trajectory.name != "none" and trajectory.start >= epochs:
+        raise UserError(
+            f"trajectory.start is {trajectory.start:g}: a run of {epochs:g} epochs ends before the average begins"
+        )
 
 
 def _check_method(config: Config) -> None:
     """Parts that do not go together, or would never come to anything."""
     average, trajectory = config.average, config.trajectory
-    if average.before_start != "replicas" and (average.k == "never" or not 0 < average.start < config.epochs):
-        raise UserError(
-            f"average.before_start={average.before_start} needs average.start between 0 and the run's "
-            f"{config.epochs} epochs (it is {average.start:g}), and rounds (average.k is {average.k})"
-        )
-    if trajectory.name != "none" and trajectory.start >= config.epochs:
-        raise UserError(
-            f"trajectory.start is {trajectory.start:g}: a run of {config.epochs} epochs ends before the average begins"
-        )
     if trajectory.name == "swad" and config.data.validation == 0:
         raise UserError("trajectory.name=swad selects by the loss on held-out images: set data.validation")
     if trajectory.swa_lr is not None and trajectory.name != "swa":
@@ -171,6 +177,6 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {shortened('.'.join(map(str, location)))}: {hint}"
     message = first["msg"].replace("tuple", "list").removeprefix("Input ")
     if location[:2] == ["average", "k"]:
-        message = 'it should be an integer, epoch, "10 epochs" or never'
+        message = 'it should be an integer, epoch, "10 epochs" or never; or a list such as [[0, epoch], [100, 5]]'
     where, value = shortened(".".join(map(str, location))), shortened(repr(first["input"]))
     return f"{where} is {value}: {message}"

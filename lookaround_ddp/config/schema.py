@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from lookaround_ddp.config.rounds import K
 
 
 class Section(BaseModel):
@@ -25,7 +26,7 @@ class ModelConfig(Section):
     name: str = "resnet8"
     """resnet8 | 14 | 20 (small images), resnet18 | 34 | 50 | 101 | 152, resnext50, vgg19 (CIFAR size), or timm:NAME."""
     pretrained: bool | str = False
-    """True for timm's weights, or the path of a state dict; a head of another size is made anew."""
+    """True for timm's weights, or the path of a state dict or a checkpoint; a head of another size is made anew."""
     width: int = Field(16, ge=1)
     """Channels of the first stage of resnet8, 14 and 20."""
     dropout: float | None = Field(None, ge=0, lt=1)
@@ -126,8 +127,9 @@ class ScheduleConfig(Section):
 
 
 class AverageConfig(Section):
-    k: int | str = 5
-    """Iterations in a round; or epoch, "10 epochs", never."""
+    k: K = 5
+    """Iterations in a round; or epoch, "10 epochs", never. Or a list of (epoch, k): the rounds that begin from this
+    epoch of the run on have this k; the first entry is of epoch 0. A round that has begun keeps its k."""
     start: float = Field(0, ge=0)
     """Epochs before the first round."""
     before_start: Literal["replicas", "single", "single_in_turn"] = "replicas"
@@ -144,12 +146,6 @@ class AverageConfig(Section):
     """Names of buffers to average beside the norm layers' running statistics."""
     norm_momentum: Literal["compensated", "own"] = "compensated"
     """compensated: batch-norm's momentum m becomes 1 - (1 - m)^d, as if the d replicas shared the statistics."""
-
-    def period(self, per_epoch: int) -> int | None:
-        """Iterations in a round; None: it never ends."""
-        if isinstance(self.k, int) or self.k == "never":
-            return None if isinstance(self.k, str) else self.k
-        return per_epoch * int(self.k.removesuffix("s").removesuffix("epoch").strip() or 1)
 
 
 class TrajectoryConfig(Section):
@@ -212,6 +208,8 @@ class Config(Section):
     out: str = "runs/digits-resnet8-lookaround"
     seed: int = Field(0, ge=0)
     epochs: int = Field(20, ge=1)
+    iterations: int | None = Field(None, ge=1)
+    """The run's length in iterations, instead of `epochs`; what is measured in epochs still is."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
@@ -235,23 +233,18 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     record: RecordConfig = RecordConfig()
 
+    def length(self, per_epoch: int) -> int:
+        """Returns the run's length in iterations, of which an epoch has `per_epoch`."""
+        return self.epochs * per_epoch if self.iterations is None else self.iterations
+
     def identity(self) -> dict[str, Any]:
         """Returns the values that decide the weights: not where files are or what a damaged one does, who loads, which
-        kernels compute, or what is shown.
+        kernels compute, or what is shown. Of `epochs` and `iterations` it has the one that is the run's length.
         """
         others = {"out", "timeout", "deterministic", "evaluate", "checkpoint", "record"}
         values = self.model_dump(mode="json", exclude=others)
         for key in ("root", "download", "workers", "on_corrupt"):
             del values["data"][key]
         del values["average"]["hide"]
+        del values["epochs" if self.iterations is not None else "iterations"]
         return values
-
-
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yields 'key.path: old -> new' for every value in which two dumped configs differ."""
-    for key in sorted({*old, *new}):
-        was, now = old.get(key), new.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            yield from changed_keys(was, now, f"{prefix}{key}.")
-        elif was != now:
-            yield f"{prefix}{key}: {was} -> {now}"

@@ -60,7 +60,7 @@ def create_model(config: ModelConfig, num_classes: int, in_chans: int = 3) -> nn
             f"there are no published weights for {config.name}: give model.pretrained a path, or use timm:NAME"
         )
     if config.pretrained:
-        load_weights(model, Path(config.pretrained), head="fc")
+        load_weights(model, weights_file(config.pretrained), head="fc")
     return model
 
 
@@ -86,14 +86,28 @@ def load_weights(model: nn.Module, path: Path, head: str) -> None:
     model.load_state_dict(fitting, strict=False)
 
 
+def weights_file(name: str) -> Path:
+    """Returns the file that `model.pretrained` names: itself, or the replica's in the folder of a checkpoint.
+
+    Raises:
+        UserError: there is no such file, or a checkpoint has several replicas.
+    """
+    path = Path(name)
+    replicas = sorted(path.glob("replica-*.pt"))
+    if len(replicas) > 1:
+        raise UserError(f"model.pretrained: {path} has {len(replicas)} replicas: name one of them, {replicas[0]}")
+    path = replicas[0] if replicas else path
+    if not path.is_file():
+        raise UserError(f"model.pretrained: there is no file {path}")
+    return path
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Reads a state dict from a .safetensors file or a torch file (tensors only, never code).
 
     Raises:
-        UserError: there is no such file, or it does not hold a state dict of tensors.
+        UserError: it does not hold a state dict of tensors.
     """
-    if not path.is_file():
-        raise UserError(f"model.pretrained: there is no file {path}")
     try:
         state: Any = (
             load_file(path)
@@ -102,7 +116,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         )
     except Exception as error:  # each format has exceptions of its own; the user needs the file's name
         raise UserError(f"{path} is not a readable state dict: {' '.join(str(error).split())[:200]}") from None
-    for key in ("state_dict", "model"):
+    for key in ("shown", "state_dict", "model"):  # the first is that of a replica with Lookahead
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -153,9 +167,7 @@ def _timm_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Modu
     if config.dropout is not None:
         arguments["drop_rate"] = config.dropout
     if isinstance(config.pretrained, str):
-        if not Path(config.pretrained).is_file():
-            raise UserError(f"model.pretrained: there is no file {config.pretrained}")
-        arguments["pretrained_cfg_overlay"] = {"file": config.pretrained}
+        arguments["pretrained_cfg_overlay"] = {"file": str(weights_file(config.pretrained))}
     try:
         return timm.create_model(name, pretrained=bool(config.pretrained), **arguments)
     except (RuntimeError, TypeError, ValueError, OSError) as error:

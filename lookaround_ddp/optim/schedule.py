@@ -15,8 +15,8 @@ def learning_rate(config: Config, iteration: int, per_epoch: int) -> float:
     """
     base, start = config.optimizer.lr, round(config.trajectory.start * per_epoch)
     if config.trajectory.swa_lr is None or iteration < start:
-        return scheduled_rate(config.schedule, base, iteration, per_epoch, config.epochs)
-    rate = scheduled_rate(config.schedule, base, start, per_epoch, config.epochs)
+        return scheduled_rate(config.schedule, base, iteration, per_epoch, config.length(per_epoch))
+    rate = scheduled_rate(config.schedule, base, start, per_epoch, config.length(per_epoch))
     return annealed_rate(config.trajectory, rate, iteration - start, per_epoch)
 
 
@@ -43,7 +43,7 @@ def ends_cycle(schedule: ScheduleConfig, done: int, total: int) -> bool:
     return done * schedule.cycles // total > (done - 1) * schedule.cycles // total
 
 
-def scheduled_rate(schedule: ScheduleConfig, base: float, iteration: int, per_epoch: int, epochs: int) -> float:
+def scheduled_rate(schedule: ScheduleConfig, base: float, iteration: int, per_epoch: int, total: int) -> float:
     """Returns the learning rate of the schedule alone, at an iteration counted from 0.
 
     Warm-up, at the start of the run, is linear: (i + 1) / n of the base rate in the i-th of its n iterations. Then
@@ -53,7 +53,7 @@ def scheduled_rate(schedule: ScheduleConfig, base: float, iteration: int, per_ep
     Args:
         base: the rate after warm-up.
         per_epoch: iterations in an epoch.
-        epochs: epochs in the run.
+        total: iterations in the run.
     """
     warmup = round(schedule.warmup_epochs * per_epoch)
     if iteration < warmup:
@@ -62,7 +62,6 @@ def scheduled_rate(schedule: ScheduleConfig, base: float, iteration: int, per_ep
     if schedule.name == "multistep":
         return base * schedule.gamma ** sum(math.floor(epoch) >= milestone for milestone in schedule.milestones)
     if schedule.name == "cosine":
-        total = epochs * per_epoch
         moves = iteration if schedule.per == "iteration" else iteration - iteration % per_epoch
         place = moves * schedule.cycles % total / total  # the share of its cycle that is over, exact at its ends
         return schedule.min_lr + (base - schedule.min_lr) * (1 + math.cos(math.pi * place)) / 2

@@ -110,7 +110,8 @@ def _star(accuracy: Axes, group: Group, prefix: str, color: str) -> None:
     if not finals or finals[0][0] in drawn or (group.config.average.k == "never" and not group.alone):
         return
     top = statistics.fmean(score["top1"] for _, score in finals)
-    accuracy.plot([group.config.epochs], [top], "*", color=color, ms=10, label=f"{prefix}{finals[0][0]}")
+    end = (group.finished[0].result or {}).get("epochs") or group.config.epochs  # a soup's are its ingredients'
+    accuracy.plot([end], [top], "*", color=color, ms=10, label=f"{prefix}{finals[0][0]}")
 
 
 def _drawn(group: Group) -> tuple[RunRecord, ...]:

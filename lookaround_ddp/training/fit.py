@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from lookaround_ddp.checkpoint import PREEMPTED, State, write_config
-from lookaround_ddp.config import Config
+from lookaround_ddp.config import Config, k_text
 from lookaround_ddp.data import get_ready
 from lookaround_ddp.distributed import PreemptionHandler, World
 from lookaround_ddp.errors import Preempted
@@ -101,7 +101,7 @@ def describe(run: Run) -> str:
     config, world = run.config, run.world
     millions = sum(parameter.numel() for parameter in run.replicas[0].model.parameters()) / 1e6
     processes = "1 process" if world.size == 1 else f"{world.size} processes"
-    kinds = "1 network" if world.replicas == 1 else f"{world.replicas} replicas, k = {config.average.k},"
+    kinds = "1 network" if world.replicas == 1 else f"{world.replicas} replicas, k = {k_text(config.average.k)},"
     where = world.device.type if world.size == 1 else f"{world.device.type}, {world.backend}"
     return (
         f"{config.model.name}, {millions:.2f} M parameters | {config.data.name}, {len(run.dataset.train)} images | "

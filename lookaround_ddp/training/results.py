@@ -43,7 +43,7 @@ def finish(run: Run) -> State:
         **scores,
         "best": run.best,
         "iterations": run.total,
-        "epochs": config.epochs,
+        "epochs": config.epochs if config.iterations is None else run.total / run.per_epoch,
         "seconds": run.watch.seconds(),
         "processes": world.size,
         "device": str(world.device),

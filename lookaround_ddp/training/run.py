@@ -49,7 +49,7 @@ class Run:
     @property
     def total(self) -> int:
         """Iterations of the whole run."""
-        return self.config.epochs * self.per_epoch
+        return self.config.length(self.per_epoch)
 
     @property
     def single_phase_end(self) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lookaround_ddp.averaging import Lookaround, content_digest
 from lookaround_ddp.checkpoint import Checkpoints
-from lookaround_ddp.config import Config
+from lookaround_ddp.config import Config, check_length, lengths
 from lookaround_ddp.data import Dataset, Iterations, make_batches, prepare
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
@@ -30,8 +32,12 @@ def set_up(config: Config, world: World) -> Run:
         config = resolved(config, dataset)
         batches, replicas = build(config, dataset, world)
     per_epoch = batches.plan.iterations
+    total = config.length(per_epoch)
+    check_length(config, total / per_epoch)
+    if config.snapshots and config.schedule.cycles > total:
+        raise UserError(f"schedule.cycles is {config.schedule.cycles}: the run has no more than {total} iterations")
     around = make_lookaround(config, replicas, per_epoch, world)
-    record = Record(config, world.main, config.epochs * per_epoch)
+    record = Record(config, world.main, total)
     test, validation = make_evaluators(config, dataset, world)
     return Run(
         config=config,
@@ -63,13 +69,13 @@ def make_lookaround(config: Config, replicas: list[Replica], per_epoch: int, wor
     Raises:
         UserError: settings of the average that do not go together.
     """
-    period = config.average.period(per_epoch)
-    if len(config.replicas) > 1 and period is not None and config.optimizer.lookahead is not None:
-        check_lookahead(config, config.optimizer.lookahead.k, period, per_epoch)
+    rounds = lengths(config.average.k, per_epoch)
+    for _, length in rounds:
+        check_round(config, length, per_epoch)
     try:
         return Lookaround(
             [replica.model for replica in replicas],
-            k=period,
+            k=steps_in_round(rounds),
             start=round(config.average.start * per_epoch),
             group=world.replica_group,
             beside=world.overlap_group,
@@ -84,6 +90,23 @@ def make_lookaround(config: Config, replicas: list[Replica], per_epoch: int, wor
         )
     except ValueError as error:
         raise UserError(f"average: {error}") from None
+
+
+def steps_in_round(rounds: Sequence[tuple[int, int]]) -> int | Callable[[int], int] | None:
+    """Returns the k of `Lookaround` for rounds of these lengths, each with the iteration from which it holds."""
+    if len(rounds) < 2:
+        return rounds[0][1] if rounds else None
+    begins = [begin for begin, _ in rounds]
+    return lambda steps: rounds[bisect_right(begins, steps) - 1][1]
+
+
+def check_round(config: Config, length: int, per_epoch: int) -> None:
+    """Raises UserError unless `delay` and Lookahead go together with rounds of so many iterations."""
+    delay = config.average.delay
+    if isinstance(config.average.k, tuple) and delay >= length:  # of one k, `Lookaround` says the same
+        raise UserError(f"average: delay is {delay} and a k is {length}: a mean can arrive 0 to k - 1 iterations later")
+    if len(config.replicas) > 1 and config.optimizer.lookahead is not None:
+        check_lookahead(config, config.optimizer.lookahead.k, length, per_epoch)
 
 
 def check_lookahead(config: Config, k: int, period: int, per_epoch: int) -> None:
@@ -107,10 +130,10 @@ def make_weight_averages(config: Config, replicas: list[Replica], per_epoch: int
     if config.trajectory.name == "none":
         return []
     start, period = round(config.trajectory.start * per_epoch), config.trajectory.period(per_epoch)
-    if start + period > config.epochs * per_epoch:
+    if start + period > config.length(per_epoch):
         raise UserError(
             f"trajectory: its first {period} iterations after epoch {config.trajectory.start:g} are not over when "
-            f"the run ends ({config.epochs} epochs of {per_epoch} iterations): train longer or start earlier"
+            f"the run ends (after {config.length(per_epoch)}, {per_epoch} in an epoch): train longer or start earlier"
         )
     own = config.average.k == "never"
     return [

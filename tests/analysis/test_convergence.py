@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lookaround_ddp.analysis.theory.momentum import METHODS, SPECTRA, Rounds
+from lookaround_ddp.analysis.theory.momentum import METHODS, SPECTRA, Rounds, optimum
 from tests.support.runs import Job
 
 
@@ -31,6 +31,17 @@ def test_values_worked_out_apart() -> None:
         assert gain(method, 10) == pytest.approx(ten, rel=0.01)
         assert gain(method, 1e3) == pytest.approx(thousand, rel=0.01)
     assert gain("classical momentum", 10) == pytest.approx(1 - math.sqrt(0.99))
+
+
+def test_the_optimum_is_momentum_s_where_beta_fits() -> None:
+    """kappa = 9: rate 1/2, beta 1/4, gamma 9/4. With beta = .99 nothing is better at any kappa of the figure."""
+    assert optimum(9.0) == pytest.approx(0.5)
+    gamma, rate = Rounds(k=1, beta=0.25).best("classical momentum", np.array([1 / 9, 1]))
+    assert (gamma, rate) == pytest.approx((2.25, 0.5), rel=1e-3)
+    kappa = ((1 + math.sqrt(0.99)) / (1 - math.sqrt(0.99))) ** 2  # 158,000: where .99 fits
+    assert gain("classical momentum", kappa) == pytest.approx(1 - optimum(kappa), rel=1e-3)
+    for kappa in (10.0, 1e3, 1e5, 1e7):
+        assert all(gain(method, kappa) < 1 - optimum(kappa) for method in METHODS)
 
 
 def test_without_momentum_they_are_closed_forms() -> None:
@@ -106,7 +117,8 @@ def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
     assert list(numbers["methods"]) == list(METHODS)
     gains = [f"{rows[0]['gain']:.4g}" for rows in numbers["methods"].values()]
     assert gains[0] == "0.005013"
-    assert any(line.split() == ["10", *gains] for line in said.splitlines())
+    assert numbers["optimum"][1] == {"kappa": 100, "gain": pytest.approx(2 / 11)}
+    assert any(line.split() == ["10", *gains, "0.4805"] for line in said.splitlines())
     with Image.open(tmp_path / "rates.png") as image:
         assert image.format == "PNG"
 

@@ -46,11 +46,30 @@ def test_values_worked_out_by_hand() -> None:
     assert model().printed_sgd() == pytest.approx(0.04 / 0.19)
     assert model().lookahead(5, 0.5) == pytest.approx(0.795245 / 1.795245 * 0.02 / 0.19)
     assert model().lookaround(3) == pytest.approx(0.0350877, abs=1e-7)
-    assert model().printed_lookaround(5, 3) == pytest.approx(0.0298, abs=5e-5)
-    assert model().printed_lookaround(1, 3) == pytest.approx(0.0145, abs=5e-5)
+    assert model().mended_lookaround(5, 3) == pytest.approx(0.0298, abs=5e-5)
+    assert model().mended_lookaround(1, 3) == pytest.approx(0.0145, abs=5e-5)
     assert model().lookahead(7, 1.0) == model().sgd()
     assert model().lookaround(1) == model().sgd()
     assert model().lookaround(3, rho=1.0) == pytest.approx(model().sgd())
+
+
+@pytest.mark.parametrize(("a", "gamma", "sigma2", "k"), [(1.0, 0.1, 2.0, 5), (2.0, 0.3, 0.5, 2)])
+def test_what_is_printed_is_equations_4_to_6(a: float, gamma: float, sigma2: float, k: int) -> None:
+    """As they stand in the paper, each a multiple of the one before, with Sigma^2; and with Sigma for it, mended."""
+    alpha, d, one, two = 0.5, 3, (1 - gamma * a) ** k, (1 - gamma * a) ** (2 * k)
+    for power in (2, 1):
+        sgd = gamma**2 * a**2 * sigma2**power / (1 - (1 - gamma * a) ** 2)
+        sum_ = alpha**2 * (1 - two) + 2 * alpha * (1 - alpha) * (1 - one)
+        lookahead = alpha**2 * (1 - two) / sum_ * sgd
+        lookaround = sum_ / (alpha**2 * (d - (d - 1) * two)) * lookahead
+        theory = model(a, gamma, sigma2)
+        found = theory.sgd(), theory.lookahead(k, alpha), theory.mended_lookaround(k, d)
+        if power == 2:
+            found = theory.printed_sgd(), theory.printed_lookahead(k, alpha), theory.printed_lookaround(k, d)
+        assert np.concatenate(found) == pytest.approx([sgd, lookahead, lookaround])
+        if a == 1.0:  # the README's
+            expected = (0.2105, 0.0933, 0.0595) if power == 2 else (0.1053, 0.0466, 0.0298)
+            assert np.concatenate(found) == pytest.approx(expected, abs=5e-5)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 30])
@@ -78,7 +97,7 @@ def test_the_simulation_agrees_within_its_errors() -> None:
         assert (np.abs(found - expected) < 4 * error).all()
         assert error == pytest.approx(expected * (2 / 50_000) ** 0.5, rel=0.03)
     found, error = chains.lookaround(5, 3, 0.0)
-    assert (np.abs(found - theory.printed_lookaround(5, 3)) > 15 * error).any()
+    assert (np.abs(found - theory.mended_lookaround(5, 3)) > 15 * error).any()
 
 
 def test_the_bound_on_replicas_is_tight() -> None:
@@ -106,7 +125,7 @@ def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
     assert numbers["settings"]["sigma2"] == [2, 2]
     assert numbers["decay"] == pytest.approx([0.9**5, 0.8**5])
     row = next(line for line in said.splitlines() if line.startswith(" Lookaround "))
-    assert row.split()[1:4] == ["1", "0.029775", "0.035088"]
+    assert row.split()[1:5] == ["1", "0.059549", "0.029775", "0.035088"]
     with Image.open(tmp_path / "new" / "noise.png") as image:
         assert (image.format, image.size) == ("PNG", (1210, 484))
 

@@ -156,6 +156,8 @@ def worker(rank: int, ranks: int) -> dict[str, Any]:
         "buffers": message_of(lambda: Lookaround(nn.BatchNorm1d(2, track_running_stats=rank == 0))),
         "hosted": message_of(lambda: Lookaround([linear() for _ in range(1 + rank)])),
         "k": message_of(lambda: Lookaround(linear(), k=5 + rank)),
+        "a function": message_of(lambda: Lookaround(linear(), k=lambda steps: 5 + rank)),
+        "a function on one rank": message_of(lambda: Lookaround(linear(), k=lambda steps: 5 - 5 * rank)),
         "start": message_of(lambda: Lookaround(linear(), start=rank)),
         "exact": message_of(lambda: Lookaround(linear(), exact=rank == 0)),
         "measure": message_of(lambda: Lookaround(linear(), measure=rank == 0)),
@@ -198,6 +200,7 @@ DIFFERENT = {
     "buffers": STRUCTURE,
     "hosted": "number of models",
     "k": "k",
+    "a function": "k",
     "start": "start",
     "exact": "exact",
     "measure": "measure",
@@ -222,6 +225,8 @@ def test_what_one_rank_refuses_all_refuse(ranks: list[dict[str, Any]]) -> None:
     refusal = "the model is wrapped in DistributedDataParallel, whose ranks hold one replica together: pass the"
     assert ranks[1]["one rank"].startswith(refusal)
     assert ranks[0]["one rank"].startswith(f"refused on rank 1: {refusal}")
+    assert ranks[1]["a function on one rank"].startswith("k(0) is 0: a round has a whole number of steps")
+    assert ranks[0]["a function on one rank"].startswith("refused on rank 1: k(0) is 0: a round has")
 
 
 def test_ranks_whose_optimizers_have_different_states_are_refused_on_all_ranks(ranks: list[dict[str, Any]]) -> None:

@@ -94,6 +94,22 @@ def test_pretrained_from_a_file_with_a_new_head(tmp_path: Path) -> None:
         assert other.fc.weight.shape == (3, 64)
 
 
+def test_pretrained_from_a_checkpoint(tmp_path: Path) -> None:
+    """Its folder stands for the one replica in it, with Lookahead for the slow weights that are evaluated."""
+    fast, slow = (create_model(ModelConfig(), num_classes=10) for _ in range(2))
+    state = {"model": fast.state_dict(), "optimizer": {"state": {}, "param_groups": []}, "lookahead": None}
+    config = ModelConfig(pretrained=str(tmp_path))
+    for more, source in (({}, fast), ({"shown": slow.state_dict()}, slow)):
+        torch.save(state | more, tmp_path / "replica-0.pt")
+        found = create_model(config, num_classes=10).state_dict()
+        assert all(torch.equal(value, source.state_dict()[name]) for name, value in found.items())
+    torch.save(state, tmp_path / "replica-1.pt")
+    with pytest.raises(UserError) as raised:
+        create_model(config, num_classes=10)
+    said = f"model.pretrained: {tmp_path} has 2 replicas: name one of them, {tmp_path}/replica-0.pt"
+    assert str(raised.value) == said
+
+
 def test_pretrained_timm_model_from_a_file(tmp_path: Path) -> None:
     source = timm.create_model("resnet10t", num_classes=1000)
     torch.save(source.state_dict(), tmp_path / "w.pth")

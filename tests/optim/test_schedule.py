@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch.optim.swa_utils import SWALR
 
+from lookaround_ddp.config.changes import changed_keys
 from lookaround_ddp.config.load import load_config, make_config
-from lookaround_ddp.config.schema import AverageConfig, Config, ScheduleConfig, changed_keys
+from lookaround_ddp.config.rounds import k_text, lengths
+from lookaround_ddp.config.schema import Config, ScheduleConfig
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.optim.schedule import ends_cycle, learning_rate, scheduled_rate
 from tests.support.runs import ROOT
@@ -20,7 +22,7 @@ CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.p
 
 
 def rate(schedule: ScheduleConfig, iteration: int, epochs: int = 200) -> float:
-    return scheduled_rate(schedule, base=0.1, iteration=iteration, per_epoch=10, epochs=epochs)
+    return scheduled_rate(schedule, base=0.1, iteration=iteration, per_epoch=10, total=10 * epochs)
 
 
 def test_multistep_of_the_paper() -> None:
@@ -112,6 +114,25 @@ def test_bases_that_cannot_be_read(tmp_path: Path, text: str, message: str) -> N
         ("average.before_start=single average.start=3 average.k=never", "and rounds"),
         ("average.k=0", "a round has at least 1 iteration"),
         ("average.k='5 rounds'", '"10 epochs" or never'),
+        ("average.k=[]", "its first entry is for the rounds from epoch 0 on, such as [[0, epoch], [100, 5]]"),
+        ("average.k=[[1, 5], [2, 3]]", "its first entry is for the rounds from epoch 0 on"),
+        ("average.k=[[0, 5], [3, 4], [3, 2]]", "epoch 3 stands after epoch 3: put the entries in their order"),
+        ("average.k=[[0, 5], [3, 4], [1.5, 2]]", "epoch 1.5 stands after epoch 3"),
+        (
+            "average.k=[[0, 5], [3, 0]]",
+            "average.k from epoch 3 on is 0: a round has at least 1 iteration, or use epoch",
+        ),
+        ("average.k=[[0, epochal]]", "average.k from epoch 0 on is 'epochal': it should be an integer, epoch"),
+        ("average.k=[[0, 5], [3, never]]", "average.k is never from epoch 3 on: it stands alone"),
+        ("average.k=[[0, 5], [20, 3]]", "average.k is 3 from epoch 20 on: a run of 20 epochs ends before"),
+        ("average.k=[[0, 5], [x, 3]]", "average.k is [[0, 5], ['x', 3]]: it should be an integer, epoch, "),
+        ("average.k=[[0, 5, 3]]", "never; or a list such as [[0, epoch], [100, 5]]"),
+        ("average.k=[0, 5]", "average.k is [0, 5]: it should be"),
+        ("average.k=[[0,1.5]]", "average.k is [[0, 1.5]]: it should be"),
+        ("average.k=[[0, true]]", "average.k is [[0, True]]: it should be"),
+        ("average.k=[[.nan, 5]]", "average.k is [[nan, 5]]: it should be"),
+        ("iterations=0", "greater than or equal to 1"),
+        ("iterations=1.5", "valid integer"),
         ("optimizer.sam.rhoo=1", "unknown key optimizer.sam.rhoo: did you mean optimizer.sam.rho?"),
         ("optimizer.sam.rho=0", "greater than 0"),
         ("trajectory.every=0", "greater than or equal to 1"),
@@ -129,10 +150,48 @@ def test_parts_that_do_not_go_together(pair: str, message: str) -> None:
 
 
 def test_rounds_in_epochs() -> None:
-    periods = {
-        k: AverageConfig(k=k).period(per_epoch=7) for k in (5, "epoch", "1 epoch", "10 epochs", "2epochs", "never")
+    ks = (5, "epoch", "1 epoch", "10 epochs", "2epochs", "never")
+    found = {k: lengths(k, per_epoch=7) for k in ks}
+    expected = {5: 5, "epoch": 7, "1 epoch": 7, "10 epochs": 70, "2epochs": 14}
+    assert found == {k: [(0, length)] for k, length in expected.items()} | {"never": []}
+
+
+def test_rounds_whose_length_changes() -> None:
+    k = load_config(None, ["average.k=[[0, epoch], [1.5, 10 epochs], [12, 5]]"]).average.k
+    assert lengths(k, per_epoch=8) == [(0, 8), (12, 80), (96, 5)]
+    assert k_text(k) == "epoch, 10 epochs from epoch 1.5 on, 5 from epoch 12 on"
+    assert (k_text("epoch"), k_text(5)) == ("epoch", "5")
+
+
+def test_a_length_in_iterations() -> None:
+    """20 of them, 8 in an epoch: 2.5 epochs. Cosine and cycles go over the whole; milestones stay in epochs."""
+    values = {"iterations": 20, "epochs": 1000, "optimizer": {"lr": 0.1}}
+
+    def rates(**schedule: object) -> list[float]:
+        config = make_config({**values, "schedule": schedule})
+        return [learning_rate(config, iteration, per_epoch=8) for iteration in range(20)]
+
+    assert make_config(values).length(per_epoch=8) == 20
+    assert make_config({"epochs": 3}).length(per_epoch=8) == 24
+    cosine = rates(name="cosine")
+    assert [cosine[0], cosine[10]] == pytest.approx([0.1, 0.05])
+    assert cosine[19] == pytest.approx(0.05 * (1 - math.cos(math.pi / 20)))
+    cycles = rates(name="cosine", cycles=2)
+    assert [cycles[0], cycles[5], cycles[10], cycles[15]] == pytest.approx([0.1, 0.05, 0.1, 0.05])
+    steps = rates(name="multistep", milestones=[1, 2], gamma=0.5, warmup_epochs=0.25)
+    assert steps == pytest.approx([0.05, 0.1, *[0.1] * 6, *[0.05] * 8, *[0.025] * 4])
+
+
+def test_the_length_in_what_decides_the_weights() -> None:
+    """Without `iterations`, what a run was made with before there was such a key; with it, epochs do not count."""
+    before = Config().model_dump(mode="json")
+    assert Config().identity().keys() == before.keys() - {
+        *("out", "timeout", "deterministic", "evaluate", "checkpoint", "record", "iterations")
     }
-    assert periods == {5: 5, "epoch": 7, "1 epoch": 7, "10 epochs": 70, "2epochs": 14, "never": None}
+    assert Config().identity()["epochs"] == 20
+    one, other = (make_config({"iterations": 7, "epochs": epochs}).identity() for epochs in (3, 4))
+    assert one == other
+    assert list(changed_keys(Config().identity(), one)) == ["epochs: 20 -> None", "iterations: None -> 7"]
 
 
 def test_constant_after_a_fractional_warmup() -> None:

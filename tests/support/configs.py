@@ -14,9 +14,6 @@ CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.p
 PAPER = ROOT / "configs" / "paper"
 
 
-LATER = {"iterations"} - Config.model_fields.keys()  # keys of files that this tree's schema does not have yet
-
-
 @cache
 def values(path: Path) -> dict[str, Any]:
     """Returns a file's values on top of its bases'."""
@@ -30,7 +27,7 @@ def kind(path: Path) -> str:
 
 def trained(path: Path) -> Config:
     """Returns the config of a training, or of a sweep without what it sweeps."""
-    return make_config({key: value for key, value in values(path).items() if key not in {"sweep", *LATER}})
+    return make_config({key: value for key, value in values(path).items() if key != "sweep"})
 
 
 TRAININGS = [path for path in CONFIGS if kind(path) != "recipe"]

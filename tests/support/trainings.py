@@ -70,13 +70,18 @@ class Case:
     averages: tuple[int, ...]
     model: type[nn.Module] = Dense
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] = sgd
-    k: int | None = 3
+    k: int | Callable[[int], int] | None = 3
     iterations: int = 8
     start: int = 0
     buffers: tuple[str, ...] = ()
     at_end: bool = False  # an average step after the last iteration, asked for
     skipped: tuple[tuple[int, int], ...] = ()  # (replica, iteration) whose optimizer step a GradScaler skips
     resumed_after: int = 0  # the iteration after which another Lookaround goes on with the saved count
+
+
+def shorter(steps: int) -> int:
+    """4 steps in a round that begins before step 5, then 2."""
+    return 4 if steps < 5 else 2
 
 
 CASES = {
@@ -97,6 +102,11 @@ CASES = {
     "a scaler skips steps of some replicas": Case((3, 6), skipped=((0, 2), (1, 3), (1, 4))),
     "resumed mid-round": Case((3, 6), resumed_after=4),
     "resumed after a round": Case((3, 6), resumed_after=3),
+    "k over time": Case((4, 8, 10, 12), k=shorter, iterations=13),
+    "k over time, resumed where it has just changed": Case(
+        (4, 8, 10), Conv, adamw, k=shorter, iterations=11, resumed_after=9
+    ),
+    "k over time after a start": Case((5, 7, 9, 10), k=shorter, start=1, iterations=10, resumed_after=6, at_end=True),
 }
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from lookaround_ddp.analysis.diversity import measure_round
 from lookaround_ddp.distributed.world import World
 from lookaround_ddp.evaluation import loss_barrier
-from tests.support.analyses import Bowl, analysis, analyze, lines, point
+from tests.support.analyses import LOOKAROUND, Bowl, analysis, analyze, lines, point
+from tests.support.runs import train
 
 
 def test_the_barrier_is_the_height_above_the_line() -> None:
@@ -72,6 +73,17 @@ def test_of_every_checkpoint_and_beyond_the_run_s_end(analysed: Path) -> None:
     assert sorted(path.name for path in run.rglob("*")) == sorted([*before, "diversity.json", "diversity.png"])
     (run / "diversity.json").unlink()
     (run / "diversity.png").unlink()
+
+
+def test_rounds_whose_length_changes(tmp_path: Path) -> None:
+    """Rounds of an epoch, 5 iterations, until the second ends, then of 3."""
+    run = tmp_path / "run"
+    train(run, *LOOKAROUND, "average.k=[[0, epoch], [2, 3]]")
+    said = analyze("diversity", run, "--at=5", "--rounds=3", "--images=20")
+    found = analysis(run / "diversity")
+    assert [row["iteration"] for row in found["rounds"]] == [10, 13, 16]
+    assert found["k"] == "epoch, 3 from epoch 2 on"
+    assert "3 replicas, k = epoch, 3 from epoch 2 on, the run's schedule" in " ".join(said.split())
 
 
 def test_a_round_that_diverges_leaves_the_others(

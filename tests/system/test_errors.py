@@ -41,6 +41,30 @@ MISTAKES = {
         ["optimizer.lookahead={}", "average.k=3"],
         "optimizer.lookahead.k is 5 and a round has 3 updates",
     ),
+    "lookahead and some rounds": (
+        ["optimizer.lookahead={}", "average.k=[[0, epoch], [1, 3]]"],
+        "optimizer.lookahead.k is 5 and a round has 3 updates",
+    ),
+    "a delay and some rounds": (
+        ["average.delay=3", "average.k=[[0, epoch], [1, 3]]"],
+        "average: delay is 3 and a k is 3: a mean can arrive 0 to k - 1 iterations later",
+    ),
+    "a warm-up of all iterations": (
+        ["iterations=3", "schedule.warmup_epochs=1"],
+        "schedule.warmup_epochs is 1.0: it must end before epoch 0.6",
+    ),
+    "rounds after all iterations": (
+        ["iterations=3", "average.k=[[0, 2], [1, 3]]"],
+        "average.k is 3 from epoch 1 on: a run of 0.6 epochs ends before",
+    ),
+    "an average after all iterations": (
+        ["iterations=7", "trajectory={name: swa, start: 1}"],
+        "are not over when the run ends (after 7, 5 in an epoch)",
+    ),
+    "more cycles than iterations": (
+        ["iterations=3", "snapshots=true", "schedule.cycles=4"],
+        "schedule.cycles is 4: the run has no more than 3 iterations",
+    ),
     "batch too large": (["data.batch_size=200", "data.drop_last=true"], "more than the 80 training images"),
     "batch of one": (["data.train_images=81"], "an epoch's smallest batch has 1 of 81 images"),
     "too many images": (["data.train_images=2000"], "more than the 1000 training images of digits"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,12 @@ SEVERAL = {  # methods of two replicas: on 1 and 2 ranks the same bits
         "schedule.cycles=2",
         "evaluate.every=4",
     ),
+    "k-over-time": (  # rounds end after 5, 10, 14, 18
+        "average.k=[[0, epoch], [2, 4]]",
+        "trajectory={name: swa, start: 2, every: 2}",
+        "record.every=1",
+    ),
+    "iterations": ("iterations=17", "record.every=1", "schedule.warmup_epochs=1"),
     "ensemble-ema": ("average.k=never", "trajectory={name: ema, decay: 0.8}"),
     "snapshots-around": ("snapshots=true", "schedule.cycles=2", "evaluate.recalibrate=true"),
 }
@@ -129,6 +137,12 @@ def checkpoint(run: Path, iteration: int, replica: int = 0) -> dict[str, Tensor]
     return torch.load(path, weights_only=True)["model"]
 
 
+def record(run: Path, key: str) -> list[dict[str, Any]]:
+    """The lines of the run's record that have this key."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if key in line]
+
+
 def check_mean(found: dict[str, Tensor], states: list[dict[str, Tensor]]) -> None:
     """Parameters are the mean of these states'; they do not move so slowly that any other mean would do."""
     names = [name for name in found if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
@@ -182,6 +196,60 @@ def test_a_snapshot_of_a_single_network_is_that_network(runs: Path) -> None:
     """After 10 of the 15 iterations in which the others wait for it, and nothing else is due there."""
     dart = several(runs, "dart-snapshots")
     assert same_state(load_file(dart / "snapshots" / "1.safetensors"), checkpoint(dart, 10))
+
+
+def test_a_round_that_has_begun_keeps_its_k(runs: Path) -> None:
+    """A line of the record is written before the average step of its iteration: the next one has new distances."""
+    run = several(runs, "k-over-time")
+    distances = [line["distance"] for line in record(run, "loss")]
+    assert [i for i in range(2, 21) if distances[i - 1] != distances[i - 2]] == [6, 11, 15, 19]
+    phis = []
+    for iteration in (14, 18):  # due after 12, 14, 16, 18 and 20; the end of the run is an average, too
+        one, other = (checkpoint(run, iteration, replica) for replica in (0, 1))
+        phis.append({name: (one[name].double() + other[name].double()) / 2 for name in one})
+    phis.append({name: value.double() for name, value in load_file(run / "model.safetensors").items()})
+    check_mean(load_file(run / "trajectory.safetensors"), phis)
+
+
+def test_a_run_of_some_iterations(runs: Path, tmp_path: Path) -> None:
+    """17 of 5 in an epoch: it ends as one of whole epochs does, and changes of its length are changes of the config."""
+    run = several(runs, "iterations")
+    result = json.loads((run / "result.json").read_text())
+    assert (result["iterations"], result["epochs"]) == (17, 3.4)
+    assert [line["iteration"] for line in record(run, "mean")] == [10, 17]
+    assert (run / "LATEST").read_text() == "17\n"
+    rates = [line["lr"] for line in record(run, "loss")]
+    assert len(rates) == 17
+    assert rates[:5] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1])
+    assert rates[5:] == pytest.approx([0.05 * (1 + math.cos(math.pi * i / 17)) for i in range(5, 17)])
+    one, other = (load_file(run / "model.safetensors")["fc.bias"], checkpoint(run, 17)["fc.bias"])
+    both = (other.double() + checkpoint(run, 17, replica=1)["fc.bias"].double()) / 2
+    torch.testing.assert_close(one.double(), both, rtol=0, atol=1e-7)
+    for values, change in (
+        (("iterations=18",), "iterations: 17 -> 18"),
+        (("iterations=null",), "epochs: None -> 4; iterations: 17 -> None"),
+    ):
+        assert change in train(run, *TINY, TWO, *SEVERAL["iterations"], *values, expect=2)
+    train(tmp_path / "short", *TINY, TWO, "iterations=2", "evaluate.every=1", "average.k=epoch")
+    assert [line["iteration"] for line in record(tmp_path / "short", "mean")] == [2]
+
+
+def test_a_run_folder_from_before_there_were_iterations(runs: Path, tmp_path: Path) -> None:
+    """Its config.yaml does not have the key, nor have the checkpoints' configs: it is gone on with, and evaluated."""
+    whole = undisturbed(runs, "plain", (TWO,))
+    old = tmp_path / "old"
+    shutil.copytree(whole, old)
+    for iteration in (16, 18, 20):
+        assert "iterations" not in json.loads((old / f"checkpoints/{iteration}/run.json").read_text())["config"]
+        if iteration > 16:
+            shutil.rmtree(old / "checkpoints" / str(iteration))
+    text = (old / "config.yaml").read_text()
+    (old / "config.yaml").write_text(text.replace("iterations: null\n", "", 1))
+    assert "\niterations" not in (old / "config.yaml").read_text()
+    for name in ("result.json", "model.safetensors"):
+        (old / name).unlink()
+    assert "resumed after iteration 16" in train(old, *TINY, TWO)
+    assert left(old) == left(whole)
 
 
 def test_lookahead_moves_the_replicas(runs: Path) -> None:

@@ -168,6 +168,44 @@ def test_the_plane_through_three_runs_marks_a_fourth(analysed: Path, tmp_path: P
     assert [each["distance_from_plane"] < 1e-4 for each in networks] == [True, True, True, False]
 
 
+def test_a_checkpoint_and_what_was_trained_from_it(analysed: Path, tmp_path: Path) -> None:
+    """Fig. 7: a network after its second epoch, and after 2 and 7 iterations more on one augmentation or another."""
+    began = analysed / "single" / "checkpoints" / "10"
+    own = ("schedule.name=constant", "optimizer.lr=0.02", "average.k=1")
+    for name, augmentation, iterations in (("h", "hflip", 2), ("r", "randaugment", 7)):
+        values = (f"replicas=[[{augmentation}]]", f"iterations={iterations}", f"model.pretrained={began}")
+        train(tmp_path / name, *SINGLE, *own, *values)
+    runs = (began, tmp_path / "h", tmp_path / "r")
+    analyze("plane", *runs, *GRID[:2], "--no-recalibrate", f"--out={tmp_path}/p")
+    networks = analysis(tmp_path / "p")["networks"]
+    assert [each["name"] for each in networks] == [str(run) for run in runs]
+    assert all(each["distance_from_plane"] < 1e-4 for each in networks)
+    scores = [
+        lines(analysed / "single", "mean")[10],
+        lines(tmp_path / "h", "mean")[2],
+        lines(tmp_path / "r", "mean")[7],
+    ]
+    assert [each["nll"] for each in networks] == pytest.approx([score["nll"] for score in scores], rel=1e-6)
+    assert 0 < networks[1]["x"] < np.hypot(networks[2]["x"], networks[2]["y"])  # 2 iterations take it less far than 7
+    analyze("plane", *runs, *GRID, "--points=2")  # batch-norm measured anew
+    assert (analysed / "single" / "plane.png").exists()
+    for suffix in ("json", "png"):
+        (analysed / "single" / f"plane.{suffix}").unlink()
+
+
+def test_a_checkpoint_of_a_run_with_replicas(analysed: Path, tmp_path: Path) -> None:
+    """By its folder, alone, as by --at; beside others it is its mean model."""
+    run = analysed / "lookaround"
+    few = ("--points=2", "--images=20", "--no-recalibrate")
+    analyze("plane", run / "checkpoints" / "10", *few, f"--out={tmp_path}/folder")
+    analyze("plane", run, "--at=10", *few, f"--out={tmp_path}/at")
+    assert analysis(tmp_path / "folder")["networks"] == analysis(tmp_path / "at")["networks"]
+    corners = [run / "checkpoints" / name for name in ("5", "10", "15")]
+    analyze("plane", *corners, *few[:1], "--no-recalibrate", f"--out={tmp_path}/means")
+    found = [each["nll"] for each in analysis(tmp_path / "means")["networks"]]
+    assert found == pytest.approx([lines(run, "mean")[each]["nll"] for each in (5, 10, 15)], rel=1e-6)
+
+
 def test_two_replicas_and_where_they_came_from(tmp_path: Path) -> None:
     """The third corner is the mean at the oldest checkpoint; the replicas' mean is halfway between them."""
     run = tmp_path / "two"
@@ -190,6 +228,8 @@ def test_two_replicas_and_where_they_came_from(tmp_path: Path) -> None:
         (["single"], "a plane goes through three networks: name three runs, or one that has replicas"),
         (["lookaround", "single"], "a plane goes through three networks"),
         (["lookaround", "single", "lookaround"], "is named twice"),
+        (["lookaround/checkpoints/6"], "has no checkpoint 6 of its rounds: it has 5, 10, 15"),
+        (["single/checkpoints/6", "lookaround", "single"], "has no checkpoint 6: it has 5, 10, 15"),
         (["lookaround", "--at=6"], "has no checkpoint 6 of its rounds: it has 5, 10, 15"),
         (["lookaround", "model.width=8"], "its checkpoint is of another network than the config describes"),
         (["lookaround", "--points=1"], "--points is 1: give 2 or more"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lookaround_ddp.analysis.output import Numbers, Output, empty_figure
-from lookaround_ddp.analysis.theory.momentum import METHODS, SPECTRA, Rounds
+from lookaround_ddp.analysis.theory.momentum import METHODS, SPECTRA, Rounds, optimum
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.tables import print_table
 
@@ -19,6 +19,7 @@ LABELS = {
     "classical momentum": "classical momentum, and Lookaround (its replicas coincide)",
     "Lookahead": "Lookahead, alpha = {alpha:g}",
     "trajectory average": 'trajectory average (the paper\'s matrices for "Lookaround")',
+    "optimum": "optimum, for which beta would have to fit kappa",
 }
 
 
@@ -51,7 +52,12 @@ def rates(rounds: Rounds, kappas: list[float], spectrum: str, count: int) -> Num
     settings = {"k": rounds.k, "beta": rounds.beta, "alpha": rounds.alpha, "spectrum": spectrum}
     if spectrum != "ends":
         settings["eigenvalues"] = count
-    return {"settings": settings, "gain": "1 - rate; rate: what a step leaves of a distance", "methods": methods}
+    return {
+        "settings": settings,
+        "gain": "1 - rate; rate: what a step leaves of a distance",
+        "methods": methods,
+        "optimum": [{"kappa": kappa, "gain": 1 - optimum(kappa)} for kappa in kappas],
+    }
 
 
 def _titled(settings: Numbers) -> str:
@@ -66,13 +72,14 @@ def _titled(settings: Numbers) -> str:
 def _print(numbers: Numbers) -> None:
     table = [
         [f"{row[0]['kappa']:.3g}", *(f"{each['gain']:.4g}" for each in row)]
-        for row in zip(*numbers["methods"].values(), strict=True)
+        for row in zip(*numbers["methods"].values(), numbers["optimum"], strict=True)
     ]
     print(_titled(numbers["settings"]))
-    print_table(["1 - rate, kappa", *METHODS], table, left=(), wrapped=(1, 2, 3))
+    print_table(["1 - rate, kappa", *METHODS, "optimum"], table, left=(), wrapped=(1, 2, 3))
     rows = [row for method in numbers["methods"].values() for row in method]
     off = max(abs(row["simulated_gain"] / row["gain"] - 1) for row in rows)
     print("Best learning rate of each method and kappa; Lookaround's replicas coincide here: it is classical momentum.")
+    print("The optimum, 1 - (sqrt(kappa) - 1)/(sqrt(kappa) + 1), is momentum's where beta fits kappa.")
     print(f"Simulated, step by step, 1 - rate differs by {off:.2g} of itself at most.")
 
 
@@ -85,6 +92,8 @@ def _draw(numbers: Numbers, output: Output) -> None:
         axes.loglog(kappas, [row["gain"] for row in rows], color=color, label=label)
         simulated = [row["simulated_gain"] for row in rows]
         axes.loglog(kappas, simulated, "x", color=color, label="simulated" if color == "C3" else None)
+    gains = [row["gain"] for row in numbers["optimum"]]
+    axes.loglog(kappas, gains, "--", color="black", lw=1, label=LABELS["optimum"])
     axes.set(xlabel="condition number kappa", ylabel="1 - rate of a step, at the best learning rate")
     axes.set_title("more is faster", fontsize=10)
     axes.grid(alpha=0.3)

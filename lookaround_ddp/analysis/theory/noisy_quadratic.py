@@ -6,7 +6,7 @@ step. Coordinates do not interact, so a, sigma^2 and V below are those of one of
 **SGD.** A step is theta' = theta - gamma a (theta - c) = (1 - gamma a) theta + gamma a c, with c independent of
 theta, so V' = (1 - gamma a)^2 V + gamma^2 a^2 sigma^2. It stands still at
 
-    V_SGD = gamma^2 a^2 sigma^2 / (1 - (1 - gamma a)^2).                 (the paper prints Sigma^2 for Sigma: a slip)
+    V_SGD = gamma^2 a^2 sigma^2 / (1 - (1 - gamma a)^2).                 (printed with Sigma^2 for Sigma: a slip)
 
 **k steps** from phi: theta_k = B phi + n_k with B = (1 - gamma a)^k, and n_k independent of phi. Its variance is that
 of SGD from a fixed point, N = gamma^2 a^2 sigma^2 (1 + (1 - gamma a)^2 + ... + (1 - gamma a)^(2 (k - 1)))
@@ -17,7 +17,7 @@ of SGD from a fixed point, N = gamma^2 a^2 sigma^2 (1 + (1 - gamma a)^2 + ... + 
 V = (1 - alpha + alpha B)^2 V + alpha^2 (1 - B^2) V_SGD. With 1 - (1 - alpha + alpha B)^2 = alpha (1 - B) (2 - alpha +
 alpha B) and 1 - B^2 = (1 - B) (1 + B)
 
-    V_Lookahead = alpha (1 + B) / (2 - alpha + alpha B) V_SGD.           (as printed, in another form)
+    V_Lookahead = alpha (1 + B) / (2 - alpha + alpha B) V_SGD.           (as printed, but for V_SGD's slip)
 
 **Lookaround.** phi' = 1/d sum_j (B phi + n_j) = B phi + 1/d sum_j n_j: all replicas start from the same phi, whose
 variance the mean does not divide. The variance of a mean of d numbers with pairwise correlation rho is (1 + (d - 1)
@@ -28,7 +28,9 @@ rho)/d of one's, so V' = B^2 V + (1 + (d - 1) rho)/d (1 - B^2) V_SGD, and for ev
 The paper (rho = 0) takes V[theta_k] = N for the replicas' own variances, without B^2 V[phi] (Lemma 1; eq. 9 and 11),
 beside B^2 V[phi] for the d (d - 1) covariances. That gives V' = (d - 1)/d B^2 V + N/d, and
 
-    printed: V = (1 - B^2) / (d - (d - 1) B^2) V_SGD,                    which falls with k, and is too small.
+    printed: V = (1 - B^2) / (d - (d - 1) B^2) V_SGD,
+
+which is too small, the more so the smaller k is, and in print has the slip of V_SGD too.
 
 **Which is smaller?** V_Lookaround / V_Lookahead = (2 - alpha + alpha B) / (d alpha (1 + B)) for rho = 0. Its derivative
 by B is (2 alpha - 2) / (d alpha (1 + B)^2) <= 0, so over B in (0, 1) its supremum is the limit at B -> 0,
@@ -87,18 +89,26 @@ class Model:
         return step * self.sigma2 / (2 - step)  # 1 - (1 - s)^2 = s (2 - s)
 
     def printed_sgd(self) -> Array:
-        """Returns SGD's variance as the paper prints it, with Sigma^2."""
+        """Returns SGD's variance as the paper prints it, with Sigma^2 for Sigma (eq. 4)."""
         return self.sgd() * self.sigma2
 
     def lookahead(self, k: int, alpha: float) -> Array:
         b = self.decay(k)
         return alpha * (1 + b) / (2 - alpha + alpha * b) * self.sgd()
 
+    def printed_lookahead(self, k: int, alpha: float) -> Array:
+        """Returns Lookahead's variance as the paper prints it: a multiple of what it has for SGD's (eq. 5)."""
+        return self.lookahead(k, alpha) * self.sigma2
+
     def lookaround(self, d: int, rho: float = 0.0) -> Array:
         return (1 + (d - 1) * rho) / d * self.sgd()
 
     def printed_lookaround(self, k: int, d: int) -> Array:
-        """Returns Lookaround's variance as the paper prints it, but with Sigma for Sigma^2: it lacks a term alone."""
+        """Returns Lookaround's variance as the paper prints it: a multiple of what it has for Lookahead's (eq. 6)."""
+        return self.mended_lookaround(k, d) * self.sigma2
+
+    def mended_lookaround(self, k: int, d: int) -> Array:
+        """Returns what the paper prints for Lookaround, but with Sigma for Sigma^2: it lacks a term alone."""
         b = self.decay(k)
         return (1 - b**2) / (d - (d - 1) * b**2) * self.sgd()
 

@@ -37,12 +37,20 @@ def analyze(options: argparse.Namespace) -> None:
 
 
 def variances(model: Model, options: argparse.Namespace) -> Numbers:
-    """Returns each method's variances as the paper prints them, corrected, and simulated, for every coordinate."""
+    """Returns each method's variances as printed, with the slip mended, corrected, and simulated, by coordinate."""
     k, alpha, d, rho = options.k, options.alpha, options.d, options.rho
     methods: dict[str, Numbers] = {
-        "SGD": {"printed": model.printed_sgd(), "corrected": model.sgd()},
-        "Lookahead": {"printed": model.lookahead(k, alpha), "corrected": model.lookahead(k, alpha)},
-        "Lookaround": {"printed": model.printed_lookaround(k, d), "corrected": model.lookaround(d, rho)},
+        "SGD": {"printed": model.printed_sgd(), "mended": model.sgd(), "corrected": model.sgd()},
+        "Lookahead": {
+            "printed": model.printed_lookahead(k, alpha),
+            "mended": model.lookahead(k, alpha),
+            "corrected": model.lookahead(k, alpha),
+        },
+        "Lookaround": {
+            "printed": model.printed_lookaround(k, d),
+            "mended": model.mended_lookaround(k, d),
+            "corrected": model.lookaround(d, rho),
+        },
     }
     if options.chains:
         chains = MonteCarlo(model, options.chains, options.seed)
@@ -70,7 +78,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _print(numbers: Numbers) -> None:
     settings = numbers["settings"]
-    headings = ["steady-state variance", "a", "printed", "corrected"]
+    headings = ["steady state", "a", "printed", "mended", "corrected"]
     headings += ["simulated", "± s.e."] if settings["chains"] else []
     table = [
         [name, f"{a:g}", *(f"{each[place]:.5g}" for each in method.values())]
@@ -81,7 +89,8 @@ def _print(numbers: Numbers) -> None:
     print_table(headings, table)
     d, least, alpha = settings["d"], numbers["least_replicas"], settings["alpha"]
     verdict = "so it does" if d >= least else "so it need not"
-    print("printed: the paper's formulas; SGD's has sigma^4 for sigma^2, Lookaround's lacks a term.")
+    print("printed: the paper's eq. 4 to 6, with sigma^4; mended: with sigma^2 for it; corrected: with the term, too,")
+    print("that Lookaround's lacks.")
     print(
         f"With independent noise, d >= (2 - alpha)/alpha = {(2 - alpha) / alpha:.4g} replicas vary less than Lookahead "
         f"for every k and gamma A < 1; d is {d}, {verdict}."
@@ -113,8 +122,8 @@ def _draw_variances(axes: Axes, model: Model, options: argparse.Namespace) -> No
     axes.plot(ks, curve(lambda k: model.sgd()), color="C7", label="SGD")
     axes.plot(ks, curve(lambda k: model.lookahead(k, alpha)), color="C0", label=f"Lookahead, alpha = {alpha:g}")
     axes.plot(ks, curve(lambda k: model.lookaround(d, rho)), color="black", label=f"Lookaround, d = {d}")
-    printed = curve(lambda k: model.printed_lookaround(k, d))
-    axes.plot(ks, printed, "--", color="C3", label="Lookaround, as the paper prints it")
+    printed = curve(lambda k: model.mended_lookaround(k, d))
+    axes.plot(ks, printed, "--", color="C3", label="Lookaround, as printed, slip mended")
     if options.chains:
         few = max(2, options.chains // 10)  # one point in the figure needs less than the table
         chains = MonteCarlo(model, few, options.seed + 1)
