@@ -1,6 +1,7 @@
 """The sections of a config, and reading it from YAML and `key.path=value`."""
 
-from lookaround_ddp.config.load import load_config
+from lookaround_ddp.config.load import load_cell, load_config, load_ingredients, make_config
+from lookaround_ddp.config.recipe import Recipe
 from lookaround_ddp.config.schema import (
     Augmentation,
     AugmentConfig,
@@ -12,6 +13,7 @@ from lookaround_ddp.config.schema import (
     TrajectoryConfig,
     changed_keys,
 )
+from lookaround_ddp.config.sweep import Sweep
 
 __all__ = [
     "AugmentConfig",
@@ -20,8 +22,13 @@ __all__ = [
     "DataConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "Recipe",
     "ScheduleConfig",
+    "Sweep",
     "TrajectoryConfig",
     "changed_keys",
+    "load_cell",
     "load_config",
+    "load_ingredients",
+    "make_config",
 ]
