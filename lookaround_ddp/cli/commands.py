@@ -144,20 +144,17 @@ def soup(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Prints a table of runs, or a table of the paper beside them; draws their curves if asked to."""
-    from lookaround_ddp.report import draw_curves, grouped, paper_table, read_run, results_table, show
+    from lookaround_ddp.report import draw_curves, grouped, paper_page, read_runs, results_table, show
 
-    folders = {run.resolve(): run for run in options.runs}  # a run counts once, however often it is named
-    groups = grouped([read_run(run) for run in folders.values()])
+    groups = grouped(read_runs(options.runs))
     if not groups and (options.table is None or options.curves is not None):
         raise UserError("name at least one run's folder")
     if options.curves is not None:
         draw_curves(groups, options.curves)
     if options.table is None:
         show(results_table(groups, options.brief))
-        return
-    table, others = paper_table(options.table, groups)
-    show(table)
-    print(*others, sep="\n", end="\n" if others else "")
+    else:
+        print(paper_page(options.table, groups))
 
 
 def analyze(options: argparse.Namespace) -> None:

@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("runs", nargs="*", type=Path, metavar="RUN")
     what = command.add_mutually_exclusive_group()
     what.add_argument("--brief", action="store_true", help="of each run only what its method is judged by")
-    what.add_argument("--table", metavar="NAME", help="a table of the paper, by name or number, beside these runs")
+    what.add_argument("--table", metavar="NAME", help="a table of the paper, by name or number, or all")
     command.add_argument("--curves", type=Path, metavar="PNG", help="also draw their curves into this file")
 
     command = commands.add_parser("analyze", help="what the paper derives and what its figures show, computed")
