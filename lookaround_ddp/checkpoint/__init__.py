@@ -1,6 +1,7 @@
 """What a run leaves on disk, whole or not at all."""
 
 from lookaround_ddp.checkpoint.checkpoints import Checkpoints, Part, State
+from lookaround_ddp.checkpoint.made import check_free, check_network, save_made
 from lookaround_ddp.checkpoint.model_file import read_network, save_model
 from lookaround_ddp.checkpoint.run_folder import (
     MODEL,
@@ -26,6 +27,8 @@ __all__ = [
     "Checkpoints",
     "Part",
     "State",
+    "check_free",
+    "check_network",
     "locked",
     "member_files",
     "members",
@@ -35,6 +38,7 @@ __all__ = [
     "run_config",
     "run_folder",
     "run_of",
+    "save_made",
     "save_model",
     "write_config",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `python -m lookaround_ddp train | evaluate | ensemble | soup | report | analyze | bench`.
+"""The command line: `python -m lookaround_ddp train | reproduce | evaluate | ensemble | soup | report | ...`.
 
 A command imports what it works with when its arguments are known to be right: images, networks and tables take
 seconds to import, which help and a mistake need not wait for.
@@ -16,12 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lookaround_ddp.cli.arguments import named_config, paths, runs_named, values
 from lookaround_ddp.cli.parser import parse
 from lookaround_ddp.config import load_config
-from lookaround_ddp.distributed import LostRanks, PreemptionHandler, adopt_step, join, processes_per_node
+from lookaround_ddp.distributed import LostRanks, PreemptionHandler, adopt_step, join, processes_here
 from lookaround_ddp.errors import Preempted, UserError, explained, is_main_rank, shortened
 
 MISTAKE, STOPPED, INTERRUPTED = 2, 1, 130
@@ -90,16 +88,29 @@ def processes(options: argparse.Namespace) -> None:
     """Prints the number of processes for this node and the run folder, after the preflight."""
     named = paths(options.arguments)
     config = load_config(named[0] if named else None, values(options.arguments))
-    replicas = len(config.replicas)
-    cores = min(len(os.sched_getaffinity(0)), -(-replicas // options.nodes))  # a CPU is no faster with shards
-    devices = torch.cuda.device_count() or cores
-    chosen = processes_per_node(replicas, devices, options.nodes)
+    chosen = processes_here(config, options.nodes)
     if os.environ.get("NODE_RANK", "0") == "0" or not config.data.download:  # one node at a time downloads
         from lookaround_ddp.training import rehearse
 
         alone = options.nodes == 1 and "SLURM_ARRAY_TASK_ID" not in os.environ  # whose `out` is to be another one
         rehearse(config, chosen * options.nodes, alone=alone)
     print(chosen, config.out)
+
+
+def reproduce(options: argparse.Namespace) -> None:
+    """Trains and makes all cells of tables, and prints these; or says what there is to do."""
+    from lookaround_ddp.reproduce import carry_out, make_plan, show_plan, show_results
+
+    seeds, runs = options.seeds, options.runs
+    plan = make_plan([str(path) for path in paths(options.arguments)], values(options.arguments), seeds, runs)
+    if options.dry_run:
+        show_plan(plan)
+        return
+    failed = carry_out(plan)
+    show_results(plan)
+    if failed:
+        print(f"failed: {', '.join(failed)}; the same command goes on with them", file=sys.stderr)
+        sys.exit(STOPPED)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -121,7 +132,7 @@ def ensemble(options: argparse.Namespace) -> None:
     from lookaround_ddp.evaluation import evaluate_ensemble
 
     with join(configs[0]) as world:
-        members, scores = evaluate_ensemble(runs, configs, world)
+        members, scores = evaluate_ensemble(runs, configs, world, options.out)
         if world.main:
             _print_scores({"members": members, "ensemble": scores})
 
@@ -144,20 +155,17 @@ def soup(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Prints a table of runs, or a table of the paper beside them; draws their curves if asked to."""
-    from lookaround_ddp.report import draw_curves, grouped, paper_table, read_run, results_table, show
+    from lookaround_ddp.report import draw_curves, grouped, paper_page, read_runs, results_table, show
 
-    folders = {run.resolve(): run for run in options.runs}  # a run counts once, however often it is named
-    groups = grouped([read_run(run) for run in folders.values()])
+    groups = grouped(read_runs(options.runs))
     if not groups and (options.table is None or options.curves is not None):
         raise UserError("name at least one run's folder")
     if options.curves is not None:
         draw_curves(groups, options.curves)
     if options.table is None:
         show(results_table(groups, options.brief))
-        return
-    table, others = paper_table(options.table, groups)
-    show(table)
-    print(*others, sep="\n", end="\n" if others else "")
+    else:
+        print(paper_page(options.table, groups))
 
 
 def analyze(options: argparse.Namespace) -> None:
@@ -200,7 +208,8 @@ def bench(options: argparse.Namespace) -> None:
 
 
 COMMANDS = {
-    command.__name__: command for command in (train, processes, evaluate, ensemble, soup, report, analyze, bench)
+    command.__name__: command
+    for command in (train, processes, reproduce, evaluate, ensemble, soup, report, analyze, bench)
 }
 
 

@@ -42,6 +42,14 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}: see {self.prog} --help")
 
 
+def _seeds(text: str) -> tuple[int, ...]:
+    """Returns the seeds of a list such as 0,1,2, each once."""
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 0,1,2")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m lookaround_ddp", description=DESCRIPTION)
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
@@ -53,12 +61,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("arguments", nargs="*", metavar="[CONFIG] [key.path=value ...]", help=TRAIN_HELP)
     command.add_argument("--nodes", type=int, default=1)
 
+    command = commands.add_parser("reproduce", help="train and make the cells of the paper's tables, or your own")
+    named = "a table of the paper, by name or number; a file, or all files of a folder; and values for their configs"
+    command.add_argument("arguments", nargs="+", metavar="TABLE|CELL.yaml|DIR ... [key.path=value ...]", help=named)
+    command.add_argument("--dry-run", action="store_true", help="only list what would run")
+    command.add_argument("--seeds", type=_seeds, default=(0,), metavar="0,1,2", help="of each cell; by default 0")
+    folder = "where runs are, each in TABLE/CELL-sSEED (default: runs/paper of the paper's cells, runs of others)"
+    command.add_argument("--runs", type=Path, metavar="DIR", help=folder)
+
     command = commands.add_parser("evaluate", help="measure a finished run's scores again")
     command.add_argument("run", type=Path)
     command.add_argument("overrides", nargs="*", metavar="key.path=value")
 
     command = commands.add_parser("ensemble", help="score the mean prediction of finished runs' models")
     command.add_argument("arguments", nargs="+", metavar="RUN ... [key.path=value ...]")
+    command.add_argument("--out", type=Path, metavar="DIR", help="save the scores, as a run's folder")
 
     command = commands.add_parser("soup", help="average the weights of finished runs that started from one point")
     command.add_argument("arguments", nargs="+", metavar="RUN ... [key.path=value ...]")
@@ -70,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("runs", nargs="*", type=Path, metavar="RUN")
     what = command.add_mutually_exclusive_group()
     what.add_argument("--brief", action="store_true", help="of each run only what its method is judged by")
-    what.add_argument("--table", metavar="NAME", help="a table of the paper, by name or number, beside these runs")
+    what.add_argument("--table", metavar="NAME", help="a table of the paper, by name or number, or all")
     command.add_argument("--curves", type=Path, metavar="PNG", help="also draw their curves into this file")
 
     command = commands.add_parser("analyze", help="what the paper derives and what its figures show, computed")

@@ -1,7 +1,8 @@
 """The sections of a config, and reading it from YAML and `key.path=value`."""
 
 from lookaround_ddp.config.changes import changed_keys
-from lookaround_ddp.config.load import check_length, load_config
+from lookaround_ddp.config.load import check_length, load_cell, load_config, load_ingredients, make_config
+from lookaround_ddp.config.recipe import Recipe
 from lookaround_ddp.config.rounds import k_text, lengths
 from lookaround_ddp.config.schema import (
     Augmentation,
@@ -13,6 +14,7 @@ from lookaround_ddp.config.schema import (
     ScheduleConfig,
     TrajectoryConfig,
 )
+from lookaround_ddp.config.sweep import Sweep
 
 __all__ = [
     "AugmentConfig",
@@ -21,11 +23,16 @@ __all__ = [
     "DataConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "Recipe",
     "ScheduleConfig",
+    "Sweep",
     "TrajectoryConfig",
     "changed_keys",
     "check_length",
     "k_text",
     "lengths",
+    "load_cell",
     "load_config",
+    "load_ingredients",
+    "make_config",
 ]

@@ -1,58 +1,119 @@
-"""YAML files and key=value pairs -> one valid `Config`; a mistake is one line that names the mend."""
+"""YAML files and key=value pairs -> one valid `Config`, or a cell of another kind; a mistake is one line that names
+the mend.
+"""
 
 from __future__ import annotations
 
+import copy
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from lookaround_ddp.config.read import read_file, replace_values
+from lookaround_ddp.config.recipe import Recipe, check_recipe
 from lookaround_ddp.config.rounds import check_k, k_text
 from lookaround_ddp.config.schema import Config
+from lookaround_ddp.config.sweep import Point, Sweep, check_selection, combinations
 from lookaround_ddp.errors import UserError, shortened
 
-BASE = "base"  # in a config file: the files, relative to it, whose values it adds to or replaces
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+RECIPE, SWEEP = "recipe", "sweep"  # the keys by which files that are no configs are told
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Returns the config of a YAML file (None: the defaults, handwritten digits) with `key.path=value` pairs on top.
 
     A file may name others as its `base`, one or a list; later ones replace values of earlier ones, and the file
-    replaces all of theirs. Sections are merged key by key, lists and other values are replaced.
+    replaces all of theirs. Sections are merged key by key, lists and other values are replaced. A sweep is a config
+    once every key that it sweeps has a value among the pairs.
 
     Raises:
         UserError: naming the file, the key, or the value, and what would be right.
     """
-    values = _read(Path(path), ()) if path is not None else {}
-    for pair in overrides:
-        key, equals, text = pair.partition("=")
-        said = shortened(pair)
-        if not equals or not key:
-            raise UserError(f"{said!r} is not of the form key.path=value, such as optimizer.lr=0.05")
-        *sections, name = key.split(".")
-        target = values
-        for section in sections:
-            if target.get(section) is None:  # not there, or an optional section that is off
-                target[section] = {}
-            target = target[section]
-            if not isinstance(target, dict):
-                raise UserError(f"{said!r}: {shortened(section)} is a value, not a section")
-        target[name] = _parse(text, said)
+    cell = load_cell(path, overrides) if path is not None else _config({}, overrides)
+    if isinstance(cell, Config):
+        return cell
+    if isinstance(cell, Recipe):
+        raise UserError(f"{path} is a recipe, which trains nothing: `reproduce {path}` makes what it names, and it")
+    left = [key for key in cell.keys if key not in cell.given]
+    if left:
+        values = " ".join(f"{key}=VALUE" for key in left)
+        raise UserError(f"{path} is a sweep: `reproduce {path}` trains all its points; for one of them add {values}")
+    return cell.points[0].config
+
+
+def load_cell(path: str | Path, overrides: Sequence[str] = ()) -> Config | Recipe | Sweep:
+    """Returns what a YAML file describes: a run, what is made of others' runs, or a sweep.
+
+    The pairs are for configs: they change nothing in a recipe. A swept key that is among them has that value alone.
+
+    Raises:
+        UserError: as `load_config` does; also for each point of a sweep, and for cells that a recipe names and that
+            are not there.
+    """
+    path = Path(path)
+    values = read_file(path)
+    if RECIPE in values:
+        recipe = _validated(Recipe, values, f"recipe {path}: ")
+        check_recipe(recipe, path)
+        return recipe
+    section = values.pop(SWEEP, None)
+    return _config(values, overrides) if section is None else _sweep(section, values, overrides, path)
+
+
+def load_ingredients(
+    recipe: Recipe, path: str | Path, overrides: Sequence[str] = ()
+) -> list[tuple[Path, Config | Sweep]]:
+    """Returns the files of the cells that the recipe in the file `path` names, and what they describe.
+
+    Raises:
+        UserError: one of them is a recipe, too, or what `load_cell` raises.
+    """
+    found: list[tuple[Path, Config | Sweep]] = []
+    for file in recipe.files(Path(path)):
+        cell = load_cell(file, overrides)
+        if isinstance(cell, Recipe):
+            raise UserError(f"recipe {path}: {file} is a recipe, too: name what that is made of")
+        found.append((file, cell))
+    return found
+
+
+def _config(values: dict[str, Any], overrides: Sequence[str]) -> Config:
+    replace_values(values, overrides)
     return make_config(values)
+
+
+def _sweep(section: Any, values: dict[str, Any], overrides: Sequence[str], path: Path) -> Sweep:
+    points = []
+    for name, own in combinations(section, overrides, path):
+        try:
+            config = _config(copy.deepcopy(values), [*overrides, *own])
+        except UserError as error:
+            raise UserError(f"sweep {path}, {' '.join(own)}: {error}") from None
+        points.append(Point(name, own, config))
+    check_selection({point.name: point.config for point in points}, path)
+    keys = tuple(section)
+    given = {pair.partition("=")[0] for pair in overrides}
+    return Sweep(keys, tuple(key for key in keys if key in given), tuple(points))
 
 
 def make_config(values: Mapping[str, Any]) -> Config:
     """Raises UserError: naming the value and what would be right."""
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        raise UserError(_explain(error)) from None
+    config = _validated(Config, values)
     _check(config)
     return config
+
+
+def _validated(kind: type[Kind], values: Mapping[str, Any], where: str = "") -> Kind:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UserError(where + _explain(error, kind)) from None
 
 
 def _check(config: Config) -> None:
@@ -111,63 +172,13 @@ def _check_method(config: Config) -> None:
         )
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 5e-4 as a string; people mean a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
-
-
-def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """Returns a file's values on top of its bases'; `above` are the files that led to it."""
-    try:
-        values = _parse(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"config {path}: {reason}") from None
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise UserError(f"config {path}: expected 'key: value' lines, found a {type(values).__name__}")
-    bases = values.pop(BASE, [])
-    bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise UserError(f"config {path}: base is a file's name, or a list of them")
-    merged: dict[str, Any] = {}
-    here = path.resolve()
-    for base in bases:
-        if here in above:
-            raise UserError(f"config {path}: it is its own base")
-        merged = _merge(merged, _read(path.parent / base, (*above, here)))
-    return _merge(merged, values)
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
-        raise UserError(f"{where}: not YAML: {shortened(' '.join(str(error).split()), 400)}") from None
-
-
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     first = error.errors(include_url=False)[0]
     union = ("tuple[", "dict[", "literal[", "bool", "int", "float", "str")  # pydantic adds the member of a union
     location = [part for part in first["loc"] if not str(part).startswith(union)]
     if first["type"] == "extra_forbidden":
         *sections, name = map(str, location)
-        section: type[BaseModel] = Config
+        section = kind
         for part in sections:
             annotation: Any = section.model_fields[part].annotation
             section = (get_args(annotation) or [annotation])[0]  # of `Section | None`, the section

@@ -81,18 +81,19 @@ def this_node(environment: Mapping[str, str]) -> Node:
     Raises:
         UserError: one of them is missing in a job of several nodes, or is no number.
     """
-    nodes = _number(environment, "NNODES", "1")
+    nodes = number_in(environment, "NNODES", "1")
     if nodes == 1:
         return Node()
     for name, meaning in (("NODE_RANK", "counts the nodes from 0 on"), ("HEAD", "names the host of node 0")):
         if not environment.get(name):
             raise UserError(f"{name} is not set: it {meaning}")
     return Node(
-        nodes, _number(environment, "NODE_RANK", ""), environment["HEAD"], _number(environment, "PORT", "29400")
+        nodes, number_in(environment, "NODE_RANK", ""), environment["HEAD"], number_in(environment, "PORT", "29400")
     )
 
 
-def _number(environment: Mapping[str, str], name: str, default: str) -> int:
+def number_in(environment: Mapping[str, str], name: str, default: str) -> int:
+    """Returns a number that a variable holds; raises UserError if it holds none."""
     text = environment.get(name) or default
     if not text.isdecimal():
         raise UserError(f"the environment variable {name} is {text!r}, which is no number")

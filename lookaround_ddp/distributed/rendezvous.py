@@ -120,6 +120,17 @@ def _agree(world: World, config: Config) -> None:
             raise UserError(f"rank {rank} has another configuration than rank 0: {'; '.join(differences)}")
 
 
+def processes_here(config: Config, nodes: int = 1) -> int:
+    """Returns how many processes this node should have, as one of so many: for its GPUs, or for its cores.
+
+    Raises:
+        UserError: no number of them can share the replicas evenly.
+    """
+    replicas = len(config.replicas)
+    cores = min(len(os.sched_getaffinity(0)), -(-replicas // nodes))  # a CPU is no faster with shards
+    return processes_per_node(replicas, torch.cuda.device_count() or cores, nodes)
+
+
 def processes_per_node(replicas: int, devices: int, nodes: int = 1) -> int:
     """Returns the largest process count per node, at most `devices`, that divides the replicas evenly.
 

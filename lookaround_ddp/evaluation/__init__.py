@@ -18,7 +18,7 @@ from lookaround_ddp.evaluation.finished_runs import (
 )
 from lookaround_ddp.evaluation.recalibrate import recalibrate
 from lookaround_ddp.evaluation.scorer import Scorer, State, loss_barrier
-from lookaround_ddp.evaluation.soup import cook, mean_state
+from lookaround_ddp.evaluation.soup import check_recipe, cook, mean_state
 
 __all__ = [
     "Evaluator",
@@ -26,6 +26,7 @@ __all__ = [
     "Scorer",
     "State",
     "check_classes",
+    "check_recipe",
     "check_same_data",
     "cook",
     "evaluate_ensemble",

@@ -12,12 +12,14 @@ from lookaround_ddp.checkpoint import (
     MODEL,
     TRAJECTORY,
     Checkpoints,
+    check_free,
     member_files,
     members,
     members_differ,
     read_network,
+    save_made,
 )
-from lookaround_ddp.config import Config
+from lookaround_ddp.config import Config, Recipe
 from lookaround_ddp.data import Dataset, open_dataset
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
@@ -112,11 +114,14 @@ def score_run(
 
 
 def evaluate_ensemble(
-    runs: Sequence[Path], configs: Sequence[Config], world: World
+    runs: Sequence[Path], configs: Sequence[Config], world: World, out: Path | None = None
 ) -> tuple[list[Score], EnsembleScore]:
     """Returns the score of each run's model, and that of their mean prediction, on the first run's data. Collective.
 
     A run that is an ensemble itself takes part with each of its members.
+
+    Args:
+        out: a folder to save the scores into, as a finished run's.
 
     Raises:
         UserError: a run has not finished; the models and the data have different numbers of classes.
@@ -124,6 +129,8 @@ def evaluate_ensemble(
     first = configs[0]
     check_same_data(runs, configs)
     with world.together():
+        if out is not None:
+            check_free(out)
         dataset = open_dataset(first.data, first.seed)
         models = []
         for run, config in zip(runs, configs, strict=True):
@@ -132,7 +139,13 @@ def evaluate_ensemble(
                 check_classes(run, metadata["classes"], dataset)
                 models.append(placed(model, first.channels_last, world.device))
     test = make_evaluator(first, dataset, dataset.test, world)
-    return [test.shared(model) for model in models], test.ensemble(models)
+    scores, mixed = [test.shared(model) for model in models], test.ensemble(models)
+    if out is not None:
+        with world.together():
+            if world.main:
+                record = Recipe(recipe="ensemble").record()
+                save_made(out, first, record, runs, configs, {"members": scores, "ensemble": mixed})
+    return scores, mixed
 
 
 def check_same_data(runs: Sequence[Path], configs: Sequence[Config]) -> None:

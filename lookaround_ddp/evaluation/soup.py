@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -10,18 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
-from lookaround_ddp.checkpoint import MODEL, RESULT, save_model
-from lookaround_ddp.config import Config
+from lookaround_ddp.checkpoint import MODEL, check_free, save_made, save_model
+from lookaround_ddp.config import Config, Recipe
 from lookaround_ddp.data import Dataset, open_dataset, split_seed
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation.evaluator import Score, make_evaluator
 from lookaround_ddp.evaluation.finished_runs import check_classes, check_same_data, shipped_model
 from lookaround_ddp.evaluation.scorer import Scorer, State, loss_barrier
-from lookaround_ddp.files import write_atomically
 
 ALL_PAIRS = 5  # of more ingredients the barriers to the best one are measured, not those between all of them
 
@@ -62,8 +59,8 @@ def cook(
         UserError: an unknown recipe, runs that did not start from the same weights, or no images to select by.
     """
     with world.together():
-        if out is not None and (out.is_file() or (out / "config.yaml").exists()):
-            raise UserError(f"{out} is there already: give another --out")
+        if out is not None:
+            check_free(out)
         dataset = open_dataset(configs[0].data, configs[0].seed)
         check_same_data(runs, configs)
         check_recipe(recipe, runs, configs)
@@ -82,7 +79,10 @@ def cook(
     if out is not None:
         with world.together():
             if world.main:
-                _save(out, configs[0], dataset, scorer.model, chosen, start, test)
+                how = Recipe(recipe="soup", select=recipe, update_bn=update_bn)
+                _save_model(out, configs[0], dataset, scorer.model, chosen, start)
+                record = how.record(configs[0].evaluate.recalibrate_iterations)
+                save_made(out, _own(configs[0]), record, runs, configs, {"mean": test, "soup": chosen})
     split = "test" if dataset.validation is None else "held-out images"
     return Soup(split, scores, barriers, chosen, test)
 
@@ -171,16 +171,16 @@ def _split(config: Config) -> tuple[Any, ...]:
     return data.name, data.train_images, data.validation, split_seed(data, config.seed)
 
 
-def _save(
-    out: Path, config: Config, dataset: Dataset, model: nn.Module, chosen: Sequence[str], start: str, test: Score
-) -> None:
-    """Saves the soup in a folder of its own, which `evaluate`, `ensemble` and `report` read like a finished run's."""
-    out.mkdir(parents=True, exist_ok=True)
-    none = type(config.trajectory)()
+def _own(config: Config) -> Config:
+    """Returns the config of one network that is a mean, from that of its first ingredient."""
     evaluate = config.evaluate.model_copy(update={"replicas": False})
-    own = config.model_copy(update={"out": str(out), "trajectory": none, "snapshots": False, "evaluate": evaluate})
-    write_atomically(out / "config.yaml", yaml.safe_dump(own.model_dump(mode="json"), sort_keys=False).encode())
+    return config.model_copy(update={"trajectory": type(config.trajectory)(), "snapshots": False, "evaluate": evaluate})
+
+
+def _save_model(
+    out: Path, config: Config, dataset: Dataset, model: nn.Module, chosen: Sequence[str], start: str
+) -> None:
+    """Saves the soup so that `evaluate`, `ensemble` and `soup` read it like a finished run's model."""
+    out.mkdir(parents=True, exist_ok=True)
     metadata = {"classes": dataset.classes, "channels": dataset.channels, "soup": list(chosen)}
-    save_model(out / MODEL, model.state_dict(), metadata | {"start": start, "config": own.identity()})
-    result = {"mean": test, "soup": list(chosen), "iterations": 0, "epochs": 0, "seconds": 0.0, "best": None}
-    write_atomically(out / RESULT, json.dumps(result, indent=1).encode())
+    save_model(out / MODEL, model.state_dict(), metadata | {"start": start, "config": _own(config).identity()})

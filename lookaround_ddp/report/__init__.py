@@ -1,8 +1,27 @@
 """Tables and curves of finished runs."""
 
+from lookaround_ddp.report.cells import CONFIGS, HOW, cells_of, made_key, read_cells, run_key
 from lookaround_ddp.report.curves import draw_curves
-from lookaround_ddp.report.paper import paper_table
-from lookaround_ddp.report.runs import grouped, read_run
-from lookaround_ddp.report.table import results_table, show
+from lookaround_ddp.report.paper import paper_page
+from lookaround_ddp.report.runs import RunRecord, grouped, held_out, read_run, read_runs, shipped
+from lookaround_ddp.report.table import results_table, show, show_rows
 
-__all__ = ["draw_curves", "grouped", "paper_table", "read_run", "results_table", "show"]
+__all__ = [
+    "CONFIGS",
+    "HOW",
+    "RunRecord",
+    "cells_of",
+    "draw_curves",
+    "grouped",
+    "held_out",
+    "made_key",
+    "paper_page",
+    "read_cells",
+    "read_run",
+    "read_runs",
+    "results_table",
+    "run_key",
+    "shipped",
+    "show",
+    "show_rows",
+]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from lookaround_ddp.checkpoint import run_config
-from lookaround_ddp.config import Config
+from lookaround_ddp.config import Config, make_config
 from lookaround_ddp.errors import UserError
 
 SEEDS = re.compile(r"[-_./]+(seed|s)?[-_=]?\d*$")  # the end of the common part of names that end in a seed
@@ -19,12 +20,16 @@ SEEDS = re.compile(r"[-_./]+(seed|s)?[-_=]?\d*$")  # the end of the common part 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run's config, its metrics lines, and its result (None while it has not finished)."""
+    """A run's config, its metrics lines, and its result (None while it has not finished).
+
+    Or what was made of others, which has no lines: how, as `recipe` in its result, and `of` runs with which configs.
+    """
 
     name: str
     config: Config
     lines: list[dict[str, Any]]
     result: dict[str, Any] | None
+    of: tuple[Config, ...] = ()
 
     @property
     def alone(self) -> bool:
@@ -33,8 +38,18 @@ class RunRecord:
 
     @property
     def soup(self) -> list[str]:
-        """The names of the runs that it is the mean of, if it was not trained."""
+        """The names of the runs that it is the mean of, if it is one."""
         return (self.result or {}).get("soup", [])
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """How it was made of others' runs; empty if it was trained."""
+        return (self.result or {}).get("recipe", {})
+
+    @property
+    def winner(self) -> dict[str, Any]:
+        """Which of others' runs it stands for: `name`, by the `score` on which images (`by`); empty if for none."""
+        return (self.result or {}).get("winner", {})
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,17 @@ class Group:
         return tuple(run for run in self.runs if run.result is not None)
 
 
+def read_runs(folders: Iterable[Path]) -> list[RunRecord]:
+    """Reads runs, each once however often it is named; leaves out, and says so, sweeps that have no winner yet."""
+    runs = []
+    for folder in {folder.resolve(): folder for folder in folders}.values():
+        if not (folder / "config.yaml").exists() and any(folder.glob("*=*/config.yaml")):
+            print(f"{folder}: a sweep that has not finished; its points are in it", file=sys.stderr)
+        else:
+            runs.append(read_run(folder))
+    return runs
+
+
 def read_run(folder: Path) -> RunRecord:
     """Reads a run's folder; raises UserError if it is not a run's, or its record is damaged."""
     config = run_config(folder)
@@ -66,19 +92,22 @@ def read_run(folder: Path) -> RunRecord:
         result = json.loads(_text(folder / "result.json") or "null")
         if result is not None and not (isinstance(result, dict) and "seconds" in result):
             raise ValueError("result.json is not a run's result")
-    except ValueError as error:
+        of = tuple(make_config(each["config"]) for each in (result or {}).get("of", ()))
+    except (ValueError, LookupError, TypeError, UserError) as error:
         raise UserError(f"the record in {folder} is damaged: {error}") from None
-    return RunRecord(folder.resolve().name, config, lines, result)
+    return RunRecord(folder.resolve().name, config, lines, result, of)
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
     """Groups runs whose configs differ in seeds and folders alone, in the order of their first ones.
 
-    A soup has the config of its first ingredient, and is a group of its own.
+    What was made of others' runs goes with what was made in the same way of runs of the same configs.
     """
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
-        key = json.dumps([without_seeds(run.config), run.soup], sort_keys=True)
+        own = run.soup if not run.of else [run.recipe, *map(without_seeds, run.of)]
+        config = without_seeds(run.config) if not run.of else None  # of a winner, which may differ between seeds
+        key = json.dumps([config, own], sort_keys=True)
         groups.setdefault(key, []).append(run)
     return [Group(_name([run.name for run in members]), tuple(members)) for members in groups.values()]
 
@@ -93,9 +122,11 @@ def without_seeds(config: Config) -> dict[str, Any]:
 def shipped(run: RunRecord) -> tuple[str, dict[str, float]] | None:
     """Returns the name and the score of what a run's method is to be judged by; None if it has not finished.
 
-    That is the mean prediction of an ensemble, the average along time, or the mean model.
+    That is the mean prediction of an ensemble, the average along time, the mean model, or the best of several.
     """
     result = run.result or {}
+    if run.winner:
+        return f"best of {len(run.of)}", result["mean"]
     if "ensemble" in result:
         return "ensemble, mean of logits", result["ensemble"]["logits"]
     if "trajectory" in result:
@@ -109,6 +140,16 @@ def shipped(run: RunRecord) -> tuple[str, dict[str, float]] | None:
     if run.alone and result.get("replicas"):
         return "single network", result["replicas"][0]
     return None
+
+
+def held_out(run: RunRecord) -> dict[str, float] | None:
+    """Returns the score of what a run's method is to be judged by, on its held-out images; None if it has none."""
+    result = run.result or {}
+    if "ensemble" in result:
+        score = result.get("ensemble_validation", {}).get("logits")
+    else:
+        score = result.get("trajectory_validation" if "trajectory" in result else "validation")
+    return score
 
 
 def _name(names: Sequence[str]) -> str:

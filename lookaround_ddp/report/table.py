@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -65,10 +65,23 @@ def markdown_table(*headings: str, text: int = 1) -> Table:
 
 
 def show(table: Table) -> None:
-    """Prints a table in whole lines, however narrow the terminal: a wrapped line would be no Markdown."""
+    """Prints a table."""
+    print(*lines_of(table), sep="\n")
+
+
+def show_rows(headings: Sequence[str], rows: Iterable[Sequence[str]], text: int) -> None:
+    """Prints a table of these cells, the first `text` columns of which are words."""
+    table = markdown_table(*headings, text=text)
+    for row in rows:
+        table.add_row(*map(plain, row))
+    show(table)
+
+
+def lines_of(table: Table) -> list[str]:
+    """Returns a table's lines, whole, however narrow the terminal: a wrapped line would be no Markdown."""
     text = io.StringIO()
     Console(file=text, width=1000, color_system=None).print(table)
-    print(*(line for line in text.getvalue().splitlines() if line.strip()), sep="\n")
+    return [line for line in text.getvalue().splitlines() if line.strip()]
 
 
 def plain(cell: str) -> Text:
@@ -103,7 +116,9 @@ def _rows(run: RunRecord, several: bool) -> Iterator[tuple[str, Score]]:
     own = [", ".join(map(augmentation_name, entries)) for entries in run.config.replicas]
     replicas, members = result.get("replicas") or [], result.get("members") or []
     along = f"average along time ({run.config.trajectory.name})"
-    if run.soup:
+    if run.winner:
+        yield f"best of {len(run.of)}{'' if several else ': ' + run.winner['name']}", result["mean"]
+    elif run.soup:
         yield f"soup of {len(run.soup)}", result["mean"]
     elif run.alone:
         score = result.get("mean", replicas[0] if replicas else None)
@@ -116,7 +131,9 @@ def _rows(run: RunRecord, several: bool) -> Iterator[tuple[str, Score]]:
             yield "mean model", result["mean"]
     if "trajectory" in result:
         yield along, result["trajectory"]
-    if run.alone and members and not run.config.snapshots:  # never averaged, and averaged along time
+    if run.of:  # an ensemble of other runs
+        yield from ((f"member {number}", score) for number, score in enumerate(members))
+    elif run.alone and members and not run.config.snapshots:  # never averaged, and averaged along time
         yield along, members[0]
     else:
         for number, score in enumerate(members):

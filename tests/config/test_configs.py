@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from lookaround_ddp.cli.commands import main
 from lookaround_ddp.config.load import load_config
 from lookaround_ddp.config.rounds import lengths
 from lookaround_ddp.config.schema import DataConfig, ModelConfig
@@ -19,7 +17,7 @@ from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.transforms import train_pipelines
 from lookaround_ddp.models.factory import create_model
 from lookaround_ddp.optim.factory import create_optimizer
-from lookaround_ddp.report.paper import Cell, read_cells
+from lookaround_ddp.report.cells import read_cells
 from lookaround_ddp.report.runs import without_seeds
 from tests.support.configs import CONFIGS, PAPER, TRAININGS, kind, trained
 from tests.support.runs import ROOT
@@ -171,66 +169,3 @@ def test_what_the_paper_leaves_open_is_marked() -> None:
     assert all(len(reason.split()) >= 2 for reason in assumptions)
     for what in ("k = 5", "momentum 0.9, weight decay 5e-4", "one epoch of warm-up", "they share their start"):
         assert any(what in reason for reason in assumptions)
-
-
-def write_run(folder: Path, name: str, seed: int, top1: float, **changed: object) -> Path:
-    """A finished run of a cell's config."""
-    folder.mkdir()
-    values = load_config(PAPER / f"{name}.yaml").model_dump(mode="json")
-    values |= {"seed": seed, "out": "elsewhere", "precision": "bf16", **changed}
-    (folder / "config.yaml").write_text(yaml.safe_dump(values))
-    result = {"mean": {"top1": top1, "top5": 99.0, "nll": 0.25}, "seconds": 1, "iterations": 1, "best": None}
-    (folder / "result.json").write_text(json.dumps(result))
-    return folder
-
-
-def test_a_table_of_the_paper_beside_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """96 and 97: 96.5 +- 0.5. A run of other values is no cell; where nothing was run or published, dashes."""
-    name = "cifar/cifar10-resnet50-lookaround"
-    runs = [write_run(tmp_path / f"s{seed}", name, seed, 96.0 + seed) for seed in (0, 1)]
-    runs.append(write_run(tmp_path / "short", name, 0, 50, epochs=100))
-    runs.append(write_run(tmp_path / "twin", name, 0, 50, precision="fp32"))
-    runs.append(write_run(tmp_path / "soup", name, 0, 50))
-    result = json.loads((runs[-1] / "result.json").read_text()) | {"soup": ["s0", "s1"]}
-    (runs[-1] / "result.json").write_text(json.dumps(result))
-    cells = [
-        Cell("cifar", "1", "CIFAR-10", "ResNet-50", "Lookaround", "cifar10-resnet50-lookaround", {"top1": 12.5}),
-        Cell("cifar", "1", "CIFAR-10", "ResNet-50", "SGDM", "cifar10-resnet50-sgdm", {}),
-        Cell("k", "", "CIFAR-100", "ResNet-50", "k = 1", "cifar100-resnet50-k1", {}),
-    ]
-    monkeypatch.setattr("lookaround_ddp.report.paper.read_cells", lambda: cells)
-    monkeypatch.chdir(ROOT)
-    names = ["CIFAR-10", "ResNet-50"]
-    for table in ("1", "cifar"):
-        main(["report", "--table", table, *map(str, runs)])
-        *lines, short, twin, soup = capsys.readouterr().out.splitlines()
-        rows = [[each.strip() for each in line.split("|")[1:-1]] for line in lines]
-        assert rows[0][3:5] == ["top-1 % published", "top-1 % here"]
-        assert rows[2:] == [
-            [*names, "Lookaround", "12.5", "96.50 ± 0.50", "-", "99.00 ± 0.00", "-", "0.2500 ± 0.0000", "2"],
-            [*names, "SGDM", *["-"] * 7],
-        ]
-        assert short == "short: no cell of this table, cifar10-resnet50-lookaround has epochs: 200 -> 100"
-        assert twin.startswith("twin: left out, since cifar10-resnet50-lookaround has runs already")
-        assert soup == "soup: no cell of this table, but a soup"
-
-
-def test_tables_that_are_not_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for folder, name, expected in (
-        (ROOT, "", "there is no table ''"),
-        (ROOT, "99", "there is no table '99': known are cifar, imagenet (2),"),
-        (
-            tmp_path,
-            "1",
-            f"the configs of table 1 are not in {tmp_path}/configs/paper: run this in",
-        ),
-    ):
-        monkeypatch.chdir(folder)
-        with pytest.raises(SystemExit) as ended:
-            main(["report", "--table", name])
-        assert ended.value.code == 2
-        assert expected in capsys.readouterr().err

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lookaround_ddp.config import Config
-from lookaround_ddp.config.load import _read, make_config
+from lookaround_ddp.config.load import make_config
+from lookaround_ddp.config.read import read_file
 from tests.support.runs import ROOT
 
 CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "base"]
@@ -17,7 +18,7 @@ PAPER = ROOT / "configs" / "paper"
 @cache
 def values(path: Path) -> dict[str, Any]:
     """Returns a file's values on top of its bases'."""
-    return _read(path, ())
+    return read_file(path)
 
 
 def kind(path: Path) -> str:

@@ -1,0 +1,73 @@
+"""What would only be found after days of training, looked at before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lookaround_ddp.checkpoint import RESULT, run_config
+from lookaround_ddp.config import Config, Recipe, changed_keys
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.report import HOW, made_key, read_run, run_key
+
+
+def check_finished(run: Path, config: Config) -> None:
+    """Raises UserError if there is a finished run that was trained with values which give other weights."""
+    if not (run / RESULT).is_file():
+        return
+    found = run_config(run)
+    old, new = found.identity(), _resolved(config, found).identity()
+    for name in HOW:
+        del old[name], new[name]
+    changes = list(changed_keys(old, new))
+    if changes:
+        more = f" and {len(changes) - 1} more" if changes[1:] else ""
+        raise UserError(f"{run} was trained with other values ({changes[0]}{more}): give the same ones or other --runs")
+
+
+def check_made(run: Path, recipe: Recipe | None, configs: Sequence[Config]) -> None:
+    """Raises UserError if what was made in a folder was made otherwise, or of other runs."""
+    found = read_run(run)
+    wanted = [_resolved(*each) for each in zip(configs, found.of, strict=False)]
+    if len(found.of) != len(configs) or run_key(found) != made_key(recipe, wanted):
+        raise UserError(f"{run} was made otherwise, or of runs with other values: delete it or give other --runs")
+
+
+def _resolved(config: Config, found: Config) -> Config:
+    """Returns the config with the pipeline that `auto` came to in a run."""
+    if config.data.pipeline != "auto":
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"pipeline": found.data.pipeline})})
+
+
+def check_ingredients(file: Path, recipe: Recipe, runs: Sequence[Path], configs: Sequence[Config]) -> None:
+    """Raises UserError if a recipe cannot be followed with runs of these configs."""
+    try:
+        if recipe.recipe == "best":
+            lacking = next((run for run, config in zip(runs, configs, strict=True) if not config.data.validation), None)
+            if recipe.by == "validation" and lacking is not None:
+                raise UserError(f"{lacking} has no held-out images to select by: set data.validation, or by: test")
+            return
+        from lookaround_ddp import evaluation  # loads what makes images, which takes seconds
+
+        evaluation.check_same_data(runs, configs)
+        if recipe.recipe == "soup":
+            evaluation.check_recipe(recipe.select, runs, configs)
+            _check_start(runs, configs)
+    except UserError as error:
+        raise UserError(f"recipe {file}: {error}") from None
+
+
+def _check_start(runs: Sequence[Path], configs: Sequence[Config]) -> None:
+    """Raises UserError unless the runs have one network that starts from the same weights."""
+    starts = []
+    for run, config in zip(runs, configs, strict=True):
+        if config.average.k == "never":
+            raise UserError(f"{run} has no single model: its replicas are never averaged (average.k=never)")
+        seed = config.seed if config.model.seed is None else config.model.seed
+        starts.append(config.model.model_copy(update={"seed": seed}))
+        if starts[-1] != starts[0]:
+            raise UserError(
+                f"{run} does not start from the weights that {runs[0]} starts from, so their mean is meaningless: give "
+                "both the same model section, with the same model.seed"
+            )
