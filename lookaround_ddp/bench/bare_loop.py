@@ -43,17 +43,25 @@ def main() -> None:
     data = open_data(options)
     batches = endless(make_loader(data, options, device))
     model = make_network(data, options).to(device).to(memory_format=layout)
+    print(json.dumps(train(model, batches, options, layout)))
+
+
+def train(
+    model: nn.Module, batches: Iterator[Any], options: argparse.Namespace, layout: torch.memory_format
+) -> dict[str, float]:
+    """Trains; returns the seconds after the warm-up, and the mean loss."""
+    device = next(model.parameters()).device
     optimizer = make_optimizer(model)
     total, start = torch.zeros((), device=device), now(device)
     for iteration in range(1, options.iterations + 1):
-        total += update(model, optimizer, next(batches), layout)
+        total += update(model, optimizer, next(batches), layout, options.precision)
         if iteration == options.warm_up:
             start = now(device)
-    print(json.dumps({"seconds": now(device) - start, "loss": total.item() / options.iterations}))
+    return {"seconds": now(device) - start, "loss": total.item() / options.iterations}
 
 
 def open_data(options: argparse.Namespace) -> datasets.Dataset:
-    config = DataConfig(name=options.data, root=options.root, train_images=options.train_images)
+    config = DataConfig(name=options.data, root=options.root, train_images=options.train_images, size=options.size)
     return datasets.open_dataset(config, seed=0)
 
 
@@ -72,19 +80,31 @@ def make_loader(data: datasets.Dataset, options: argparse.Namespace, device: tor
 
 
 def make_network(data: datasets.Dataset, options: argparse.Namespace) -> nn.Module:
-    return create_model(ModelConfig(name=options.model), data.classes, data.channels).train()
+    torch.backends.cudnn.benchmark = options.fast_kernels
+    model = create_model(ModelConfig(name=options.model), data.classes, data.channels).train()
+    if options.compile:
+        model.compile()
+    return model
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
 
 
-def update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, layout: torch.memory_format) -> torch.Tensor:
+def update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Any,
+    layout: torch.memory_format,
+    precision: str = "fp32",
+) -> torch.Tensor:
     """Takes one step of one network; returns its loss, 0-dim."""
     images, labels = batch
     device = next(model.parameters()).device
     images = images.to(device, non_blocking=True, memory_format=layout)
-    loss = cross_entropy(model(images), labels.to(device, non_blocking=True))
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(images)
+    loss = cross_entropy(logits.float(), labels.to(device, non_blocking=True))
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -107,6 +127,10 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--warm-up", type=int, default=10)
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--fast-kernels", action="store_true")
     return parser
 
 

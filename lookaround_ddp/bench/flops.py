@@ -33,12 +33,17 @@ def per_image(model: nn.Module, shape: tuple[int, ...]) -> int | None:
     return counter.get_total_flops() // len(images) or None
 
 
-def product_speed(device: torch.device) -> float | None:
-    """Measures fp32 matrix products on a GPU or one CPU thread, in operations a second; None if it cannot."""
+def product_speed(device: torch.device, precision: str = "fp32") -> float | None:
+    """Measures matrix products on a GPU or one CPU thread, in operations a second; None if it cannot.
+
+    Args:
+        precision: of the factors: fp32, bf16 or fp16.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     side = SIDES[device.type]
     try:
         with _like_convolutions() if device.type == "cuda" else one_thread():
-            left, right = torch.randn(2, side, side, device=device)
+            left, right = torch.randn(2, side, side, device=device, dtype=dtype)
             return 2 * side**3 / _seconds(left, right)
     except RuntimeError:  # out of memory
         return None

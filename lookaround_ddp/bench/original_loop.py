@@ -46,7 +46,7 @@ def train(options: argparse.Namespace) -> tuple[float, float, list[nn.Module]]:
     total, start = torch.zeros((), device=device), now(device)
     for iteration in range(1, options.iterations + 1):
         for model, optimizer, batches in zip(models, optimizers, streams, strict=True):
-            total += update(model, optimizer, next(batches), layout)
+            total += update(model, optimizer, next(batches), layout, options.precision)
         if iteration % options.k == 0:
             average(models)
         if iteration == options.warm_up:

@@ -21,25 +21,26 @@ from lookaround_ddp.bench.processes import run_module
 from lookaround_ddp.bench.ranks import refuse_job
 from lookaround_ddp.bench.workload import WARM_UP, K, Workload, planned
 
-TRAINER, BARE = "trainer, d = 1", "bare loop"
+TRAINER, BARE, TIMM, BATCHED = "trainer, d = 1", "bare loop", "timm's loader", "batched loop"
 
 
 ORIGINAL, ONE_RANK, TWO_RANKS = "original, d = 2", "trainer, d = 2, 1 rank", "trainer, d = 2, 2 ranks"
 
 
-REFERENCES = {TRAINER: BARE, TWO_RANKS: ONE_RANK}
+REFERENCES = {TRAINER: BARE, TIMM: BARE, BATCHED: BARE, TWO_RANKS: ONE_RANK}
 
 
 NOTES = f"""\
 Images/s of all d replicas together after {WARM_UP} iterations of warm-up, without evaluation and checkpoints; n fresh
 processes each, which take turns. Bare loop: lookaround_ddp/bench/bare_loop.py, a loop as one writes it by hand,
-with the same network, images, augmentation, optimizer, batch size and threads. Original: original_loop.py beside it,
-which does in one process what the published code does: d networks in turn, for each a loader with as many workers,
-PIL, fp32, state dicts averaged every {K} iterations. Ratio: d = 1 to the bare loop, 2 ranks to 1 rank; times as fast:
-as the original; of the medians, and the smallest and largest of a round. MFU: the operations of forward and backward
-(PyTorch's FlopCounterMode: matrix products and convolutions) over those that the processes' cores or GPUs do in fp32
-matrix products (on a GPU as its convolutions are, TF32), measured in this run, in turn with the others. On a GPU the
-trainer takes deterministic kernels, and the loops PyTorch's default."""
+with the same network, images, augmentation, optimizer, batch size and threads; timm_loop.py: with timm's loader;
+batched_loop.py: bytes on the device, cropped and flipped as a batch. Original: original_loop.py, which does in one
+process what the published code does: d networks in turn, for each a loader with as many workers, PIL, state dicts
+averaged every {K} iterations. Ratio: of d = 1 to the bare loop, 2 ranks to 1 rank; times as fast: as the original; of
+the medians, and the smallest and largest of a round. MFU: the operations of forward and backward (PyTorch's
+FlopCounterMode: matrix products and convolutions) over those that the processes' cores or GPUs do in matrix products of
+this precision (fp32 on a GPU as its convolutions are, TF32), measured in this run, in turn with the others. On a GPU
+the trainer takes deterministic kernels, unless --fast-kernels, and the loops PyTorch's default."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,16 @@ def report(options: argparse.Namespace) -> Figures:
         "batch_size": workload.batch_size,
         "workers": workload.workers,
         "channels_last": workload.channels_last,
+        "pipeline": workload.pipeline,
+        "precision": workload.precision,
+        "compile": workload.compile,
+        "fast_kernels": workload.fast_kernels,
+        "size": workload.size,
         "iterations": workload.iterations,
         "warm_up": WARM_UP,
         "rounds": options.rounds,
         "flops_per_image": operations,
-        "peak": {"precision": "fp32", "flops_per_second": machine.spread(peaks) if peaks else None},
+        "peak": {"precision": workload.precision, "flops_per_second": machine.spread(peaks) if peaks else None},
         "rows": _rows(workload, seconds, operations, peaks, gpus),
     }
     _print(figures)
@@ -95,10 +101,13 @@ def report(options: argparse.Namespace) -> Figures:
 
 def _contests(workload: Workload) -> dict[str, Contest]:
     loops = "lookaround_ddp.bench."
-    original = [f"{loops}original_loop", *workload.loop_arguments(), "--replicas=2", f"--k={K}"]
+    own = workload.loop_arguments()
+    original = [f"{loops}original_loop", *own, "--replicas=2", f"--k={K}"]
     return {
         TRAINER: Contest(1, 1, partial(_trainer, workload, 1, 1)),
-        BARE: Contest(1, 1, partial(_loop, [f"{loops}bare_loop", *workload.loop_arguments()])),
+        BARE: Contest(1, 1, partial(_loop, [f"{loops}bare_loop", *own])),
+        TIMM: Contest(1, 1, partial(_loop, [f"{loops}timm_loop", *own])),
+        BATCHED: Contest(1, 1, partial(_loop, [f"{loops}batched_loop", *own])),
         ORIGINAL: Contest(2, 1, partial(_loop, original)),
         ONE_RANK: Contest(2, 1, partial(_trainer, workload, 2, 1)),
         TWO_RANKS: Contest(2, 2, partial(_trainer, workload, 2, 2)),
@@ -113,7 +122,7 @@ def _measure(workload: Workload, rounds: int, folder: Path) -> tuple[dict[str, l
     peaks: list[float | None] = []
     for number, name in machine.turns(contests, rounds):
         if len(peaks) == number:  # a round begins
-            peaks.append(flops.product_speed(device))
+            peaks.append(flops.product_speed(device, workload.precision))
         start = time.perf_counter()
         seconds[name].append(contests[name].run(folder / f"{number}-{list(contests).index(name)}"))
         speed = _images(workload, contests[name]) / seconds[name][-1]
@@ -171,7 +180,11 @@ def _rows(
 def _print(figures: Figures) -> None:
     machine.print_machine(figures["machine"])
     parts = [f"{figures['model']} on {figures['data']}", f"batches of {figures['batch_size']}"]
-    parts += [f"{figures['workers']} workers", *(["channels_last"] if figures["channels_last"] else [])]
+    parts += [
+        f"{figures['workers']} workers",
+        *(name for name in ("channels_last", "compile", "fast_kernels") if figures[name]),
+    ]
+    parts += [figures["precision"], f"data.pipeline {figures['pipeline']}"]
     parts += [f"{figures['iterations']} iterations; n = {figures['rounds']}"]
     print(f"Training: {', '.join(parts)}")
     print(_operations(figures))
@@ -196,4 +209,5 @@ def _operations(figures: Figures) -> str:
     counted = "-" if operations is None else f"{operations / 1e6:.1f}"
     one = "GPU" if figures["machine"]["gpus"] else "core"
     speed = "-" if peak is None else f"{peak['median'] / 1e9:.1f}"
-    return f"Forward and backward of an image: {counted} MFLOP | fp32 matrix product, one {one}: {speed} GFLOP/s"
+    product = f"{figures['peak']['precision']} matrix product, one {one}"
+    return f"Forward and backward of an image: {counted} MFLOP | {product}: {speed} GFLOP/s"

@@ -31,6 +31,11 @@ class Workload:
     batch_size: int
     workers: int
     channels_last: bool
+    pipeline: str = "workers"
+    precision: str = "fp32"
+    compile: bool = False
+    fast_kernels: bool = False
+    size: int | None = None
     train_images: int | None = None
     epochs: int = 1
     iterations: int = 1
@@ -49,6 +54,11 @@ class Workload:
             "data.batch_size": self.batch_size,
             "data.workers": self.workers,
             "data.drop_last": True,
+            "data.pipeline": self.pipeline,
+            "data.size": self.size,
+            "precision": self.precision,
+            "compile": self.compile,
+            "deterministic": not self.fast_kernels,
             "replicas": [own] * replicas,
             "optimizer.lr": 0.05,
             "schedule.name": "constant",
@@ -68,11 +78,12 @@ class Workload:
             "--workers": self.workers,
             "--iterations": self.iterations,
             "--warm-up": WARM_UP,
+            "--precision": self.precision,
         }
-        if self.train_images is not None:
-            values["--train-images"] = self.train_images
-        flags = ["--channels-last"] if self.channels_last else []
-        return [f"{name}={value}" for name, value in values.items()] + flags
+        limits = {"--train-images": self.train_images, "--size": self.size}
+        values |= {name: value for name, value in limits.items() if value is not None}
+        flags = {"--channels-last": self.channels_last, "--compile": self.compile, "--fast-kernels": self.fast_kernels}
+        return [f"{name}={value}" for name, value in values.items()] + [name for name, on in flags.items() if on]
 
 
 def planned(options: argparse.Namespace) -> tuple[Workload, nn.Module, tuple[int, int, int]]:
@@ -81,8 +92,9 @@ def planned(options: argparse.Namespace) -> tuple[Workload, nn.Module, tuple[int
     Raises:
         UserError: an unknown model or dataset, missing images, batches larger than the dataset.
     """
-    names = ("data", "root", "batch_size", "workers", "channels_last")
-    workload = Workload(model=options.train_model, **{name: getattr(options, name) for name in names})
+    names = ["data", "root", "batch_size", "workers", "channels_last", "pipeline", "precision", "compile"]
+    given = {name: getattr(options, name) for name in [*names, "fast_kernels"]}
+    workload = Workload(model=options.train_model, size=options.image_size, **given)
     config = load_config(None, workload.overrides(Path("unused"), 1))
     try:
         dataset = open_dataset(config.data, config.seed)

@@ -120,5 +120,10 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--channels-last", action="store_true")
     group.add_argument("--iterations", type=int, default=56, help="of each replica in each run, in whole epochs")
     group.add_argument("--rounds", type=int, default=3, help="runs of each competitor")
+    group.add_argument("--pipeline", choices=("workers", "device"), default="workers", help="the trainer's (train)")
+    group.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(train)")
+    group.add_argument("--compile", action="store_true", help="(train)")
+    group.add_argument("--fast-kernels", action="store_true", help="(train) deterministic: false, cudnn.benchmark")
+    group.add_argument("--image-size", dest="image_size", type=int, help="(train) with --data noise any")
     group.add_argument("--consumer", default="timm:resnet18", metavar="MODEL", help="trained at 224 px, for JPEG files")
     return parser

@@ -38,7 +38,8 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "stanford_cars", "imagefolder"] = "digits"
+    name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "stanford_cars", "imagefolder", "noise"] = "digits"
+    """noise: random images in memory, of 10 classes and data.size (32) pixels, to measure speed with."""
     root: str = "data"
     download: bool = False
     batch_size: int = Field(128, ge=1)
