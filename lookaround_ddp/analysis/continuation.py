@@ -35,7 +35,7 @@ class Continuation:
         with world.together():
             self.original = resolved(config, self.dataset)
             model = config.model.model_copy(update={"pretrained": False})  # its weights are those of a checkpoint
-            average = config.average.model_copy(update={"hide": False, "delay": 0})
+            average = config.average.model_copy(update={"delay": 0})
             self.config = self.original.model_copy(update={"model": model, "average": average})
             self.batches, self.replicas = build(self.config, self.dataset, world)
         self.per_epoch = self.batches.plan.iterations

@@ -1,171 +1,204 @@
-"""The average step on the replicas' tensors: at once, overlapped with the next forward pass, or delayed."""
+"""The average step on the replicas' rows: checks them, forms their mean, and says how far apart they were."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Sequence
-from itertools import chain
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lookaround_ddp.averaging.checks import check_finite
-from lookaround_ddp.averaging.collectives import NO_TENSORS, average_
-from lookaround_ddp.averaging.delayed import Corrections
-from lookaround_ddp.averaging.overlap import ForwardOverlap, OnTensorDone, begin, can_overlap, overlap_obstacle
-from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup
-from lookaround_ddp.averaging.shared_storage import FlatStorage
-from lookaround_ddp.averaging.tensors import Layout, averaged_tensors, layout_of
+from lookaround_ddp.averaging import mean
+from lookaround_ddp.averaging.collectives import gather_segments_, mean_by_all_reduce_, mean_by_collectives_
+from lookaround_ddp.averaging.mean import Task, Write, mean_within_reach_
+from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup, size_of, wire
+from lookaround_ddp.averaging.rows import Matrix, Rows
+from lookaround_ddp.averaging.tensors import averaged_tensors
+from lookaround_ddp.averaging.verdict import Verdict
+
+Part = Literal["all", "buffers"]
 
 
 class AverageStep:
-    """Averages the replicas' tensors in one of three ways. Every method that averages, or waits, is collective.
+    """Averages the hosted replicas with those of the other ranks. Every method is collective.
 
     Args:
         models: those that this rank hosts.
         members: the ranks.
-        overlap_members: the same ranks, with a process group of their own for exchanges that overlap other collectives.
         shards: see `Lookaround`.
         extra: names of buffers to average in addition to the running statistics.
         exact: see `Lookaround`.
 
     Attributes:
-        distances: see `Lookaround`.
-        overlap: the average step that overlaps the next forward pass; None if there is none.
-        corrections: those that are on their way, if a step was begun by `delayed`.
+        members: the ranks.
+        rows: where the averaged tensors lie.
+        device: of the replicas.
+        later: whether the host learns of replicas that cannot be averaged only when it asks (on a GPU).
+        verdict: on the last average, until the host looks at it.
     """
 
-    _shards = WeakGroup()
+    shards = WeakGroup()
 
     def __init__(
         self,
         models: Sequence[nn.Module],
         members: ReplicaGroup,
-        overlap_members: ReplicaGroup,
         shards: dist.ProcessGroup | None,
         extra: Collection[str],
         *,
         exact: bool,
     ) -> None:
-        self.models, self.extra = models, extra
-        self.distances: Tensor | None = None
-        self.overlap: ForwardOverlap | None = None
-        self.corrections = Corrections(overlap_members)
-        self._members, self._overlap_members, self._shards = members, overlap_members, shards
-        self._exact, self._warned = exact, False
-        self._storage = FlatStorage(members)
-        found = self._tensors()[0]
-        self._buffers = len(found[0])  # how many are averaged
-        layouts = [layout_of(tensor) for tensor in chain(*found)]
-        self._layouts: list[Layout] = members.gather_objects(layouts)[0]
+        self.models, self.extra, self.exact = models, extra, exact
+        self.verdict: Verdict | None = None
+        self.members, self.shards = members, shards
+        self.rows = Rows(members, size_of(shards))
+        self.rows.open(*averaged_tensors(models[0], extra))
+        self.rows.take(self.tensors())
+        self.device = self.rows.matrices[0].own.device if self.rows.matrices else torch.device("cpu")
+        self.later = self.device.type == "cuda"
 
-    def check_finite(self, step: int) -> None:
-        """Calls `checks.check_finite` on the averaged tensors."""
-        check_finite(self._rows(), self._members, step)
+    def tensors(self) -> list[list[Tensor]]:
+        """Returns the averaged tensors of each hosted model, parameters first; looked up anew each time."""
+        found = (averaged_tensors(model, self.extra) for model in self.models)
+        return [[*parameters, *buffers] for parameters, buffers in found]
 
-    def at_once(self, step: int, measure: bool, write: Literal["mean", "first"] = "mean") -> None:
-        """Averages, and returns when all replicas have the mean.
+    def parameters(self) -> list[list[Tensor]]:
+        """Returns the averaged parameters of each hosted model."""
+        return [averaged_tensors(model, self.extra)[0] for model in self.models]
+
+    def check(self, step: int, later: bool = False) -> Verdict:
+        """Puts the tensors into their rows, and asks all ranks whether the replicas can be averaged.
+
+        On a GPU a rank whose tensors alone have changed takes part in this average with its old rows, so that the
+        others, which do not wait for the answer, do not wait for it either; nothing is written then.
 
         Args:
             step: the number of the replicas' last step.
-            measure: see `Lookaround`.
-            write: "mean" overwrites every hosted replica, "first" only the first.
+            later: whether the host is not to wait for the answer.
+
+        Raises:
+            FloatingPointError, UnlikeReplicasError: see `Verdict.look`; also of the last average, if nobody has looked.
         """
-        self._begin(step, measure, write, overlap=False)
+        self.look()
+        tensors = self.tensors()
+        fits = self.rows.fit(tensors)
+        if fits:
+            self.rows.take(tensors)
+        else:
+            self.rows.let_go()
+        self.verdict = Verdict(self.rows.finite(), self.rows.digests(tensors), self.members, step, later)
+        if not fits and self.verdict.alike():  # the other ranks' do not fit either
+            self.rows.open(*averaged_tensors(self.models[0], self.extra))
+            self.rows.take(tensors)
+            self.verdict = Verdict(self.rows.finite(), self.rows.digests(tensors), self.members, step, later)
+        return self.verdict
 
-    def overlapped(self, step: int, measure: bool) -> None:
-        """Averages while the next forward pass runs, where that is possible; otherwise at once."""
-        self._begin(step, measure, "mean", overlap=self._can_overlap())
+    def look(self) -> None:
+        """Raises what the last average found, if the host does not know it yet."""
+        if self.verdict is not None:
+            verdict, self.verdict = self.verdict, None
+            verdict.look()
 
-    def delayed(self, step: int, measure: bool, delay: int) -> None:
-        """Averages the running statistics at once, and begins the parameters' corrections, due `delay` steps later."""
-        tensors, layouts, first = self._tensors(), self._layouts, self._buffers
-        if first:
-            buffers = [buffers for buffers, _ in tensors]
-            check_finite(buffers, self._members, step)
-            average_(buffers, layouts[:first], self._members, exact=self._exact)
-        self.corrections.begin(
-            [parameters for _, parameters in tensors],
-            layouts[first:],
-            step,
-            step + delay,
-            exact=self._exact,
+    def average(self, step: int, *, measure: bool, write: Write = "mean", part: Part = "all") -> Tensor | None:
+        """Checks and averages the replicas, and returns when all have the mean.
+
+        Args:
+            step: the number of the replicas' last step.
+            measure: whether to return distances, as `exchange` does.
+            write: see `mean.Task`.
+            part: which tensors.
+        """
+        verdict = self.check(step, self.later)
+        if self.members.replicas == 1:
+            return torch.zeros(1, dtype=torch.float64) if measure else None
+        squares = self.exchange(self.members, verdict.ok, write=write, part=part, measure=measure)
+        self.rows.give()
+        return squares
+
+    def exchange(
+        self,
+        members: ReplicaGroup,
+        ok: Tensor | None,
+        *,
+        measure: bool,
+        write: Write = "mean",
+        part: Part = "all",
+    ) -> Tensor | None:
+        """Averages the rows.
+
+        Args:
+            members: the ranks, with the process group to use.
+            ok, write: see `mean.Task`.
+
+        Returns:
+            Distances of the replicas to their mean over the parameters, shape (replicas,), fp64, the same on every
+            rank; None if they are not measured.
+        """
+        return average_matrices_(
+            self.rows.matrices,
+            members,
+            self.shards,
+            ok=ok,
+            exact=self.exact,
             measure=measure,
-            overlap=self._can_overlap(),
+            write=write,
+            part=part,
         )
 
-    @torch.no_grad()
-    def correct(self) -> None:
-        """Adds the corrections, which must be due, to the parameters."""
-        self._measured(self.corrections.add_to([parameters for _, parameters in self._tensors()]))
 
-    def wait(self) -> None:
-        """Waits until no average step overlaps a forward pass."""
-        if self.overlap is not None:
-            self._measured(self.overlap.end())
-            self.overlap = None
-
-    def _begin(self, step: int, measure: bool, write: Literal["mean", "first"], overlap: bool) -> None:
-        """Begins the average step, and ends it too unless it can overlap the next forward pass."""
-        rows = self._rows()
-        check_finite(rows, self._members, step)
-        if self._exact:
-            self._storage.hold(rows, self._layouts)
-        measured = range(self._buffers, len(rows[0])) if measure else NO_TENSORS
-        # an average step that does not overlap keeps off the other group, where corrections may be under way
-        members = self._overlap_members if overlap else self._members
-        where = rows, self._layouts, members, self._storage
-
-        def exchange(on_tensor_done: OnTensorDone | None) -> Tensor | None:
-            if on_tensor_done is None and overlap:
-                # every rank must synchronize per bucket if any rank overlaps, so this one gives a callback too
-                on_tensor_done = _ignore_tensor
-            return average_(*where, exact=self._exact, write=write, measured=measured, on_tensor_done=on_tensor_done)
-
-        if overlap and not self._must_wait():
-            under_way = begin(exchange, len(rows[0]), _device(rows[0]), overlap)
-            self.overlap = ForwardOverlap(under_way, self.models, rows)
-            if self._shards is not None:  # DDP broadcasts buffers before the model's own forward begins
-                under_way.wait_for(range(self._buffers))
-        else:
-            self._measured(exchange(None))
-
-    def _tensors(self) -> list[tuple[list[Tensor], list[Tensor]]]:
-        """Returns (buffers, parameters) of each hosted model; looked up each time, since a caller may replace them."""
-        return [averaged_tensors(model, self.extra) for model in self.models]
-
-    def _rows(self) -> list[list[Tensor]]:
-        """Returns all averaged tensors of each hosted model, buffers first."""
-        return [buffers + parameters for buffers, parameters in self._tensors()]
-
-    def _can_overlap(self) -> bool:
-        """Returns whether an exchange can run while this rank computes."""
-        return can_overlap(self._members, _device(self._rows()[0]))
-
-    def _must_wait(self) -> bool:
-        """Returns whether the models' forward passes cannot wait for single weights; warns of it once."""
-        why = overlap_obstacle(self.models)
-        if why is not None and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"hide=True has no effect with {why}, whose forward pass cannot wait for a weight: the average step is "
-                "waited for, and the bits are the same",
-                stacklevel=7,  # the caller of `Lookaround.step`
-            )
-        return why is not None
-
-    def _measured(self, squares: Tensor | None) -> None:
-        """Stores distances, from their squares, if they were measured."""
+def average_matrices_(
+    matrices: Sequence[Matrix],
+    members: ReplicaGroup,
+    shards: dist.ProcessGroup | None,
+    *,
+    ok: Tensor | None = None,
+    exact: bool = True,
+    measure: bool = False,
+    write: Write = "mean",
+    part: Part = "all",
+) -> Tensor | None:
+    """Averages rows of one or more dtypes; see `AverageStep.exchange`. Collective."""
+    total: Tensor | None = None
+    for matrix in matrices:
+        own = matrix.own
+        start, stop = matrix.buffers if part == "buffers" else 0, matrix.columns
+        low, high = _segment(start, stop, shards)
+        blocks = -(-matrix.columns // mean.BLOCK_ELEMENTS)
+        squares = own.new_zeros(blocks, members.replicas, dtype=torch.float64) if measure else None
+        way = mean_within_reach_ if len(matrix.rows) == members.replicas else mean_by_collectives_
+        way = way if exact else mean_by_all_reduce_
+        way(matrix, members, Task(low, high, write, None if ok is None else ok.to(own.device), squares))
+        if shards is not None:
+            rows = own[:1] if write == "first" else own
+            gather_segments_(rows[:, start:stop], rows[:, low:high], shards, wire(shards, own.device))
         if squares is not None:
-            self.distances = squares.sqrt()
+            measured = _summed(squares, members, shards)
+            total = measured if total is None else total + measured.to(total.device)
+    if measure and total is None:
+        return torch.zeros(members.replicas, dtype=torch.float64)
+    return total
 
 
-def _device(row: Sequence[Tensor]) -> torch.device:
-    """Returns the device of a replica's tensors; the CPU if it has none."""
-    return row[0].device if row else torch.device("cpu")
+def _segment(start: int, stop: int, shards: dist.ProcessGroup | None) -> tuple[int, int]:
+    """Returns the columns that this rank of a replica averages, out of those from start to stop."""
+    if shards is None:
+        return start, stop
+    size = (stop - start) // size_of(shards)
+    return start + dist.get_rank(shards) * size, start + (dist.get_rank(shards) + 1) * size
 
 
-def _ignore_tensor(_: int) -> None:
-    """Does nothing when a tensor is done."""
+def _summed(squares: Tensor, members: ReplicaGroup, shards: dist.ProcessGroup | None) -> Tensor:
+    """Sums squared distances of shape (blocks, replicas), each of which some rank has measured; collective."""
+    device = squares.device
+    for group in (members.group, shards):
+        if size_of(group) > 1:
+            squares = squares.to(wire(group, device))
+            dist.all_reduce(squares, group=group)  # but for cut blocks each number is zero on all ranks but one
+    squares = squares.to(device)
+    if device.type != "cpu":
+        return squares.sum(0)
+    total = torch.zeros(members.replicas, dtype=torch.float64)
+    for row in squares:  # in their order, so the bits do not depend on which rank measured which
+        total += row
+    return total

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
-from zlib import crc32
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lookaround_ddp.averaging.replica_group import ReplicaGroup
 from lookaround_ddp.averaging.rounds import Rounds
-from lookaround_ddp.averaging.tensors import all_finite, digest, kinds_of, mean_digest, optimizer_states
+from lookaround_ddp.averaging.tensors import digest, mean_digest
 
 
 def check_agreement(
@@ -41,10 +39,6 @@ def check_agreement(
 WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 
 
-class UnlikeReplicasError(ValueError):
-    """Replicas that can no longer be averaged, since somebody converted some of them."""
-
-
 def check(models: Sequence[nn.Module], members: ReplicaGroup, optimizers: int, arguments: Mapping[str, Any]) -> None:
     """Raises ValueError on all ranks if there is something wrong with one of them. Collective.
 
@@ -64,7 +58,7 @@ def check(models: Sequence[nn.Module], members: ReplicaGroup, optimizers: int, a
     structure = None if refusal else digest(models[0])
     check_ranks(
         members,
-        {"number of models": len(models), **arguments, "k": k, "structure of the model (digest)": structure},
+        {**arguments, "k": k, "structure of the model (digest)": structure},
         refusal,
     )
 
@@ -127,39 +121,3 @@ def check_ranks(members: ReplicaGroup, settings: Mapping[str, object], refusal: 
                     f"rank {rank} has another {name} than rank {members.rank}: {theirs[name]!r}, not {mine!r}; "
                     f"all ranks must build the same"
                 )
-
-
-def check_finite(rows: Sequence[Sequence[Tensor]], members: ReplicaGroup, step: int) -> None:
-    """Raises on all ranks if a replica cannot be averaged with the others. Collective.
-
-    Raises:
-        UnlikeReplicasError: tensors that were replaced by others of another dtype or size, on some ranks only.
-        FloatingPointError: inf or NaN in a tensor; names the replicas.
-    """
-    flags = torch.stack([all_finite(row) for row in rows]).long()
-    kinds = torch.full_like(flags, crc32(repr(kinds_of(rows[0])).encode()))
-    finite, digests = members.gather(torch.stack([flags, kinds], 1)).unbind(1)
-    others = (digests != digests[0]).nonzero().flatten().tolist()
-    if others:
-        raise UnlikeReplicasError(
-            f"replica {others[0]} has weights of other dtypes or sizes than replica 0 has: convert all of them alike"
-        )
-    bad = (finite == 0).nonzero().flatten().tolist()
-    if bad:
-        which = "replica " + str(bad[0]) if len(bad) == 1 else "replicas " + ", ".join(map(str, bad))
-        raise FloatingPointError(
-            f"{which} not finite after iteration {step}: lower the learning rate, clip the "
-            f"gradient or use bf16 instead of fp16"
-        )
-
-
-def same_states(optimizers: Sequence[torch.optim.Optimizer], members: ReplicaGroup) -> list[list[Tensor]]:
-    """Returns each optimizer's state; raises ValueError unless all replicas' have the same shapes. Collective."""
-    rows = optimizer_states(optimizers)
-    shapes = [[(tuple(value.shape), str(value.dtype)) for value in row] for row in rows]
-    if any(row != shapes[0] for theirs in members.gather_objects(shapes) for row in theirs):
-        raise ValueError(
-            "optimizer_state='average': the replicas' optimizers hold different states; a parameter "
-            "that only some replicas use has none on the others, so keep 'local' or 'reset'"
-        )
-    return rows

@@ -1,89 +1,125 @@
-"""The mean of d replicas over the ranks of a process group: the same bits on any number of ranks.
+"""The mean of rows by collectives of the backend, where replicas are on several hosts or GPUs.
 
-How an element is summed is in `mean`. The volume is that of a ring all-reduce: each rank fetches the d values of *its*
-shard in the stored precision, forms the mean, and sends its shard to the others.
+The volume is that of a ring all-reduce: each rank gets the d values of *its* shard of a piece in the stored
+precision, sums them in replica order, and gives the mean to all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import lcm
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
-from lookaround_ddp.averaging.buckets import _average_by_messages_
-from lookaround_ddp.averaging.in_place import Write, average_in_place_
-from lookaround_ddp.averaging.replica_group import ReplicaGroup
-from lookaround_ddp.averaging.shared_storage import FlatStorage
-from lookaround_ddp.averaging.tensors import Layout, flat_of, write_back
+from lookaround_ddp.averaging import mean as within
+from lookaround_ddp.averaging.mean import Scratch, Task, blocks, measure, write
+from lookaround_ddp.averaging.replica_group import ReplicaGroup, all_gather_
+from lookaround_ddp.averaging.rows import UNIT, Matrix
 
-NO_TENSORS = range(0)
-
-
-def broadcast_(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
-    """Overwrites `tensors`, of any dtype and memory layout, with those of the group's first rank."""
-    if group is None or dist.get_world_size(group) == 1:
-        return
-    for tensor in tensors:
-        flat = flat_of(tensor, tuple(range(tensor.dim())))
-        dist.broadcast(flat.view(torch.uint8), group=group, group_src=0)
-        write_back(tensor, tuple(range(tensor.dim())), flat)
+PIECE_BYTES = {
+    "cpu": 16 * 2**20,
+    "cuda": 64 * 2**20,
+}  # of a row, exchanged at a time
 
 
-def average_(
-    rows: Sequence[Sequence[Tensor]],
-    layouts: Sequence[Layout],
-    members: ReplicaGroup,
-    storage: FlatStorage | None = None,
-    *,
-    exact: bool = True,
-    write: Write = "mean",
-    measured: range = NO_TENSORS,
-    on_tensor_done: Callable[[int], None] | None = None,
-) -> Tensor | None:
-    """Replaces replicas by their mean, in place, one tensor after the other.
+def mean_by_collectives_(matrix: Matrix, members: ReplicaGroup, task: Task) -> None:
+    """Averages piece by piece: an all-to-all of shards, their fp64 sums, and an all-gather. Collective.
+
+    The number of columns is a multiple of that of the ranks.
+    """
+    own = matrix.own
+    scratch = Scratch(own.dtype, members.wire(own.device))
+    size = _piece(own, members, task)
+    pieces = [(start, min(start + size, task.stop)) for start in range(task.start, task.stop, size)]
+    arriving = _fetch(own, members, *pieces[0]) if pieces else None
+    for number, (start, stop) in enumerate(pieces):
+        assert arriving is not None
+        shards = arriving.wait()
+        if number + 1 < len(pieces):  # on its way while this one is summed
+            arriving = _fetch(own, members, *pieces[number + 1])
+        mean = shards.new_empty(stop - start)
+        all_gather_(mean, scratch.mean_of(shards.unbind(0)), members.group)
+        _finish(matrix, members, task, start, mean.to(own.device))
+
+
+def mean_by_all_reduce_(matrix: Matrix, members: ReplicaGroup, task: Task) -> None:
+    """Averages by one all-reduce, summed in the backend's own order. Collective."""
+    own = matrix.own[:, task.start : task.stop]
+    total = own[0].clone()
+    for row in own[1:]:
+        total += row
+    if members.group is not None:
+        total = total.to(members.wire(own.device))
+        dist.all_reduce(total, group=members.group)
+    _finish(matrix, members, task, task.start, total.div_(members.replicas).to(own.device))
+
+
+def gather_segments_(own: Tensor, segment: Tensor, shards: dist.ProcessGroup, device: torch.device) -> None:
+    """Completes rows of which each rank of a replica has averaged its own segment. Collective.
 
     Args:
-        rows: the tensors of each hosted replica, floating-point or complex; shapes, dtypes and order are
-            the same in every row on every rank.
-        layouts: the order in which to traverse each tensor, the same on every rank. A tensor that is laid
-            out in another way is averaged just as well, through a copy.
-        members: where the replicas live.
-        storage: that holds these tensors, if one does.
-        exact: sum in fp64 in replica order; otherwise leave the sum to the backend's all-reduce.
-        write: "mean" overwrites every hosted replica with the mean, "first" only the first of them, "difference"
-            writes mean - old value into each.
-        measured: measure the replicas' distances to the mean, over these of the tensors.
-        on_tensor_done: called with the index of each tensor once it holds its new value in every hosted replica.
-
-    Returns:
-        Squared L2 distances of the replicas to their mean, shape (replicas,), fp64, the same on every
-        rank; None if nothing is measured. Half-precision means are rounded from fp64 through fp32.
+        own: the rows, shape (hosted, columns).
+        segment: this rank's columns of them; all ranks' segments are of one size, and in rank order.
+        shards: the ranks of the replica.
+        device: from which the backend can send.
     """
-    if not rows[0]:
-        return members.gather(torch.zeros(members.hosted, dtype=torch.float64)) if measured else None
-    shared = storage.rows if exact and storage is not None else None
-    if shared is not None:
-        first = members.rank * members.hosted
-        flats = shared[first : first + members.hosted]
-    else:
-        flats = [[flat_of(t, layout) for t, layout in zip(row, layouts, strict=True)] for row in rows]
+    for row, part in zip(own, segment, strict=True):
+        whole = torch.empty(row.shape, dtype=row.dtype, device=device)
+        all_gather_(whole, part.to(device).contiguous(), shards)
+        row.copy_(whole)
 
-    def finish(column: int) -> None:
-        """Completes a tensor of every row: copies it back where it was exchanged through a copy, and reports it."""
-        for row, row_flats in zip(rows, flats, strict=True):
-            write_back(row[column], layouts[column], row_flats[column])
-            increment_version(row[column])  # autograd does not see what other ranks write; a stale graph must fail
-        if on_tensor_done is not None:
-            on_tensor_done(column)
 
-    if shared is None and exact and members.ranks == 1 and rows[0][0].device.type == "cpu":
-        shared = flats  # not on a GPU, which buckets of many tensors keep busier
-    if shared is not None:
-        per_bucket = on_tensor_done is not None
-        return average_in_place_(
-            shared, members, write=write, measured=measured, on_tensor_done=finish, per_bucket=per_bucket
-        )
-    return _average_by_messages_(flats, members, exact, write, measured, finish)
+def _piece(own: Tensor, members: ReplicaGroup, task: Task) -> int:
+    """Returns how many columns to exchange at a time: whole shards, and whole blocks where distances are measured."""
+    wanted = PIECE_BYTES[own.device.type] // own.itemsize
+    unit = members.ranks * UNIT
+    if task.squares is not None:
+        unit = lcm(unit, within.BLOCK_ELEMENTS)
+    return max(wanted // unit, 1) * unit
+
+
+@dataclass
+class _Arriving:
+    """The shards of this rank on their way: shape (replicas, columns), in replica order."""
+
+    shards: Tensor
+    sent: Tensor  # alive until it has been sent
+    work: dist.Work | None
+
+    def wait(self) -> Tensor:
+        if self.work is not None:
+            self.work.wait()
+        return self.shards
+
+
+def _fetch(own: Tensor, members: ReplicaGroup, start: int, stop: int) -> _Arriving:
+    """Begins to send each rank its shard of these columns, and to receive one's own of all replicas."""
+    hosted, ranks, size = len(own), members.ranks, (stop - start) // members.ranks
+    part = own[:, start:stop].to(members.wire(own.device))
+    if ranks == 1:
+        return _Arriving(part, part, None)
+    sent = part.view(hosted, ranks, size).transpose(0, 1).contiguous()  # the row itself, where one replica is hosted
+    shards = sent.new_empty(members.replicas, size)
+    work = dist.all_to_all_single(
+        shards.view(-1),
+        sent.view(-1),
+        [count * size for count in members.counts],
+        [hosted * size] * ranks,
+        group=members.group,
+        async_op=True,
+    )
+    return _Arriving(shards, sent, work)
+
+
+def _finish(matrix: Matrix, members: ReplicaGroup, task: Task, start: int, mean: Tensor) -> None:
+    """Measures and writes a piece of columns from `start` on, of which all ranks have the mean."""
+    own, stop = matrix.own[:, start : start + len(mean)], start + len(mean)
+    if task.squares is not None:
+        scratch = Scratch(own.dtype, own.device)
+        for low, high in blocks(start, stop, own.device):
+            values = own[:, low - start : high - start]
+            replicas = dict(enumerate(values, members.first))
+            measure(task, matrix, scratch, low, mean[low - start : high - start], replicas)
+    write(own[: 1 if task.write == "first" else None].unbind(0), mean, task)

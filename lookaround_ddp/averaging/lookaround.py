@@ -16,12 +16,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lookaround_ddp.averaging.average_step import AverageStep
-from lookaround_ddp.averaging.checks import check, same_states
-from lookaround_ddp.averaging.collectives import average_, broadcast_
-from lookaround_ddp.averaging.overlap import overlap_members
-from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup
+from lookaround_ddp.averaging.background import background_members
+from lookaround_ddp.averaging.checks import check
+from lookaround_ddp.averaging.delayed import Corrections
+from lookaround_ddp.averaging.optimizer_state import average_states_, reset_state, same_states
+from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup, broadcast_
 from lookaround_ddp.averaging.rounds import K, Rounds
-from lookaround_ddp.averaging.tensors import as_list, local_tensors, preserved, reset_state
+from lookaround_ddp.averaging.tensors import as_list, local_tensors, preserved
 
 
 class Lookaround:
@@ -42,15 +43,15 @@ class Lookaround:
     `GradScaler` skips on one rank does not shift that rank's averages.
 
     Args:
-        models: the model of this rank, or the models that this rank hosts, as many on every rank. Replica
-            numbers run through the ranks: rank 0's models first.
+        models: the model of this rank, or the models that this rank hosts. Replica numbers run through the
+            ranks: rank 0's models first.
         k: steps in a round; None never averages (independent replicas). Or a function that returns the steps of the
             round that begins when each replica has done as many as it is given: `start` for the first. It is asked
             whenever it is needed, on each rank, so its answers must always be the same.
         start: steps before the first round begins.
         group: the ranks to average over, as torch.distributed made it; by default all, or this process alone where
             none are set up. It is not kept alive: when it has been destroyed, what needs the ranks raises RuntimeError.
-        beside: a second group of the same ranks, for `hide` and `delay`; needed only where `group` leaves out some.
+        beside: a second group of the same ranks, for `delay`; needed only where `group` leaves out some.
         shards: where several ranks train one replica with DDP, the group of these ranks; a replica's
             buffers are then those of the group's first rank.
         buffers: names of further floating-point buffers to average.
@@ -61,18 +62,14 @@ class Lookaround:
             paper's code), "average" averages it too, "reset" clears it.
         measure: keep the distances of the replicas to their mean in `distances` at each average step; may be
             set anew before any of them, on all ranks alike.
-        hide: overlap the average step with the next forward pass, in which each tensor is waited for when a
-            function of torch first uses it. The bits are the same. `state_dict` of the model, and all methods
-            here, wait too; other readers of the weights call `wait` first. A forward pass through the model
-            itself, or DDP around it, must follow each step, and use a weight. Without effect, and so synchronous:
-            GPUs without NCCL, a single rank; also, with a warning, modules that run as CUDA graphs, TorchScript or
-            compiled.
         delay: another algorithm, for slow networks: the mean of step t arrives so many steps later, as a
-            correction, theta_j += phi_t - theta_j,t. Less than k. Running statistics do not wait. Weights that are not
-            finite at step t are refused when the correction is due, or sooner, and nothing is corrected.
+            correction, theta_j += phi_t - theta_j,t. Less than k. Running statistics do not wait, nor
+            does the check that all replicas are finite.
 
     Attributes:
         steps: steps of each replica so far.
+        distances: L2 distance of each replica's parameters to the mean at the last average step that measured it,
+            shape (d,), fp64; None before the first.
 
     Raises:
         ValueError: on all ranks, whichever of them it concerns: k < 1, start < 0, a model that is wrapped in
@@ -96,11 +93,10 @@ class Lookaround:
         optimizers: Sequence[torch.optim.Optimizer] = (),
         optimizer_state: Literal["local", "average", "reset"] = "local",
         measure: bool = False,
-        hide: bool = False,
         delay: int = 0,
     ) -> None:
         self.models = as_list(models)
-        self.hide, self.delay = hide, delay
+        self.delay = delay
         self.k, self.start, self.exact, self.measure = k, start, exact, measure
         self.rounds = Rounds(k, start, delay)
         self.extra_buffers = frozenset(buffers)
@@ -109,27 +105,20 @@ class Lookaround:
         self.steps = 0
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
-        self.members = ReplicaGroup(group, hosted=len(self.models))
+        self.members = ReplicaGroup.of(group, hosted=len(self.models))
         alike: dict[str, Any] = {"k": k, "start": start, "delay": delay, "exact": exact, "measure": measure}
-        alike |= {"hide": hide, "optimizer_state": optimizer_state, "buffers": sorted(self.extra_buffers)}
+        alike |= {"optimizer_state": optimizer_state, "buffers": sorted(self.extra_buffers)}
         check(self.models, self.members, len(self.optimizers), alike)
-        overlapping = overlap_members(self.members, beside) if hide or delay else self.members
-        where = self.models, self.members, overlapping, shards, self.extra_buffers
-        self._average = AverageStep(*where, exact=exact)
-        self.corrections = self._average.corrections
+        self._average = AverageStep(self.models, self.members, shards, self.extra_buffers, exact=exact)
+        background = background_members(self.members, beside) if delay else self.members
+        self.corrections = Corrections(self._average, background, shards)
+        self.distances: Tensor | None = None
         self.restart()
 
     @property
     def replicas(self) -> int:
         """d, the number of replicas on all ranks."""
         return self.members.replicas
-
-    @property
-    def distances(self) -> Tensor | None:
-        """L2 distance of each replica's parameters to the mean at the last average step that measured it, shape (d,),
-        fp64; None before the first.
-        """
-        return self._average.distances
 
     def due(self, steps: int) -> bool:
         """Returns whether an average step follows step number `steps`, counted from 1."""
@@ -141,22 +130,14 @@ class Lookaround:
         Call it on every rank after each step, attempted or skipped. Returns whether it averaged, or began to.
 
         Raises:
-            RuntimeError: an average step is still under way (`hide`), and no forward pass has waited for it.
             FloatingPointError, ValueError: see `average`; or k, if it is a function, gives no steps for the round that
-                is to begin, or no more than the delay. With a delay, perhaps only when a correction is due: it is
-                not made then, but the running statistics have been averaged.
+                is to begin, or no more than the delay. On a GPU, whose host does not wait for the answer, `average`'s
+                at the next average step or call of `look`: nothing has been written then.
         """
-        overlap = self._average.overlap
-        if overlap is not None and not overlap.finished:
-            raise RuntimeError(
-                "a step without a forward pass through the model, which would have waited for its weights: "
-                "call the model itself, not a compiled copy or a part of it, or create Lookaround with hide=False"
-            )
-        self.wait()
         self.steps += 1
         due = self.rounds.reach(self.steps)
         if self.corrections.due == self.steps:
-            self._average.correct()
+            self._measured(self.corrections.add_to(self._average.parameters()))
         if due:
             self._begin(now=False)
         return due
@@ -171,9 +152,15 @@ class Lookaround:
         self.corrections.drop()  # they leave the mean as it is
         self._begin(now=True)
 
-    def wait(self) -> None:
-        """Waits until an average step that overlaps the next forward pass (`hide`) has ended."""
-        self._average.wait()
+    def look(self) -> None:
+        """Raises what the last average step found, of which the host of a GPU has not waited to hear.
+
+        All methods here but `step` look; `step` does before the next average step.
+
+        Raises:
+            FloatingPointError, ValueError: on every rank: a replica could not be averaged, and nothing was written.
+        """
+        self._average.look()
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -189,14 +176,15 @@ class Lookaround:
         model = self.models[0]
         with preserved([*model.parameters(), *model.buffers()]):
             with torch.no_grad():
-                self._average.at_once(self.steps, measure=False, write="first")
+                self._average.average(self.steps, measure=False, write="first")
+                self._average.look()
                 broadcast_(local_tensors(model, self.extra_buffers), self.members.group)
             yield model
 
     @torch.no_grad()
     def restart(self) -> None:
         """Gives all replicas the parameters and buffers of the first one; collective."""
-        self.wait()
+        self.look()
         self.corrections.drop()
         first = [*self.models[0].parameters(), *self.models[0].buffers()]
         broadcast_(first, self.members.group)
@@ -211,9 +199,9 @@ class Lookaround:
         DDP's ranks each keep statistics of their own share of the batch, until the next forward pass
         does the same.
         """
-        self.wait()
+        self.look()
         for model in self.models:
-            broadcast_(list(model.buffers()), self.shards)
+            broadcast_(model.buffers(), self.shards)
 
     @torch.no_grad()
     def check_finite(self, step: int | None = None) -> None:
@@ -222,15 +210,15 @@ class Lookaround:
         Args:
             step: the number of the last step, if it has not been counted yet.
         """
-        self.wait()
-        self._average.check_finite(self.steps if step is None else step)
+        self.look()
+        self._average.check(self.steps if step is None else step)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the count of steps and the last distances, JSON-able; the caller keeps the replicas' own states.
 
         With a delay, `corrections` holds tensors to keep with each replica.
         """
-        self.wait()
+        self.look()
         distances = None if self.distances is None else self.distances.tolist()
         delayed = {"correction_due": self.corrections.due} if self.delay else {}
         return {"steps": self.steps, "distances": distances, **delayed}
@@ -238,24 +226,28 @@ class Lookaround:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes what `state_dict` returned."""
         self.steps, distances = int(state["steps"]), state["distances"]
+        self.distances = None if distances is None else torch.tensor(distances, dtype=torch.float64)
         self.rounds.reach(self.steps)
-        self._average.distances = None if distances is None else torch.tensor(distances, dtype=torch.float64)
         self.corrections.due = state.get("correction_due")
 
     @torch.no_grad()
     def _begin(self, now: bool) -> None:
-        """Averages in the way that `hide` and `delay` ask for, at once if `now`, and treats the optimizers' states."""
+        """Averages as `delay` asks for, at once if `now`, and treats the optimizers' states."""
         self.synchronize_shards()
         states = same_states(self.optimizers, self.members) if self.optimizer_state == "average" else None
-        if self.delay and not now:
-            self._average.delayed(self.steps, self.measure, self.delay)
-        elif self.hide and not now:
-            self._average.overlapped(self.steps, self.measure)
+        if self.replicas == 1:
+            self._measured(torch.zeros(1, dtype=torch.float64) if self.measure else None)
+        elif self.delay and not now:
+            self.corrections.begin(self.steps, self.steps + self.delay, measure=self.measure)
         else:
-            self._average.at_once(self.steps, self.measure)
+            self._measured(self._average.average(self.steps, measure=self.measure))
         if states is not None:
-            layouts = [tuple(range(value.dim())) for value in states[0]]  # on every rank, however it is laid out there
-            average_(states, layouts, self.members, exact=self.exact)
+            average_states_(states, self.members, exact=self.exact)
         if self.optimizer_state == "reset":
             for optimizer in self.optimizers:
                 reset_state(optimizer)
+
+    def _measured(self, squares: Tensor | None) -> None:
+        """Keeps distances, from their squares, if they were measured."""
+        if squares is not None:
+            self.distances = squares.sqrt()

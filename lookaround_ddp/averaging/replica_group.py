@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Bytes of one replica in all buckets that are under way together. They are the extra memory of an average step between
-# hosts; what is received comes on top.
-BUCKET_BYTES = 34 * 2**20
+ALIGNMENT = 16  # bytes, of the widest dtype
+PACKET_BYTES = 64 * 2**20  # of a broadcast
 
 
 class WeakGroup:
@@ -44,21 +43,27 @@ class WeakGroup:
 
 @dataclass(frozen=True)
 class ReplicaGroup:
-    """The ranks that hold the replicas: rank r of `group` hosts the replicas r * hosted to (r + 1) * hosted - 1.
+    """The ranks that hold the replicas, whose numbers run through the ranks: those of rank 0 come first.
 
     Args:
         group: the ranks; None is this process alone.
-        hosted: replicas on each rank.
-        bucket_bytes: how much of one replica is exchanged at a time.
+        counts: of each rank, how many replicas it hosts.
     """
 
     group: WeakGroup = WeakGroup()
-    hosted: int = 1
-    bucket_bytes: int = field(default_factory=lambda: BUCKET_BYTES)
+    counts: Sequence[int] = (1,)
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup | None, hosted: int) -> ReplicaGroup:
+        """Makes it from what each rank says of itself; collective."""
+        counts = [hosted] * size_of(group)
+        if group is not None:
+            dist.all_gather_object(counts, hosted, group=group)
+        return cls(group, tuple(counts))
 
     @property
     def ranks(self) -> int:
-        return 1 if self.group is None else dist.get_world_size(self.group)
+        return len(self.counts)
 
     @property
     def rank(self) -> int:
@@ -66,21 +71,41 @@ class ReplicaGroup:
 
     @property
     def replicas(self) -> int:
-        return self.ranks * self.hosted
+        return sum(self.counts)
+
+    @property
+    def hosted(self) -> int:
+        """How many replicas this rank hosts."""
+        return self.counts[self.rank]
+
+    @property
+    def first(self) -> int:
+        """The number of the first replica of this rank."""
+        return self.first_of(self.rank)
+
+    def first_of(self, rank: int) -> int:
+        """Returns the number of the first replica of a rank."""
+        return sum(self.counts[:rank])
 
     def wire(self, device: torch.device) -> torch.device:
-        """Returns the device whose memory the backend can send: gloo's send and receive take CPU tensors only."""
-        on_device = self.group is None or device.type == "cpu" or "nccl" in dist.get_backend(self.group)
-        return device if on_device else torch.device("cpu")
+        """Returns the device whose memory the backend can send; see `wire`."""
+        return wire(self.group, device)
 
     def gather(self, values: Tensor) -> Tensor:
-        """Gathers values of shape (hosted, ...) from each rank into (replicas, ...) on all of them."""
+        """Gathers values of shape (hosted, ...) from each rank into (replicas, ...) on all of them.
+
+        They come back on the device that the backend can send from; the host does not wait for it.
+        """
         if self.group is None:
             return values
-        values = values.to(self.wire(values.device)).contiguous()
-        out = values.new_empty(self.replicas, *values.shape[1:])
-        dist.all_gather(list(out.split(self.hosted)), values, group=self.group)
-        return out
+        most = max(self.counts)
+        padded = values.new_zeros(most, *values.shape[1:], device=self.wire(values.device))
+        padded[: len(values)] = values
+        out = padded.new_empty(self.ranks * most, *values.shape[1:])
+        all_gather_(out, padded, self.group)
+        if most * self.ranks == self.replicas:
+            return out
+        return torch.cat([rows[:count] for rows, count in zip(out.split(most), self.counts, strict=True)])
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Gathers one picklable value from each rank, in rank order."""
@@ -89,8 +114,58 @@ class ReplicaGroup:
             dist.all_gather_object(out, value, group=self.group)
         return out
 
-    def shards(self, elements: Tensor) -> list[Tensor]:
-        """Cuts the last dimension into a share for each rank."""
-        size = elements.shape[-1]
-        bounds = [rank * size // self.ranks for rank in range(self.ranks + 1)]
-        return [elements[..., low:high] for low, high in pairwise(bounds)]
+    def meet(self) -> None:
+        """Waits until all ranks are here."""
+        if self.ranks > 1:
+            dist.all_reduce(torch.zeros(1), group=self.group)  # takes gloo two thirds of a barrier's time
+
+
+def size_of(group: dist.ProcessGroup | None) -> int:
+    """Returns the number of its ranks; None is this process alone."""
+    return 1 if group is None else dist.get_world_size(group)
+
+
+def wire(group: dist.ProcessGroup | None, device: torch.device) -> torch.device:
+    """Returns the device whose memory the group's backend can send: gloo's exchanges take CPU tensors only."""
+    on_device = group is None or device.type == "cpu" or "nccl" in dist.get_backend(group)
+    return device if on_device else torch.device("cpu")
+
+
+def all_gather_(whole: Tensor, part: Tensor, group: dist.ProcessGroup | None) -> None:
+    """Fills `whole` with the parts of all ranks, one after the other; its size is theirs together."""
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name until torch 2.13
+    gather(whole, part, group=group)
+
+
+def broadcast_(tensors: Iterable[Tensor], group: dist.ProcessGroup | None) -> None:
+    """Overwrites tensors, of any dtype and memory layout, with those of the group's first rank.
+
+    They travel packed: in one message where they are few.
+    """
+    if size_of(group) == 1:
+        return
+    packet: list[Tensor] = []
+    for tensor in tensors:
+        if packet and sum(each.nbytes for each in packet) + tensor.nbytes > PACKET_BYTES:
+            _broadcast_packed_(packet, group)
+            packet = []
+        if tensor.numel():
+            packet.append(tensor.detach())
+    if packet:
+        _broadcast_packed_(packet, group)
+
+
+def _broadcast_packed_(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
+    """Overwrites tensors by one message."""
+    sizes = [-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors]
+    packed = torch.empty(sum(sizes), dtype=torch.uint8, device=wire(group, tensors[0].device))
+    places = [
+        place[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for place, tensor in zip(packed.split(sizes), tensors, strict=True)
+    ]
+    if dist.get_rank(group) == 0:
+        for place, tensor in zip(places, tensors, strict=True):
+            place.copy_(tensor)
+    dist.broadcast(packed, group=group, group_src=0)
+    for place, tensor in zip(places, tensors, strict=True):
+        tensor.copy_(place)

@@ -24,26 +24,22 @@ def as_list(models: nn.Module | Iterable[nn.Module]) -> list[nn.Module]:
 
 
 def averaged_tensors(model: nn.Module, extra: Collection[str]) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns the (buffers, parameters) to average; `extra` names buffers in addition to the running statistics."""
-    parameters: list[Tensor] = [p for p in model.parameters() if is_number(p)]
-    buffers = [b for name, b in model.named_buffers() if _is_averaged(name, b, extra)]
-    return buffers, parameters
+    """Returns the (parameters, buffers) to average; `extra` names buffers in addition to the running statistics."""
+    parameters: dict[Tensor, None] = {}  # in order, each once
+    buffers: dict[Tensor, None] = {}
+    for module in model.modules():  # one walk, which is half of a small network's average step
+        parameters |= {tensor: None for tensor in module._parameters.values() if tensor is not None}
+        own = module._buffers
+        buffers |= {tensor: None for name in RUNNING_STATISTICS if (tensor := own.get(name)) is not None}
+    if extra:
+        buffers |= {tensor: None for name, tensor in model.named_buffers() if name in extra}
+    return list(filter(is_number, parameters)), list(filter(is_number, buffers))
 
 
 def local_tensors(model: nn.Module, extra: Collection[str]) -> list[Tensor]:
     """Returns the parameters and buffers that stay with their replica."""
     integers = [p for p in model.parameters() if not is_number(p)]
     return integers + [b for name, b in model.named_buffers() if not _is_averaged(name, b, extra)]
-
-
-def optimizer_states(optimizers: Iterable[torch.optim.Optimizer]) -> list[list[Tensor]]:
-    """Returns each optimizer's state tensors except step counts, which agree unless a scaler skipped a step."""
-    rows = []
-    for optimizer in optimizers:
-        states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
-        values = [state[key] for state in states for key in sorted(state) if key != "step"]
-        rows.append([value for value in values if isinstance(value, Tensor) and is_number(value)])
-    return rows
 
 
 def _is_averaged(name: str, buffer: Tensor, extra: Collection[str]) -> bool:
@@ -56,29 +52,11 @@ def is_number(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """Returns 1 if every element is finite, else 0, on the tensors' device and without waiting for it.
-
-    A sum is not finite if a term is not. (It can also overflow on its own, at weights of 1e38 and more.)
-    """
-    sums = [tensor.detach().sum(dtype=SUM_DTYPES.get(tensor.dtype)) for tensor in tensors]
-    if not sums:
-        return torch.ones((), dtype=torch.uint8)
-    return torch.stack(sums).isfinite().all().to(torch.uint8)
-
-
 def digest(model: nn.Module) -> str:
     """Returns a digest of the names, shapes and dtypes of parameters and buffers."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     text = repr([(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def reset_state(optimizer: torch.optim.Optimizer) -> None:
-    """Clears the optimizer's state, including step counts kept in param groups."""
-    optimizer.state.clear()
-    for group in optimizer.param_groups:
-        group.pop("step", None)
 
 
 def content_digest(model: nn.Module) -> str:
@@ -107,7 +85,7 @@ def _bytes(tensor: Tensor) -> bytes:
 Layout = tuple[int, ...]  # a tensor's dimensions from the largest stride to the smallest
 
 
-Kind = tuple[torch.dtype, int]  # of a tensor, and its number of elements
+Kind = tuple[torch.dtype, torch.Size]  # of a tensor
 
 
 def layout_of(tensor: Tensor) -> Layout:
@@ -138,17 +116,9 @@ def write_back(tensor: Tensor, layout: Layout, flat: Tensor) -> None:
         target.copy_(flat.view(tensor.dtype).view(target.shape))
 
 
-def by_dtype(row: Sequence[Tensor]) -> list[list[int]]:
-    """Returns the indices of the tensors of each dtype and device."""
-    kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for column, tensor in enumerate(row):
-        kinds.setdefault((tensor.dtype, tensor.device), []).append(column)
-    return list(kinds.values())
-
-
 def kinds_of(row: Sequence[Tensor]) -> list[Kind]:
-    """Returns dtype and size of each tensor."""
-    return [(tensor.dtype, tensor.numel()) for tensor in row]
+    """Returns dtype and shape of each tensor."""
+    return [(tensor.dtype, tensor.shape) for tensor in row]
 
 
 @contextmanager

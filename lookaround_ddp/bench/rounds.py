@@ -1,4 +1,4 @@
-"""`bench round`: how much of the average step's time hides behind computing, and what a delay hides."""
+"""`bench round`: what an average step adds to a round of training steps, and how much of it a delay hides."""
 
 from __future__ import annotations
 
@@ -25,18 +25,14 @@ from lookaround_ddp.models import create_model
 CLASSES = 100
 
 
-FORWARD_SHARE = 1 / 3  # of a step that waits
-
-
-NEVER, WAITED, HIDDEN = "never averaged", "waited for", "hidden"
+NEVER, WAITED = "never averaged", "waited for"
 
 
 NOTES = """\
-A round is an average step and the k training steps, on random images, behind which it may go on; with --wait-ms, steps
-that use one layer's weights after the other, and leave the cores free. Time of the slowest rank; the competitors take
-turns. Average: what a round takes beyond the same steps without an average, median of the differences within each
-repeat. Hidden: 1 - average / that of "waited for". A delay is another algorithm: the mean comes so many steps later, as
-a correction."""
+A round is an average step and the k training steps that follow, on random images; with --wait-ms, steps that only wait,
+and leave the cores free. Time of the slowest rank; the competitors take turns. Average: what a round takes beyond the
+same steps without an average, median of the differences within each repeat. A delay is another algorithm: the mean
+comes so many steps later, as a correction, and is exchanged meanwhile. Hidden: 1 - average / that of "waited for"."""
 
 
 def report(options: argparse.Namespace) -> Figures:
@@ -97,14 +93,14 @@ def _measured(
 
     def competitor(period: int | None, **options: Any) -> Callable[[], None]:
         own = copy.deepcopy(model)  # each moves its model into its storage
+        around = Lookaround(own, period, **options)
         if wait is not None:
-            waiting = _Waiting(own, wait / 1000)
-            return functools.partial(_round, Lookaround(waiting, period, **options), waiting.step, k)
+            return functools.partial(_round, around, functools.partial(time.sleep, wait / 1000), k)
         optimizer = torch.optim.SGD(own.parameters(), lr=1e-3, momentum=0.9)
         step = functools.partial(_step, own, optimizer, images, labels)
-        return functools.partial(_round, Lookaround(own, period, **options), step, k)
+        return functools.partial(_round, around, step, k)
 
-    competitors = {NEVER: competitor(None), WAITED: competitor(k), HIDDEN: competitor(k, hide=True)}
+    competitors = {NEVER: competitor(None), WAITED: competitor(k)}
     for delay in sorted({1, k - 1}):
         if 0 < delay < k:
             competitors[f"delay {delay}"] = competitor(k, delay=delay)
@@ -119,30 +115,6 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tens
     optimizer.step()
 
 
-class _Waiting(nn.Module):
-    """A model whose steps only wait.
-
-    Args:
-        seconds: of a step.
-    """
-
-    def __init__(self, model: nn.Module, seconds: float) -> None:
-        super().__init__()
-        self.model, self.seconds = model, seconds
-        own = [[*module.parameters(recurse=False)] for module in model.modules()]
-        self.layers = [parameters for parameters in own if parameters]
-
-    def forward(self) -> None:
-        for parameters in self.layers:
-            for parameter in parameters:
-                torch.flatten(parameter)  # a view: uses it, and costs nothing
-            time.sleep(FORWARD_SHARE * self.seconds / len(self.layers))
-
-    def step(self) -> None:
-        self()
-        time.sleep((1 - FORWARD_SHARE) * self.seconds)
-
-
 def _round(around: Lookaround, step: Callable[[], None], k: int) -> None:
     """Takes an average step, and the k steps behind which it may go on."""
     around.steps = k - 1
@@ -151,7 +123,6 @@ def _round(around: Lookaround, step: Callable[[], None], k: int) -> None:
         step()
         if number < k:
             around.step()
-    around.wait()
 
 
 def _print(figures: Figures) -> None:

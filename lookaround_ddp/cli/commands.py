@@ -19,7 +19,7 @@ from typing import Any
 from lookaround_ddp.cli.arguments import named_config, paths, runs_named, values
 from lookaround_ddp.cli.parser import parse
 from lookaround_ddp.config import load_config
-from lookaround_ddp.distributed import LostRanks, PreemptionHandler, adopt_step, join, processes_here
+from lookaround_ddp.distributed import LostRanks, PreemptionHandler, adopt_step, idle_gpus, join, processes_here
 from lookaround_ddp.errors import Preempted, UserError, explained, is_main_rank, shortened
 
 MISTAKE, STOPPED, INTERRUPTED = 2, 1, 130
@@ -89,6 +89,8 @@ def processes(options: argparse.Namespace) -> None:
     named = paths(options.arguments)
     config = load_config(named[0] if named else None, values(options.arguments))
     chosen = processes_here(config, options.nodes)
+    if idle := idle_gpus(config, chosen):
+        print(idle, file=sys.stderr)
     if os.environ.get("NODE_RANK", "0") == "0" or not config.data.download:  # one node at a time downloads
         from lookaround_ddp.training import rehearse
 

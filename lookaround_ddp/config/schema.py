@@ -138,8 +138,8 @@ class AverageConfig(Section):
     (DART): on every augmentation in an iteration (single), or on one after the other (single_in_turn)."""
     optimizer_state: Literal["local", "average", "reset"] = "local"
     exact: bool = True
-    hide: bool = True
-    """Average behind the next forward pass, where that is possible (not with `compile`); the bits are the same."""
+    hide: bool | None = Field(None, exclude=True)
+    """Without effect; older configs have it. The average step is waited for, or comes later (`delay`)."""
     delay: int = Field(0, ge=0)
     """Another algorithm, for slow networks: the mean arrives so many iterations later, as a correction of weights that
     have trained on; less than k."""
@@ -246,6 +246,5 @@ class Config(Section):
         values = self.model_dump(mode="json", exclude=others)
         for key in ("root", "download", "workers", "on_corrupt"):
             del values["data"][key]
-        del values["average"]["hide"]
         del values["epochs" if self.iterations is not None else "iterations"]
         return values

@@ -26,16 +26,15 @@ def join(config: Config) -> Iterator[World]:
     """Joins the processes that torchrun started, or runs as one process without it.
 
     Raises:
-        UserError: the number of processes and of replicas do not divide (before this rank waits for any
-            other), or the ranks have different configs or package versions (on every rank).
+        UserError: that many processes cannot share the replicas (before this rank waits for any other), or the ranks
+            have different configs or package versions (on every rank).
         LostRanks: a collective failed, since a rank died, failed, or did not come to it within `timeout`.
     """
     rank, size, local_rank = (_environment(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     replicas = len(config.replicas)
-    if replicas % size and size % replicas:
-        counts = ", ".join(str(count) for count in range(1, replicas + 1) if replicas % count == 0)
+    if size > replicas and size % replicas:
         raise UserError(
-            f"{size} processes cannot share {replicas} replicas evenly: start {counts} or a multiple of {replicas}"
+            f"{size} processes cannot share {replicas} replicas: start at most {replicas}, or a multiple of {replicas}"
         )
     nodes, there = (os.environ.get(name, "1") for name in ("LOOKAROUND_NODES", "GROUP_WORLD_SIZE"))
     if nodes != there and "LOOKAROUND_NODES" in os.environ:
@@ -104,10 +103,10 @@ def _with_groups(world: World, timeout: timedelta) -> World:
         assert isinstance(own, dist.ProcessGroup)  # every rank is in one
         return own
 
-    overlap = groups(mesh.T)
+    background = groups(mesh.T)
     if world.shards == 1:
-        return replace(world, replica_group=dist.group.WORLD, overlap_group=overlap)
-    return replace(world, replica_group=groups(mesh.T), overlap_group=overlap, shard_group=groups(mesh))
+        return replace(world, replica_group=dist.group.WORLD, background_group=background)
+    return replace(world, replica_group=groups(mesh.T), background_group=background, shard_group=groups(mesh))
 
 
 def _agree(world: World, config: Config) -> None:
@@ -124,23 +123,36 @@ def processes_here(config: Config, nodes: int = 1) -> int:
     """Returns how many processes this node should have, as one of so many: for its GPUs, or for its cores.
 
     Raises:
-        UserError: no number of them can share the replicas evenly.
+        UserError: no number of them can share the replicas.
     """
     replicas = len(config.replicas)
     cores = min(len(os.sched_getaffinity(0)), -(-replicas // nodes))  # a CPU is no faster with shards
     return processes_per_node(replicas, torch.cuda.device_count() or cores, nodes)
 
 
+def idle_gpus(config: Config, processes: int) -> str | None:
+    """Returns a line on GPUs of this node that have no process; None if all have one."""
+    devices = torch.cuda.device_count()
+    if processes >= devices:
+        return None
+    return f"{devices - processes} of {devices} GPUs stay idle: {len(config.replicas)} replicas can use {processes}"
+
+
 def processes_per_node(replicas: int, devices: int, nodes: int = 1) -> int:
-    """Returns the largest process count per node, at most `devices`, that divides the replicas evenly.
+    """Returns the process count per node, at most `devices`, with which an iteration takes the least time.
+
+    If several do, the smallest of those that host replicas, or the largest of those that share them.
 
     Raises:
-        UserError: no count does, on so many nodes.
+        UserError: no count can share the replicas, on so many nodes.
     """
-    fitting = [n for n in range(1, devices + 1) if replicas % (n * nodes) == 0 or n * nodes % replicas == 0]
+    fitting = [n for n in range(1, devices + 1) if n * nodes <= replicas or n * nodes % replicas == 0]
     if not fitting:
-        raise UserError(f"{nodes} nodes with {devices} devices each cannot share {replicas} replicas evenly")
-    return fitting[-1]
+        raise UserError(
+            f"{nodes} nodes with {devices} devices each cannot share {replicas} replicas: take at most {replicas} "
+            "nodes, or a number of devices that makes a multiple"
+        )
+    return min(fitting, key=lambda n: (-(-replicas // (n * nodes)), -(n * nodes // replicas), n))
 
 
 def _environment(name: str) -> int:

@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """W processes that train d replicas; one of W and d divides the other.
+    """W processes that train d replicas; W is at most d, or a multiple of it.
 
-    W <= d: rank r hosts the d / W replicas from r * d / W on. W > d: the D = W / d ranks from j * D on
-    are the shards of replica j, and share its batches.
+    W <= d: the replicas are dealt out in order, as evenly as W and d allow; the first d mod W ranks host one
+    more. W > d: the D = W / d ranks from j * D on are the shards of replica j, and share its batches.
     """
 
     rank: int
@@ -31,7 +31,7 @@ class World:
     device: torch.device
     backend: str
     replica_group: WeakGroup = WeakGroup()  # the ranks that an average runs over; None: one process
-    overlap_group: WeakGroup = WeakGroup()  # the same ranks, for averages that overlap other collectives
+    background_group: WeakGroup = WeakGroup()  # the same ranks, for averages that go on while they train
     shard_group: WeakGroup = WeakGroup()  # the ranks of this rank's replica; None: it has one
     heartbeat: Heartbeat | None = None  # None: one process
 
@@ -41,8 +41,9 @@ class World:
         if self.size > self.replicas:
             replica = self.rank // self.shards
             return range(replica, replica + 1)
-        count = self.replicas // self.size
-        return range(self.rank * count, (self.rank + 1) * count)
+        count, more = divmod(self.replicas, self.size)
+        first = self.rank * count + min(self.rank, more)
+        return range(first, first + count + (self.rank < more))
 
     @property
     def shards(self) -> int:

@@ -78,6 +78,8 @@ def begin(run: Run) -> None:
     if run.world.main:
         (Path(run.config.out) / PREEMPTED).unlink(missing_ok=True)
     run.record.say(describe(run))
+    if run.config.average.hide:
+        run.record.say("average.hide has no effect any more: the average step is waited for, see average.delay")
     if run.iteration > 0:
         run.record.say(f"resumed after iteration {run.iteration}")
 

@@ -17,7 +17,6 @@ def average(run: Run) -> None:
     averaged = around.step()
     if averaged and run.world.replicas > 1:
         if run.config.optimizer.lookahead is not None:
-            around.wait()
             for replica in run.replicas:
                 replica.restart_lookahead()
         if iteration // run.per_epoch > run.last_checked_epoch:
@@ -54,7 +53,7 @@ def compare_ranks(run: Run) -> None:
         with run.around.averaged() as mean:
             check_agreement([mean], buffers, run.iteration, gather)
     else:
-        run.around.wait()
+        run.around.look()
         check_agreement([replica.model for replica in run.replicas], buffers, run.iteration, gather)
 
 
@@ -72,7 +71,7 @@ def update_weight_averages(run: Run, averaged: bool) -> None:
     independent = run.config.average.k == "never"
     if not run.weight_averages or not (averaged or independent or run.world.replicas == 1):
         return
-    run.around.wait()
+    run.around.look()
     with evaluation_weights(run):
         due = [
             average.observe(replica.model, run.iteration)
@@ -91,7 +90,7 @@ def training_line(run: Run, rate: float) -> State:
         rate: the learning rate of the last iteration.
     """
     losses = run.losses.since_last()
-    run.around.wait()  # for the distances
+    run.around.look()
     (before, earlier), seconds = run.last_logged, run.watch.seconds()
     run.last_logged = (run.iteration, seconds)
     distances = run.around.distances

@@ -78,14 +78,13 @@ def make_lookaround(config: Config, replicas: list[Replica], per_epoch: int, wor
             k=steps_in_round(rounds),
             start=round(config.average.start * per_epoch),
             group=world.replica_group,
-            beside=world.overlap_group,
+            beside=world.background_group,
             shards=world.shard_group,
             buffers=config.average.buffers,
             exact=config.average.exact,
             optimizers=[replica.optimizer for replica in replicas],
             optimizer_state=config.average.optimizer_state,
             measure=True,
-            hide=config.average.hide and not config.compile,  # which it cannot be behind
             delay=config.average.delay,
         )
     except ValueError as error:

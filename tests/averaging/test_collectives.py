@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lookaround_ddp.averaging.collectives import average_
 from lookaround_ddp.averaging.replica_group import ReplicaGroup
 from tests.support.exchanges import (
     EQUAL,
@@ -16,6 +15,7 @@ from tests.support.exchanges import (
     PLACEMENTS,
     SIZES,
     average_of,
+    averaged,
     equal_rows,
     mean_by_hand,
     on_six_ranks,
@@ -54,7 +54,7 @@ def test_mean_is_the_fp64_sum_in_replica_order_rounded_once(
 
 
 def test_six_replicas_have_the_same_bits_in_any_placement(on_ranks: list[dict[str, Any]]) -> None:
-    alone = average_of(range(6), ReplicaGroup(None, hosted=6))
+    alone = average_of(range(6), ReplicaGroup(None, (6,)))
     for placement in [(1, 6), (2, 3), (3, 2), (6, 1)]:
         for sizes in SIZES:
             for row in rows_of(on_ranks, placement, sizes):
@@ -99,19 +99,6 @@ def test_the_difference_leads_from_a_replica_to_the_mean(
             assert same_bits(difference, mean - value), f"replica {replica}"
 
 
-def test_each_tensor_is_said_to_be_done_once(on_ranks: list[dict[str, Any]]) -> None:
-    """All but the empty one; those of a dtype, which are exchanged together, in order."""
-    dtypes = [tensor.dtype for tensor in tensors_of(0)]
-    for placement, ranks in PLACEMENTS.items():
-        for sizes in SIZES:
-            for rank in ranks:
-                done = on_ranks[rank]["{}x{} {} done".format(*placement, sizes)]
-                assert sorted(done) == [number for number, tensor in enumerate(tensors_of(0)) if tensor.numel()]
-                for dtype in dtypes:
-                    own = [number for number in done if dtypes[number] == dtype]
-                    assert own == sorted(own)
-
-
 @pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda p: "{}x{}".format(*p))
 def test_averaging_equal_replicas_changes_no_bit(on_ranks: list[dict[str, Any]], placement: tuple[int, int]) -> None:
     (start,) = equal_rows(range(1))
@@ -125,7 +112,7 @@ def test_averaging_equal_replicas_changes_no_bit(on_ranks: list[dict[str, Any]],
 def test_averaging_equal_hosted_replicas_changes_no_bit(replicas: int, dtype: torch.dtype) -> None:
     rows = [[torch.tensor(EQUAL).to(dtype)] for _ in range(replicas)]
     start = rows[0][0].clone()
-    average_(rows, [(0,)], ReplicaGroup(None, hosted=replicas))
+    averaged(rows, ReplicaGroup(None, (replicas,)), False)
     assert all(same_bits(row[0], start) for row in rows)
 
 
@@ -141,7 +128,7 @@ def test_averaging_equal_hosted_replicas_changes_no_bit(replicas: int, dtype: to
 def test_averaging_negative_zeros_leaves_them_negative(dtype: torch.dtype) -> None:
     rows = [[torch.tensor([-0.0]).to(dtype)] for _ in range(3)]
     start = rows[0][0].clone()
-    average_(rows, [(0,)], ReplicaGroup(None, hosted=3))
+    averaged(rows, ReplicaGroup(None, (3,)), False)
     assert all(same_bits(row[0], start) for row in rows)
 
 

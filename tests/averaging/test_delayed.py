@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lookaround_ddp import Lookaround
 from lookaround_ddp.averaging import delayed as late_module
-from lookaround_ddp.averaging.collectives import average_
+from lookaround_ddp.averaging.average_step import average_matrices_
 from tests.support.ranks import run, same_bits
 from tests.support.trainings import Conv
 
@@ -101,7 +101,7 @@ def spoiled(rank: int, how: str) -> list[Any]:
 def slow_exchange(*args: Any, **kwargs: Any) -> Tensor | None:
     """On some ranks later than on others."""
     time.sleep(0.2 * dist.get_rank())
-    return average_(*args, **kwargs)
+    return average_matrices_(*args, **kwargs)
 
 
 def lent(rank: int) -> list[Tensor]:
@@ -123,9 +123,9 @@ def lent(rank: int) -> list[Tensor]:
 
 
 def worker(rank: int, ranks: int) -> dict[str, Any]:
-    late_module.average_ = slow_exchange
+    late_module.average_matrices_ = slow_exchange
     lends = lent(rank)
-    late_module.average_ = average_
+    late_module.average_matrices_ = average_matrices_
     pair, beside = dist.new_group([0, 1]), dist.new_group([0, 1])
     one = range(rank, rank + 1)
     bad = {how: spoiled(rank, how) for how in ("inf", "double")}
@@ -160,11 +160,11 @@ def test_the_weights_are_those_of_a_plain_loop(on_ranks: list[dict[str, Any]], n
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("inf", "5: replica 1 not finite after iteration 3: "),
-        ("double", "5: replica 1 has weights of other dtypes or sizes than replica 0 has: convert all of them alike"),
+        ("inf", "3: replica 1 not finite after iteration 3: "),
+        ("double", "3: replica 1 has weights of other dtypes or shapes than replica 0 has: convert all of them alike"),
     ],
 )
-def test_a_mean_of_bad_weights_is_refused_on_all_ranks_when_it_is_due(
+def test_a_mean_of_bad_weights_is_refused_on_all_ranks_when_it_begins(
     on_ranks: list[dict[str, Any]], how: str, message: str
 ) -> None:
     """No weight has been touched by then, and all can begin anew."""
@@ -231,4 +231,4 @@ def test_delays_that_cannot_be(options: dict[str, Any], message: str) -> None:
 
 
 def test_a_group_that_leaves_out_ranks_needs_a_second_one(on_ranks: list[dict[str, Any]]) -> None:
-    assert on_ranks[0]["no second group"].startswith("hide and delay need a second group of the same ranks")
+    assert on_ranks[0]["no second group"].startswith("delay needs a second group of the same ranks")

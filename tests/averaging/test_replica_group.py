@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from lookaround_ddp.averaging.collectives import average_
+from lookaround_ddp.averaging.average_step import average_matrices_
 from lookaround_ddp.averaging.replica_group import ReplicaGroup
+from lookaround_ddp.averaging.rows import Rows
 from tests.support.exchanges import PLACEMENTS, SIZES, broadcast_all, mean_by_hand, on_six_ranks, reals_of, squares_of
 from tests.support.ranks import same_bits
 
@@ -32,14 +33,14 @@ def test_broadcast_overwrites_every_dtype_and_layout(on_ranks: list[dict[str, An
 def test_ranks_of_one_machine_share_memory(on_ranks: list[dict[str, Any]], placement: tuple[int, int]) -> None:
     name, alone = "{}x{}".format(*placement), placement[0] == 1
     for rank in PLACEMENTS[placement]:
-        assert on_ranks[rank][f"{name} shares"] == (not alone)
-        assert not on_ranks[rank][f"{name} shares elsewhere"]
-        assert not on_ranks[rank][f"{name} shares refused"]
+        assert on_ranks[rank][f"{name} shares"]
+        assert on_ranks[rank][f"{name} shares elsewhere"] == alone
+        assert on_ranks[rank][f"{name} shares refused"] == alone
 
 
 @pytest.mark.parametrize("sizes", SIZES)
 def test_squared_distances_have_the_same_bits_in_any_placement(on_ranks: list[dict[str, Any]], sizes: str) -> None:
-    alone = squares_of(range(6), ReplicaGroup(None, hosted=6), True)
+    alone = squares_of(range(6), ReplicaGroup(None, (6,)), True)
     kinds = [reals_of(replica) for replica in range(6)]
     means = [mean_by_hand(list(values)) for values in zip(*kinds, strict=True)]
     by_hand = [
@@ -56,10 +57,13 @@ def test_squared_distances_have_the_same_bits_in_any_placement(on_ranks: list[di
 
 def test_squared_distances_are_of_each_replica_to_the_mean() -> None:
     """Columns 0, 3, 6 and 0, 4, 8 have the means 3 and 4; replicas 0 and 2 are 5 away, squared 25, replica 1 is 0."""
-    rows = [[torch.tensor([3.0 * j]), torch.tensor([[4.0 * j]], dtype=torch.float64)] for j in range(3)]
-    for measured, expected in ((range(2), [25, 0, 25]), (range(1), [9, 0, 9]), (range(1, 2), [16, 0, 16])):
-        copies = [[tensor.clone() for tensor in row] for row in rows]
-        squares = average_(copies, [(0,), (0, 1)], ReplicaGroup(None, hosted=3), measured=measured)
-        assert squares is not None
-        assert squares.tolist() == expected
-    assert average_(rows, [(0,), (0, 1)], ReplicaGroup(None, hosted=3)) is None
+    for parameters, expected in ((2, [25, 0, 25]), (1, [9, 0, 9]), (0, [0, 0, 0])):
+        for dtype in (torch.float32, torch.float64):  # one matrix, or two
+            replicas = [[torch.tensor([3.0 * j]), torch.tensor([[4.0 * j]], dtype=dtype)] for j in range(3)]
+            rows = Rows(ReplicaGroup(None, (3,)))
+            rows.open(replicas[0][:parameters], replicas[0][parameters:])
+            rows.take(replicas)
+            squares = average_matrices_(rows.matrices, rows.members, None, measure=True)
+            assert squares is not None
+            assert squares.tolist() == expected
+            assert average_matrices_(rows.matrices, rows.members, None) is None

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from lookaround_ddp.config.load import make_config
-from lookaround_ddp.distributed.rendezvous import _device, join
+from lookaround_ddp.distributed.rendezvous import _device, join, processes_per_node
+from lookaround_ddp.distributed.world import World
+from lookaround_ddp.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -66,3 +68,31 @@ def test_a_cpu_has_only_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lookaround_ddp.distributed.rendezvous._device", lambda _: (torch.device("cpu"), "gloo"))
     with join(make_config({})):
         assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    ("replicas", "devices", "nodes", "chosen"),
+    [
+        (3, 1, 1, 1),
+        (3, 2, 1, 2),  # 2 and 1
+        (3, 3, 1, 3),
+        (3, 8, 1, 6),  # two shards each; two devices stay idle
+        (4, 3, 1, 2),  # three would be no faster: 2, 1 and 1
+        (6, 4, 1, 3),
+        (6, 4, 2, 3),
+        (1, 8, 1, 8),
+        (5, 4, 2, 2),  # 2, 1, 1 and 1; of 8 ranks five have no work
+    ],
+)
+def test_as_many_processes_as_make_an_iteration_short(replicas: int, devices: int, nodes: int, chosen: int) -> None:
+    assert processes_per_node(replicas, devices, nodes) == chosen
+
+
+def test_more_nodes_than_replicas() -> None:
+    with pytest.raises(UserError, match="5 nodes with 2 devices each cannot share 3 replicas: take at most 3 nodes"):
+        processes_per_node(3, 2, 5)
+
+
+def test_each_replica_has_one_place() -> None:
+    hosted = [list(World(rank, 3, 5, torch.device("cpu"), "gloo").hosted) for rank in range(3)]
+    assert hosted == [[0, 1], [2, 3], [4]]

@@ -12,13 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lookaround_ddp.averaging import mean
-from lookaround_ddp.averaging import replica_group as places
-from lookaround_ddp.averaging import shared_storage as shared_memory
-from lookaround_ddp.averaging.collectives import average_, broadcast_
-from lookaround_ddp.averaging.replica_group import ReplicaGroup
-from lookaround_ddp.averaging.shared_storage import FlatStorage
-from lookaround_ddp.averaging.tensors import layout_of
+from lookaround_ddp.averaging import collectives, mean, shared_memory
+from lookaround_ddp.averaging.average_step import average_matrices_
+from lookaround_ddp.averaging.replica_group import ReplicaGroup, broadcast_
+from lookaround_ddp.averaging.rows import Rows
 from tests.support.ranks import run
 
 # Ranks x hosted replicas -> the ranks of the world that take part; (2, 3) has ranks that do not count from 0.
@@ -31,12 +28,12 @@ PLACEMENTS = {
     (3, 2): [0, 3, 5],
     (6, 1): [0, 1, 2, 3, 4, 5],
 }
-# BUCKET_BYTES, BLOCK_ELEMENTS, in memory that the ranks share or by messages
+# PIECE_BYTES, BLOCK_ELEMENTS, in memory that the ranks share or by collectives
 SIZES = {
-    "as shipped: shared": (places.BUCKET_BYTES, mean.BLOCK_ELEMENTS, True),
-    "as shipped: messages": (places.BUCKET_BYTES, mean.BLOCK_ELEMENTS, False),
+    "as shipped: shared": (collectives.PIECE_BYTES["cpu"], mean.BLOCK_ELEMENTS, True),
+    "as shipped: collectives": (collectives.PIECE_BYTES["cpu"], mean.BLOCK_ELEMENTS, False),
     "tiny: shared": (256, 8, True),
-    "tiny: messages": (1008, 7, False),
+    "tiny: collectives": (1008, 7, False),
 }
 EQUAL = [0.1, -0.1, 1 / 3, 1e-40, 1e-45, 3e38, -3e38, 0.0, 7.0]
 EQUAL_DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.complex64]
@@ -72,17 +69,18 @@ def tensors_of(replica: int) -> list[Tensor]:
 def average_of(hosted: range, members: ReplicaGroup, share: bool = False, **options: Any) -> list[list[Tensor]]:
     """The rows after average_, as it leaves them; it must work in place and keep memory layouts."""
     rows = [tensors_of(replica) for replica in hosted]
-    averaged(rows, tensors_of(0), members, share, **options)
+    averaged(rows, members, share, **options)
     return rows
 
 
-def averaged(
-    rows: list[list[Tensor]], like: list[Tensor], members: ReplicaGroup, share: bool, **options: Any
-) -> Tensor | None:
-    layouts = [layout_of(tensor) for tensor in like]
-    storage = FlatStorage(members).hold(rows, layouts) if share else None
+def averaged(rows: list[list[Tensor]], members: ReplicaGroup, share: bool, **options: Any) -> Tensor | None:
+    flat = Rows(members, moves=share)
+    flat.open(rows[0], [])
+    flat.take(rows)
+    members.meet()
     before = [(t.data_ptr(), t.stride()) for row in rows for t in row]
-    squares = average_(rows, layouts, members, storage, **options)
+    squares = average_matrices_(flat.matrices, members, None, **options)
+    flat.give()
     assert [(t.data_ptr(), t.stride()) for row in rows for t in row] == before
     return squares
 
@@ -99,19 +97,16 @@ def worker(rank: int, ranks: int) -> dict[str, Any]:
         if rank not in PLACEMENTS[placement]:
             continue
         name = "{}x{}".format(*placement)
-        for sizes, (bucket, block, share) in SIZES.items():
-            places.BUCKET_BYTES, mean.BLOCK_ELEMENTS = bucket, block
-            members = ReplicaGroup(group, hosted=placement[1])
-            hosted = range(members.rank * members.hosted, (members.rank + 1) * members.hosted)
+        members = ReplicaGroup.of(group, placement[1])
+        hosted = range(members.first, members.first + members.hosted)
+        for sizes, (piece, block, share) in SIZES.items():
+            collectives.PIECE_BYTES["cpu"], mean.BLOCK_ELEMENTS = piece, block
             results[f"{name} {sizes}"] = average_of(hosted, members, share)
             results[f"{name} {sizes} first only"] = average_of(hosted, members, share, write="first")
             results[f"{name} {sizes} difference"] = average_of(hosted, members, share, write="difference")
-            done: list[int] = []
-            average_of(hosted, members, share, on_tensor_done=done.append)
-            results[f"{name} {sizes} done"] = done
             results[f"{name} {sizes} inexact"] = average_of(hosted, members, share, exact=False)
             same = equal_rows(hosted)
-            averaged(same, same[0], members, share)
+            averaged(same, members, share)
             results[f"{name} {sizes} equal"] = same
             for exact in (True, False):
                 results[f"{name} {sizes} squares {exact}"] = squares_of(hosted, members, exact, share)
@@ -129,7 +124,7 @@ def reals_of(replica: int) -> list[Tensor]:
 
 def squares_of(hosted: range, members: ReplicaGroup, exact: bool, share: bool = False) -> Tensor:
     rows = [reals_of(replica) for replica in hosted]
-    squares = averaged(rows, reals_of(0), members, share, exact=exact, measured=range(len(rows[0])))
+    squares = averaged(rows, members, share, exact=exact, measure=True)
     assert squares is not None
     return squares
 
@@ -142,7 +137,9 @@ def shares(group: dist.ProcessGroup, what: str | None = None) -> bool:
             shared_memory._machine = lambda: ("another", 1)
         if what == "no memory":
             os.truncate = refuse
-        return FlatStorage(ReplicaGroup(group)).hold([[torch.zeros(3)]], [(0,)]).rows is not None
+        rows = Rows(ReplicaGroup.of(group, 1))
+        rows.open([torch.zeros(3)], [])
+        return len(rows.matrices[0].rows) == rows.members.replicas
     finally:
         shared_memory._machine, os.truncate = machine, truncate
 

@@ -122,8 +122,8 @@ def test_a_file_that_is_no_config(tmp_path: Path, content: str, message: str) ->
 
 
 def test_processes_and_replicas_that_do_not_divide(tmp_path: Path) -> None:
-    said = train(tmp_path / "run", *TINY, ranks=2, expect=2)
-    assert "2 processes cannot share 3 replicas evenly: start 1, 3 or a multiple of 3" in said
+    said = train(tmp_path / "run", *TINY, ranks=4, expect=2)
+    assert "4 processes cannot share 3 replicas: start at most 3, or a multiple of 3" in said
 
 
 def test_many_ranks_make_a_mistake_but_one_speaks_first(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ def placed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "six on 1": (SIX, 1),
         "six on 2": (SIX, 2),
         "six on 3": (SIX, 3),
+        "six on 4": (SIX, 4),  # 2, 2, 1 and 1
         "six on 6": (SIX, 6),
         "three, no workers": (THREE, 3),
         "three, two workers": ([*THREE, "data.workers=2"], 3),
@@ -31,8 +32,8 @@ def placed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / str(number) for number, name in enumerate(runs)}
 
 
-def test_six_replicas_on_1_2_3_and_6_processes(placed: dict[str, Path]) -> None:
-    hashes = {weights(placed[f"six on {ranks}"]) for ranks in (1, 2, 3, 6)}
+def test_six_replicas_on_1_2_3_4_and_6_processes(placed: dict[str, Path]) -> None:
+    hashes = {weights(placed[f"six on {ranks}"]) for ranks in (1, 2, 3, 4, 6)}
     assert len(hashes) == 1
 
 
@@ -47,7 +48,7 @@ def test_the_hash_does_depend_on_what_matters(placed: dict[str, Path]) -> None:
 
 def test_scores_are_the_same_on_any_number_of_processes(placed: dict[str, Path]) -> None:
     """Every test image is counted once: 797 is prime, so any padding or share of its own would show."""
-    lines = [(placed[f"six on {ranks}"] / "metrics.jsonl").read_text().splitlines() for ranks in (1, 2, 3, 6)]
+    lines = [(placed[f"six on {ranks}"] / "metrics.jsonl").read_text().splitlines() for ranks in (1, 2, 3, 4, 6)]
     scores = {line for each in lines for line in each if '"mean"' in line}
     assert len(scores) == 1
 
