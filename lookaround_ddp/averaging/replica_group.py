@@ -99,8 +99,9 @@ class ReplicaGroup:
         if self.group is None:
             return values
         most = max(self.counts)
-        padded = values.new_zeros(most, *values.shape[1:], device=self.wire(values.device))
-        padded[: len(values)] = values
+        padded = values.to(self.wire(values.device)).contiguous()
+        if len(values) < most:
+            padded = torch.cat([padded, padded.new_zeros(most - len(values), *values.shape[1:])])
         out = padded.new_empty(self.ranks * most, *values.shape[1:])
         all_gather_(out, padded, self.group)
         if most * self.ranks == self.replicas:

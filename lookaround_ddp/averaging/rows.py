@@ -167,9 +167,12 @@ class Rows:
         """
         if not self.matrices:
             return torch.ones(self.members.hosted, dtype=torch.int64)
-        device = self.matrices[0].own.device
-        sums = [matrix.own.sum(1, dtype=SUM_DTYPES.get(matrix.own.dtype)).isfinite() for matrix in self.matrices]
-        return torch.stack([flags.to(device) for flags in sums]).all(0).to(torch.int64)
+        first, *others = (
+            matrix.own.sum(1, dtype=SUM_DTYPES.get(matrix.own.dtype)).isfinite() for matrix in self.matrices
+        )
+        for flags in others:
+            first &= flags.to(first.device)
+        return first.to(torch.int64)
 
     def _take(self, tensor: Tensor, place: Tensor, layout: Layout) -> None:
         """Copies a tensor into its place, and moves it there if nothing else refers to its memory."""
