@@ -6,6 +6,7 @@ precision, sums them in replica order, and gives the mean to all.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from math import lcm
 
@@ -19,9 +20,10 @@ from lookaround_ddp.averaging.replica_group import ReplicaGroup, all_gather_
 from lookaround_ddp.averaging.rows import UNIT, Matrix
 
 PIECE_BYTES = {
-    "cpu": 16 * 2**20,
+    "cpu": 2 * 2**20,
     "cuda": 64 * 2**20,
 }  # of a row, exchanged at a time
+AHEAD = 3  # pieces whose shards are on their way while one is summed, and means while the next ones are
 
 
 def mean_by_collectives_(matrix: Matrix, members: ReplicaGroup, task: Task) -> None:
@@ -33,15 +35,18 @@ def mean_by_collectives_(matrix: Matrix, members: ReplicaGroup, task: Task) -> N
     scratch = Scratch(own.dtype, members.wire(own.device))
     size = _piece(own, members, task)
     pieces = [(start, min(start + size, task.stop)) for start in range(task.start, task.stop, size)]
-    arriving = _fetch(own, members, *pieces[0]) if pieces else None
+    shards = deque(_fetch(own, members, *piece) for piece in pieces[:AHEAD])
+    means: deque[_Arriving] = deque()
     for number, (start, stop) in enumerate(pieces):
-        assert arriving is not None
-        shards = arriving.wait()
-        if number + 1 < len(pieces):  # on its way while this one is summed
-            arriving = _fetch(own, members, *pieces[number + 1])
-        mean = shards.new_empty(stop - start)
-        all_gather_(mean, scratch.mean_of(shards.unbind(0)), members.group)
-        _finish(matrix, members, task, start, mean.to(own.device))
+        if number + AHEAD < len(pieces):
+            shards.append(_fetch(own, members, *pieces[number + AHEAD]))
+        mean = scratch.mean_of(shards.popleft().wait().unbind(0)).clone()
+        whole = mean.new_empty(stop - start)
+        means.append(_Arriving(whole, mean, all_gather_(whole, mean, members.group, async_op=True)))
+        if number >= AHEAD:
+            _finish(matrix, members, task, pieces[number - AHEAD][0], means.popleft().wait().to(own.device))
+    for start, _ in pieces[-len(means) :] if means else ():
+        _finish(matrix, members, task, start, means.popleft().wait().to(own.device))
 
 
 def mean_by_all_reduce_(matrix: Matrix, members: ReplicaGroup, task: Task) -> None:
@@ -82,16 +87,16 @@ def _piece(own: Tensor, members: ReplicaGroup, task: Task) -> int:
 
 @dataclass
 class _Arriving:
-    """The shards of this rank on their way: shape (replicas, columns), in replica order."""
+    """A tensor on its way: the shards of this rank, shape (replicas, columns), or the mean of a piece."""
 
-    shards: Tensor
+    values: Tensor
     sent: Tensor  # alive until it has been sent
     work: dist.Work | None
 
     def wait(self) -> Tensor:
         if self.work is not None:
             self.work.wait()
-        return self.shards
+        return self.values
 
 
 def _fetch(own: Tensor, members: ReplicaGroup, start: int, stop: int) -> _Arriving:

@@ -132,10 +132,13 @@ def wire(group: dist.ProcessGroup | None, device: torch.device) -> torch.device:
     return device if on_device else torch.device("cpu")
 
 
-def all_gather_(whole: Tensor, part: Tensor, group: dist.ProcessGroup | None) -> None:
+def all_gather_(
+    whole: Tensor, part: Tensor, group: dist.ProcessGroup | None, *, async_op: bool = False
+) -> dist.Work | None:
     """Fills `whole` with the parts of all ranks, one after the other; its size is theirs together."""
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name until torch 2.13
-    gather(whole, part, group=group)
+    work: dist.Work | None = gather(whole, part, group=group, async_op=async_op)
+    return work
 
 
 def broadcast_(tensors: Iterable[Tensor], group: dist.ProcessGroup | None) -> None:
