@@ -28,9 +28,16 @@ def permutation(size: int, *key: int) -> torch.Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(derive(*key)))
 
 
-def seed_torch(*key: int) -> None:
-    """Seeds torch's global generators on the CPU and on all devices."""
-    torch.manual_seed(derive(*key))
+def seed_torch(device: torch.device, *key: int) -> None:
+    """Seeds torch's global generators of the CPU and of this device: with the draws that torch.manual_seed would give.
+
+    That one seeds all devices, and where no GPU is in use it formats a stack trace to queue their seeds: .35 ms.
+    """
+    seed_cpu(*key)
+    if device.type == "cuda":
+        torch.cuda.init()  # makes the generators, the first time
+        number = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[number].manual_seed(derive(*key))
 
 
 def seed_cpu(*key: int) -> None:

@@ -28,7 +28,8 @@ class Replica:
     """
 
     def __init__(self, config: Config, number: int, dataset: Dataset, world: World) -> None:
-        seeds.seed_torch(config.seed if config.model.seed is None else config.model.seed, seeds.INITIAL)
+        seed = config.seed if config.model.seed is None else config.model.seed
+        seeds.seed_torch(world.device, seed, seeds.INITIAL)
         model = create_model(config.model, dataset.classes, dataset.channels)
         if config.channels_last and world.device.type == "cpu":
             refuse_unsafe_layout(model)
@@ -94,7 +95,7 @@ class Replica:
 
     def _gradient(self, images: Tensor, targets: Tensor, share: float, key: tuple[int, ...]) -> Tensor:
         """Computes the loss, and leaves gradients in the parameters' `grad`. Equal keys draw equal dropout masks."""
-        seeds.seed_torch(key[0], seeds.FORWARD, *key[1:])
+        seeds.seed_torch(self.world.device, key[0], seeds.FORWARD, *key[1:])
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.config.precision, self.world.device):
             logits = self.network(images)
