@@ -39,7 +39,11 @@ class Replica:
             self.model.compile()
         self.network: nn.Module = self.model
         if world.shard_group is not None:
-            self.network = DistributedDataParallel(self.model, process_group=world.shard_group)
+            self.network = DistributedDataParallel(
+                self.model,
+                process_group=world.shard_group,
+                gradient_as_bucket_view=True,  # else they exist twice, and are copied
+            )
         self.optimizer = create_optimizer(config.optimizer, self.model)
         self.sam, self.lookahead = config.optimizer.sam, None
         if config.optimizer.lookahead is not None:

@@ -117,7 +117,7 @@ def test_a_replica_with_sam_is_its_definition() -> None:
 
 
 def under_ddp(rank: int, ranks: int) -> dict[str, Tensor]:
-    """A network without batch-norm, trained for one update by two shards of one replica."""
+    """A network without batch-norm, trained for two updates by two shards of one replica."""
     torch.manual_seed(0)
     result = {}
     for perturbation in ("local", "synchronized"):
@@ -128,12 +128,15 @@ def under_ddp(rank: int, ranks: int) -> dict[str, Tensor]:
         pipelines = train_pipelines(config.augment, config.replicas[0], dataset, 0.0)
         world = World(rank, ranks, 1, torch.device("cpu"), "gloo", shard_group=dist.group.WORLD)
         replica = Replica(config, 0, dataset, world)
-        start = copy.deepcopy(replica.model)
-        batches = Iterations(dataset.train, Plan(100, 20, 0, True), {0: pipelines}, rank, ranks)
-        replica.step(batches[0][0], 0, 0.1)
-        shards = [Iterations(dataset.train, Plan(100, 20, 0, True), {0: pipelines}, r, ranks)[0][0][0] for r in (0, 1)]
-        result[f"{perturbation} found"] = flat(replica.model)
-        result[f"{perturbation} expected"] = expected_under_ddp(start.train(), shards, dataset, perturbation)
+        twin = copy.deepcopy(replica.model).train()
+        plan = Plan(100, 20, 0, True)
+        shards = [Iterations(dataset.train, plan, {0: pipelines}, shard, ranks) for shard in range(ranks)]
+        for iteration in range(2):
+            replica.step(shards[rank][iteration][0], iteration, 0.1)
+            update_under_ddp(twin, [own[iteration][0][0] for own in shards], dataset, perturbation)
+        result[f"{perturbation} found"], result[f"{perturbation} expected"] = flat(replica.model), flat(twin)
+        places = {p.grad.untyped_storage().data_ptr() for p in replica.model.parameters()}
+        result[f"{perturbation} places of gradients"] = torch.tensor(len(places))
     return result
 
 
@@ -141,7 +144,7 @@ def flat(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def expected_under_ddp(start: nn.Module, shards: list[Any], dataset: Dataset, perturbation: str) -> Tensor:
+def update_under_ddp(model: nn.Module, shards: list[Any], dataset: Dataset, perturbation: str) -> None:
     """Each shard climbs by its own gradient, or by the mean of both; the mean gradient up there moves the weights."""
 
     def gradient(model: nn.Module, shard: Any) -> list[Tensor]:
@@ -149,22 +152,24 @@ def expected_under_ddp(start: nn.Module, shards: list[Any], dataset: Dataset, pe
         cross_entropy(model(images_of(dataset, shard)), shard.labels).backward()
         return [p.grad.clone() for p in model.parameters()]
 
-    own = [gradient(start, shard) for shard in shards]
+    own = [gradient(model, shard) for shard in shards]
     mean = [(a + b) / 2 for a, b in zip(*own, strict=True)]
     tops = []
     for shard, mine in zip(shards, own, strict=True):
         direction = mine if perturbation == "local" else mean
         norm = sum((g**2).sum() for g in direction) ** 0.5
-        top = copy.deepcopy(start)
+        top = copy.deepcopy(model)
         for p, g in zip(top.parameters(), direction, strict=True):
             p.data += 0.5 * g / norm
         tops.append(gradient(top, shard))
-    moved = [p - 0.1 * (a + b) / 2 for p, a, b in zip(start.parameters(), *tops, strict=True)]
-    return torch.cat([p.detach().flatten() for p in moved])
+    for p, a, b in zip(model.parameters(), *tops, strict=True):
+        p.data -= 0.1 * (a + b) / 2
 
 
 def test_both_forms_under_ddp() -> None:
+    """The gradients lie in the one bucket that the ranks sum, and nowhere else."""
     for found in run(under_ddp, 2):
         for form in ("local", "synchronized"):
             torch.testing.assert_close(found[f"{form} found"], found[f"{form} expected"], rtol=1e-4, atol=2e-6)
+            assert found[f"{form} places of gradients"] == 1
         assert (found["local found"] - found["synchronized found"]).abs().max() > 1e-4
