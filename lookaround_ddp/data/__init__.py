@@ -2,7 +2,7 @@
 
 from lookaround_ddp.data.batches import Batch, EvaluationBatches, Iterations, Plan
 from lookaround_ddp.data.datasets import Dataset, open_dataset, split_seed
-from lookaround_ddp.data.images import Arrays, Files, Images, Subset
+from lookaround_ddp.data.images import Arrays, Files, Images, Subset, in_memory
 from lookaround_ddp.data.loader import load
 from lookaround_ddp.data.pipeline import make_batches, prepare
 from lookaround_ddp.data.transforms import Pipeline, evaluation_transform, train_pipelines
@@ -21,6 +21,7 @@ __all__ = [
     "Subset",
     "evaluation_transform",
     "get_ready",
+    "in_memory",
     "load",
     "make_batches",
     "open_dataset",

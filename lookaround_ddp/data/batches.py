@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import data
 
 from lookaround_ddp import seeds
-from lookaround_ddp.data.images import Images, next_readable
+from lookaround_ddp.data.images import Images, next_readable, stored_pixels
 from lookaround_ddp.data.transforms import Pipeline
 from lookaround_ddp.errors import UserError
 
@@ -171,9 +171,12 @@ class EvaluationBatches(data.Dataset[Batch]):
 
     An image that cannot be read is an error, whatever data.on_corrupt says: a score over fewer images is another
     number.
+
+    Args:
+        transform: of a PIL image to uint8 (C, H, W); None: images in memory are shown as they are stored.
     """
 
-    def __init__(self, split: Images, transform: Callable[[Any], Tensor], batch_size: int) -> None:
+    def __init__(self, split: Images, transform: Callable[[Any], Tensor] | None, batch_size: int) -> None:
         self.split, self.transform, self.batch_size = split, transform, batch_size
         self.labels = torch.tensor(split.labels)
 
@@ -186,5 +189,8 @@ class EvaluationBatches(data.Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         indices = self.indices(number)
-        images = torch.stack([self.transform(self.split.image(index)) for index in indices])
+        if self.transform is None:
+            images = stored_pixels(self.split, indices)
+        else:
+            images = torch.stack([self.transform(self.split.image(index)) for index in indices])
         return Batch(images, self.labels[indices.start : indices.stop], 1.0)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from lookaround_ddp.errors import UserError, shortened
 
@@ -89,6 +91,21 @@ class Subset:
 
     def image(self, index: int) -> Image.Image:
         return self.whole.image(self.indices[index])
+
+
+def in_memory(split: Images) -> bool:
+    """Returns whether the images of a split, or those of which it is a subset, are an array."""
+    return isinstance(split, Arrays) or (isinstance(split, Subset) and in_memory(split.whole))
+
+
+def stored_pixels(split: Images, places: Sequence[int]) -> Tensor:
+    """Returns copies of these images of a split in memory, as they are stored: uint8 (n, C, H, W)."""
+    while isinstance(split, Subset):
+        places, split = [split.indices[place] for place in places], split.whole
+    assert isinstance(split, Arrays)
+    stored = split.pixels[slice(places.start, places.stop) if isinstance(places, range) else places]
+    stored = stored[:, None] if stored.ndim == 3 else stored.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.array(stored, order="C"))
 
 
 class UnreadableImage(UserError):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Batch, Dataset, EvaluationBatches, Images, evaluation_transform, load
+from lookaround_ddp.data import Batch, Dataset, EvaluationBatches, Images, evaluation_transform, in_memory, load
 from lookaround_ddp.distributed import World
 from lookaround_ddp.models import Normalize, autocast
 
@@ -142,7 +142,9 @@ def _hits(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
 def make_evaluator(config: Config, dataset: Dataset, split: Images, world: World) -> Evaluator:
     """Returns the evaluator of one of a dataset's splits, as the config says."""
     normalize = Normalize(dataset.mean, dataset.std, world.device, config.channels_last)
-    batches = EvaluationBatches(split, evaluation_transform(dataset), config.evaluate.batch_size)
+    as_stored = dataset.size == dataset.native and in_memory(split)
+    transform = None if as_stored else evaluation_transform(dataset)  # by which the pixels would be the same
+    batches = EvaluationBatches(split, transform, config.evaluate.batch_size)
     workers = config.data.workers if dataset.native is None else 0  # arrays need no decoding
     return Evaluator(batches, dataset.classes, normalize, config.precision, workers, world)
 

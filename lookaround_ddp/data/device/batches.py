@@ -11,7 +11,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from lookaround_ddp.data.batches import Batch, Iterations
 from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.device.transforms import INSTEAD, make_steps
 from lookaround_ddp.data.draws import Draws
-from lookaround_ddp.data.images import Arrays, Images, Subset
+from lookaround_ddp.data.images import Images, in_memory, stored_pixels
 from lookaround_ddp.data.transforms import Pipeline, train_pipelines
 from lookaround_ddp.errors import UserError
 
@@ -43,7 +42,7 @@ def resolved(config: Config, dataset: Dataset) -> Config:
     own = [each for entries in config.replicas for each in entries]
     pipelines = train_pipelines(config.augment, own, dataset, config.label_smoothing)
     try:
-        _whole(dataset.train)
+        _check_in_memory(dataset.train)
         for pipeline in pipelines:
             batched(pipeline)
     except UserError:
@@ -75,12 +74,8 @@ def pixels(split: Images, device: torch.device) -> Tensor:
     Raises:
         UserError: the images are in files.
     """
-    values = _whole(split).pixels
-    if isinstance(split, Subset):
-        values = values[np.asarray(split.indices)]
-    images = torch.from_numpy(np.ascontiguousarray(values))
-    images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
-    return images.contiguous().to(device)
+    _check_in_memory(split)
+    return stored_pixels(split, range(len(split))).to(device)
 
 
 class DeviceIterations(Iterations):
@@ -118,11 +113,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _whole(split: Images) -> Arrays:
-    whole = split.whole if isinstance(split, Subset) else split
-    if not isinstance(whole, Arrays):
+def _check_in_memory(split: Images) -> None:
+    if not in_memory(split):
         raise UserError(f"data.pipeline=device is for images in memory, and these are in files: {INSTEAD}")
-    return whole
 
 
 def _with(config: Config, pipeline: str) -> Config:
