@@ -108,6 +108,9 @@ class Single:
 NO_SINGLE = Single(until=0)
 
 
+Key = tuple[int, int, int]  # epoch, replica, number of the augmentation: what an image's draws are of
+
+
 class Iterations(data.Dataset[list[list[Batch]]]):
     """iteration -> for each hosted replica, for each of its augmentations, a batch.
 
@@ -141,29 +144,36 @@ class Iterations(data.Dataset[list[list[Batch]]]):
 
     def __getitem__(self, iteration: int) -> list[list[Batch]]:
         epoch = iteration // self.plan.iterations
-        result = []
-        for replica in self.pipelines:
-            whole = self.plan.indices(iteration, replica)
+        hosted = list(self.pipelines)
+        result: list[list[Batch]] = []
+        for replicas in [hosted] if self.plan.shared else [[replica] for replica in hosted]:
+            whole = self.plan.indices(iteration, replicas[0])
             indices = whole.tensor_split(self.shards)[self.shard]
             share = len(indices) * self.shards / len(whole)
-            result.append(
-                [
-                    self._batch(indices, pipeline, (epoch, replica, number), share)
-                    for number, pipeline in self.pipelines_at(iteration, replica)
-                ]
-            )
+            own = [
+                [((epoch, replica, number), pipeline) for number, pipeline in self.pipelines_at(iteration, replica)]
+                for replica in replicas
+            ]
+            batches = iter(self._batches(indices, [each for keyed in own for each in keyed], share))
+            result += [[next(batches) for _ in keyed] for keyed in own]
         return result
 
-    def _batch(self, indices: Tensor, pipeline: Pipeline, key: tuple[int, int, int], share: float) -> Batch:
-        images, used = [], []
-        for index in indices.tolist():
-            seeds.seed_cpu(self.plan.seed, seeds.AUGMENT, *key, index)
-            if pipeline.custom:
-                seeds.seed_python(self.plan.seed, seeds.AUGMENT, *key, index)
+    def _batches(self, indices: Tensor, keyed: Sequence[tuple[Key, Pipeline]], share: float) -> list[Batch]:
+        """Makes a batch of the same images for each pipeline; an image is decoded once for all of them."""
+        made: list[list[Tensor]] = [[] for _ in keyed]
+        used = []
+        for index in indices.tolist() if keyed else ():
             place, image = next_readable(self.split, index) if self.skip else (index, self.split.image(index))
             used.append(place)
-            images.append(pipeline.transform(image))
-        return Batch(torch.stack(images), self.labels[used], share, pipeline.mix)
+            for (key, pipeline), own in zip(keyed, made, strict=True):
+                seeds.seed_cpu(self.plan.seed, seeds.AUGMENT, *key, index)
+                if pipeline.custom:
+                    seeds.seed_python(self.plan.seed, seeds.AUGMENT, *key, index)
+                own.append(pipeline.transform(image.copy() if pipeline.custom else image))  # which may draw into it
+        return [
+            Batch(torch.stack(own), self.labels[used], share, pipeline.mix)
+            for (_, pipeline), own in zip(keyed, made, strict=True)
+        ]
 
 
 class EvaluationBatches(data.Dataset[Batch]):

@@ -6,7 +6,7 @@ the workers' pipeline, and of nothing else. The draws are not the workers', so t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lookaround_ddp import seeds
 from lookaround_ddp.config import Config
-from lookaround_ddp.data.batches import Batch, Iterations
+from lookaround_ddp.data.batches import Batch, Iterations, Key
 from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.device.transforms import INSTEAD, make_steps
 from lookaround_ddp.data.draws import Draws
@@ -89,7 +89,10 @@ class DeviceIterations(Iterations):
         super().__init__(*arguments)
         self.stored = stored
 
-    def _batch(self, indices: Tensor, pipeline: Pipeline, key: tuple[int, int, int], share: float) -> Batch:
+    def _batches(self, indices: Tensor, keyed: Sequence[tuple[Key, Pipeline]], share: float) -> list[Batch]:
+        return [self._batch(indices, key, pipeline, share) for key, pipeline in keyed]
+
+    def _batch(self, indices: Tensor, key: Key, pipeline: Pipeline, share: float) -> Batch:
         assert pipeline.batched is not None
         with one_thread() if self.stored.device.type == "cpu" else nullcontext():
             images = self.stored.index_select(0, indices.to(self.stored.device, non_blocking=True))
