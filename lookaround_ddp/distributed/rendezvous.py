@@ -44,7 +44,7 @@ def join(config: Config) -> Iterator[World]:
         )
     device, backend = _device(local_rank)
     if device.type == "cuda":
-        _choose_kernels(config.deterministic)
+        _choose_kernels(config.deterministic, config.precision)
     if size == 1:
         yield World(0, 1, replicas, device, "none")
         return
@@ -163,8 +163,13 @@ def _environment(name: str) -> int:
     return int(text)
 
 
-def _choose_kernels(deterministic: bool) -> None:
-    """Selects deterministic or fast GPU kernels; PyTorch warns where a function has no deterministic one."""
+def _choose_kernels(deterministic: bool, precision: str) -> None:
+    """Selects deterministic or fast GPU kernels, and the precision of fp32 matrix products.
+
+    PyTorch warns where a function has no deterministic kernel.
+    """
+    # the newer torch.backends.cuda.matmul.fp32_precision would leave this one behind, and who reads both gets an error
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # is read when cuBLAS is first used

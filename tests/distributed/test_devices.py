@@ -64,6 +64,28 @@ def test_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch, deterministic: bool) 
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.parametrize(
+    ("device", "precision", "products"),
+    [("cuda:0", "fp32", False), ("cuda:0", "tf32", True), ("cuda:0", "bf16", False), ("cpu", "tf32", False)],
+)
+def test_tf32_is_for_matrix_products_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: str, precision: str, products: bool
+) -> None:
+    """As the config says, whatever was before; a CPU stays as it is. PyTorch's old and new names of it agree."""
+    monkeypatch.setattr("lookaround_ddp.distributed.rendezvous._device", lambda _: (torch.device(device), "nccl"))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest" if products or device == "cpu" else "high")
+    try:
+        with join(make_config({"precision": precision, "deterministic": False})):
+            assert torch.get_float32_matmul_precision() == ("high" if products else "highest")
+            assert torch.backends.cuda.matmul.allow_tf32 is products
+            assert torch.backends.cuda.matmul.fp32_precision == ("tf32" if products else "ieee")
+            assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.benchmark = False
+
+
 def test_a_cpu_has_only_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lookaround_ddp.distributed.rendezvous._device", lambda _: (torch.device("cpu"), "gloo"))
     with join(make_config({})):

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lookaround_ddp.config.load import make_config
-from lookaround_ddp.config.schema import Config
+from lookaround_ddp.config.schema import Config, changed_keys
 from lookaround_ddp.data.batches import Batch, Iterations, Plan
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.transforms import train_pipelines
 from lookaround_ddp.distributed.world import World
 from lookaround_ddp.training.replica import Replica
+from tests.support.ranks import same_state
 
 WORLD = World(rank=0, size=1, replicas=3, device=torch.device("cpu"), backend="none")
 PLAIN_SGD = {"momentum": 0.0, "weight_decay": 0.0, "lr": 0.1}
@@ -40,7 +41,9 @@ def forward(model: nn.Module, batch: Batch, digits: Dataset) -> Tensor:
     return model(images)
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", None), ("tf32", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
 def test_an_update_in_each_precision(digits: Dataset, precision: str, dtype: torch.dtype | None) -> None:
     """Forward in that precision, loss and weights in fp32: theta - lr * gradient, whatever the scaler's factor."""
     replica, batches = make(digits, precision=precision)
@@ -53,7 +56,7 @@ def test_an_update_in_each_precision(digits: Dataset, precision: str, dtype: tor
     expected = -logits.float().log_softmax(1)[torch.arange(20), batches[0].labels].mean()
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    tolerance = 1e-6 if precision == "fp32" else 2e-3  # the scaler's factor shifts what fp16 rounds to 0
+    tolerance = 1e-6 if dtype is None else 2e-3  # the scaler's factor shifts what fp16 rounds to 0
     moved = 0.0
     for own, (name, other) in zip(replica.model.parameters(), twin.named_parameters(), strict=True):
         assert own.dtype == torch.float32
@@ -61,6 +64,19 @@ def test_an_update_in_each_precision(digits: Dataset, precision: str, dtype: tor
         torch.testing.assert_close(own, other - 0.1 * other.grad, rtol=0, atol=tolerance, msg=name)
         moved = max(moved, (own - other).abs().max().item())
     assert moved > 10 * tolerance
+
+
+def test_tf32_on_a_cpu_is_fp32(digits: Dataset) -> None:
+    """The same bits after two updates, though it is another run: on a GPU they would differ."""
+    states = []
+    for precision in ("fp32", "tf32"):
+        replica, batches = make(digits, precision=precision)
+        for iteration in range(2):
+            replica.step(batches, iteration, 0.1)
+        states.append(replica.model.state_dict())
+    assert same_state(*states)
+    fp32, tf32 = (make_config({"precision": each}).identity() for each in ("fp32", "tf32"))
+    assert list(changed_keys(fp32, tf32)) == ["precision: fp32 -> tf32"]
 
 
 def test_label_smoothing(digits: Dataset) -> None:
