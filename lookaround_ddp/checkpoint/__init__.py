@@ -1,8 +1,9 @@
 """What a run leaves on disk, whole or not at all."""
 
-from lookaround_ddp.checkpoint.checkpoints import Checkpoints, Part, State
+from lookaround_ddp.checkpoint.checkpoints import Checkpoints, State
 from lookaround_ddp.checkpoint.made import check_free, check_network, save_made
 from lookaround_ddp.checkpoint.model_file import read_network, save_model
+from lookaround_ddp.checkpoint.part_file import Part
 from lookaround_ddp.checkpoint.run_folder import (
     MODEL,
     PREEMPTED,

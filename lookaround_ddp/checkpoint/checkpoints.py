@@ -6,29 +6,20 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor
 
+from lookaround_ddp.checkpoint.part_file import Part, file_digest, load_part, restore_part, write_part
 from lookaround_ddp.distributed import World
-from lookaround_ddp.errors import UserError, shortened
+from lookaround_ddp.errors import UserError
 from lookaround_ddp.files import sync, write, write_atomically
 
 CHECKPOINTS = "checkpoints"  # the folder of a run that has them
 
 
 State = dict[str, Any]  # of a run, JSON-able: what a checkpoint holds beside the replicas
-
-
-class Part(Protocol):
-    """What a checkpoint keeps in a file of its own: a replica, or an average along time."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Checkpoints:
@@ -74,8 +65,7 @@ class Checkpoints:
         digests: dict[str, str] = {}
         with self.world.together():
             for name, part in parts.items():
-                write(temporary / name, partial(torch.save, part.state_dict()))
-                digests[name] = _digest(temporary / name)
+                digests[name] = write_part(temporary / name, part.state_dict())
         digests = {name: digest for each in self.world.gather(digests) for name, digest in each.items()}
         with self.world.together():
             if self.world.main:
@@ -110,7 +100,7 @@ class Checkpoints:
             if not problems:
                 with self.world.together():
                     for name, part in parts.items():
-                        _restore(self.folder / str(each) / name, part)
+                        restore_part(self.folder / str(each) / name, part)
                 return state
             self._pass_over(each, problems[0])
         if iterations:
@@ -131,7 +121,7 @@ class Checkpoints:
             if digest != _json_digest(state):
                 return {}, "run.json: its checksum differs"
             for name in names:
-                if _digest(path / name) != state["files"].get(name):
+                if file_digest(path / name) != state["files"].get(name):
                     return {}, f"{name}: its checksum differs"
         except FileNotFoundError as error:
             return {}, f"{Path(error.filename).name} is missing"
@@ -152,7 +142,7 @@ class Checkpoints:
         for each in self.iterations() if iteration is None else [iteration]:
             problem = self.inspect(each, [name])[1]
             if problem is None:
-                state = _load(self.folder / str(each) / name)
+                state = load_part(self.folder / str(each) / name)
                 return state.get("shown", state["model"])
             self._pass_over(each, problem)
         raise UserError(
@@ -180,47 +170,6 @@ class Checkpoints:
         later = [iteration for iteration in found if iteration > newest]  # they are damaged: `restore` passed over them
         for old in later + [iteration for iteration in found if iteration <= newest][self.keep :]:
             shutil.rmtree(self.folder / str(old))
-
-
-def _load(path: Path) -> Any:
-    """Loads a file of tensors and plain values; anything else might run code when it is unpickled.
-
-    Raises:
-        UserError: the file holds something else, or nothing that torch.save writes.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, EOFError, RuntimeError) as error:
-        raise UserError(
-            f"{path} is refused, and nothing in it was run: its checksum is right, but this package writes tensors "
-            f"and plain values alone ({_line(error)}); delete the checkpoint if you do not know who made it"
-        ) from None
-
-
-def _restore(path: Path, part: Part) -> None:
-    """Loads a file into its part; raises UserError if it does not fit."""
-    state = _load(path)
-    try:
-        part.load_state_dict(state)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(
-            f"{path} does not fit this run ({type(error).__name__}: {_line(error)}): was another version of this "
-            "package its maker? Train in another `out`"
-        ) from None
-
-
-def _line(error: Exception) -> str:
-    """Returns the error's message in one short line."""
-    return shortened(" ".join(str(error).split()), 150)
-
-
-def _digest(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _json_digest(state: dict[str, Any]) -> str:
