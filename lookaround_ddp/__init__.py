@@ -2,7 +2,7 @@
 
 from lookaround_ddp._parent import PARENT  # noqa: F401  # it must be read before torch is imported
 
-from lookaround_ddp.averaging import Lookaround  # isort: skip
+from lookaround_ddp.averaging import Lookaround, Outer  # isort: skip
 
-__all__ = ["Lookaround"]
+__all__ = ["Lookaround", "Outer"]
 __version__ = "0.1.0"

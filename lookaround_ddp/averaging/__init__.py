@@ -3,12 +3,14 @@
 from lookaround_ddp.averaging.checks import check_agreement
 from lookaround_ddp.averaging.lookaround import Lookaround
 from lookaround_ddp.averaging.optimizer_state import reset_state
+from lookaround_ddp.averaging.outer import Outer
 from lookaround_ddp.averaging.replica_group import WeakGroup, broadcast_
 from lookaround_ddp.averaging.shutdown import expect_lost_ranks
 from lookaround_ddp.averaging.tensors import content_digest, preserved
 
 __all__ = [
     "Lookaround",
+    "Outer",
     "WeakGroup",
     "broadcast_",
     "check_agreement",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lookaround_ddp.averaging import mean
 from lookaround_ddp.averaging.collectives import gather_segments_, mean_by_all_reduce_, mean_by_collectives_
 from lookaround_ddp.averaging.mean import Task, Write, mean_within_reach_
+from lookaround_ddp.averaging.outer import OuterStep
 from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup, size_of, wire
 from lookaround_ddp.averaging.rows import Matrix, Rows
 from lookaround_ddp.averaging.tensors import averaged_tensors
@@ -100,20 +101,32 @@ class AverageStep:
             verdict, self.verdict = self.verdict, None
             verdict.look()
 
-    def average(self, step: int, *, measure: bool, write: Write = "mean", part: Part = "all") -> Tensor | None:
+    def average(
+        self, step: int, *, measure: bool, write: Write = "mean", outer: OuterStep | None = None
+    ) -> Tensor | None:
         """Checks and averages the replicas, and returns when all have the mean.
 
         Args:
             step: the number of the replicas' last step.
             measure: whether to return distances, as `exchange` does.
             write: see `mean.Task`.
-            part: which tensors.
+            outer: moves the mean on.
+
+        Raises:
+            ValueError: see `OuterStep.lay_out`; before any weight is touched.
         """
         verdict = self.check(step, self.later)
         if self.members.replicas == 1:
             return torch.zeros(1, dtype=torch.float64) if measure else None
-        squares = self.exchange(self.members, verdict.ok, write=write, part=part, measure=measure)
+        if outer is not None and outer.begun:
+            outer.lay_out(self.rows)
+        squares = self.exchange(self.members, verdict.ok, write=write, measure=measure)
+        if outer is not None and outer.begun:
+            outer.step(self.rows, verdict.ok)
         self.rows.give()
+        if outer is not None and not outer.begun:
+            self.look()  # whether it is a mean
+            outer.begin(self.parameters()[0])
         return squares
 
     def exchange(

@@ -52,15 +52,13 @@ def check(models: Sequence[nn.Module], members: ReplicaGroup, optimizers: int, a
         start, delay = arguments["start"], arguments["delay"]
         k = Rounds(arguments["k"], start, delay).length(start)  # a function is compared by what it gives first
         check_arguments(k, start, delay, arguments["optimizer_state"], len(models), optimizers)
+        if arguments["outer"] is not None:
+            arguments["outer"].check(k, delay, members.replicas)
         check_models(models, arguments["buffers"])
     except ValueError as error:
         refusal = error  # the other ranks must hear of it, not wait for this one
     structure = None if refusal else digest(models[0])
-    check_ranks(
-        members,
-        {**arguments, "k": k, "structure of the model (digest)": structure},
-        refusal,
-    )
+    check_ranks(members, {**arguments, "k": k, "structure of the model (digest)": structure}, refusal)
 
 
 def check_arguments(k: int | None, start: int, delay: int, optimizer_state: str, models: int, optimizers: int) -> None:

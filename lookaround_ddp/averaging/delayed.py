@@ -73,7 +73,10 @@ class Corrections:
             )
 
         self._under_way = begin(exchange, self._members, average.device)
-        self._values = [rows.parameters_in(self._matrices, hosted) for hosted in range(self._members.hosted)]
+        self._values = [
+            rows.parameters_in([matrix.own[hosted] for matrix in self._matrices])
+            for hosted in range(self._members.hosted)
+        ]
         self.due = due
 
     @torch.no_grad()

@@ -20,7 +20,8 @@ from lookaround_ddp.averaging.background import background_members
 from lookaround_ddp.averaging.checks import check
 from lookaround_ddp.averaging.delayed import Corrections
 from lookaround_ddp.averaging.optimizer_state import average_states_, reset_state, same_states
-from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup, broadcast_
+from lookaround_ddp.averaging.outer import Outer, OuterStep
+from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup, broadcast_, broadcast_to_all_
 from lookaround_ddp.averaging.rounds import K, Rounds
 from lookaround_ddp.averaging.tensors import as_list, local_tensors, preserved
 
@@ -65,16 +66,20 @@ class Lookaround:
         delay: another algorithm, for slow networks: the mean of step t arrives so many steps later, as a
             correction, theta_j += phi_t - theta_j,t. Less than k. Running statistics do not wait, nor
             does the check that all replicas are finite.
+        outer: another algorithm: an optimizer of phi, in which a round moves the replicas from phi not to their mean
+            but to where `Outer` says. If `start` > 0 it begins with the first mean. Running statistics, and the means
+            of `average` and `averaged`, are plain.
 
     Attributes:
         steps: steps of each replica so far.
         distances: L2 distance of each replica's parameters to the mean at the last average step that measured it,
             shape (d,), fp64; None before the first.
+        outer: what `outer` asks for and has come to; None if that is the mean itself.
 
     Raises:
         ValueError: on all ranks, whichever of them it concerns: k < 1, start < 0, a model that is wrapped in
             DDP or FSDP or has lazy parameters, hosted models that share tensors, models or ranks that differ
-            in structure or settings, an unknown name in `buffers`, a delay of k steps or more.
+            in structure or settings, an unknown name in `buffers`, a delay of k steps or more; see `Outer.check`.
     """
 
     shards = WeakGroup()
@@ -94,6 +99,7 @@ class Lookaround:
         optimizer_state: Literal["local", "average", "reset"] = "local",
         measure: bool = False,
         delay: int = 0,
+        outer: Outer | None = None,
     ) -> None:
         self.models = as_list(models)
         self.delay = delay
@@ -106,12 +112,13 @@ class Lookaround:
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
         self.members = ReplicaGroup.of(group, hosted=len(self.models))
-        alike: dict[str, Any] = {"k": k, "start": start, "delay": delay, "exact": exact, "measure": measure}
-        alike |= {"optimizer_state": optimizer_state, "buffers": sorted(self.extra_buffers)}
-        check(self.models, self.members, len(self.optimizers), alike)
+        settings: dict[str, Any] = {"k": k, "start": start, "delay": delay, "optimizer_state": optimizer_state}
+        settings |= {"buffers": sorted(self.extra_buffers), "exact": exact, "measure": measure, "outer": outer}
+        check(self.models, self.members, len(self.optimizers), settings)
         self._average = AverageStep(self.models, self.members, shards, self.extra_buffers, exact=exact)
         background = background_members(self.members, beside) if delay else self.members
         self.corrections = Corrections(self._average, background, shards)
+        self.outer = OuterStep(outer) if outer is not None and outer.moves else None
         self.distances: Tensor | None = None
         self.restart()
 
@@ -145,6 +152,8 @@ class Lookaround:
     def average(self) -> None:
         """Averages now, on all ranks: theta_j = phi = 1/d sum_i theta_i for every replica j.
 
+        That is no step of an outer optimizer, whose round goes on.
+
         Raises:
             FloatingPointError: on every rank, before any weight is touched, if a replica is not finite.
             ValueError: on every rank, before any weight is touched, if optimizer states to average differ.
@@ -166,6 +175,8 @@ class Lookaround:
     def averaged(self) -> Iterator[nn.Module]:
         """Lends the mean model phi: this rank's first model, with the mean's weights while the block runs.
 
+        With `outer` too it is the plain mean of the replicas as they are, wherever they are in a round.
+
         Collective, like the average step; on leaving, the replica is restored bit for bit, integer and
         other buffers included. Buffers that are not averaged are replica 0's meanwhile.
 
@@ -183,14 +194,12 @@ class Lookaround:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Gives all replicas the parameters and buffers of the first one; collective."""
+        """Gives all replicas the parameters and buffers of the first one, a new start of `outer` too; collective."""
         self.look()
         self.corrections.drop()
-        first = [*self.models[0].parameters(), *self.models[0].buffers()]
-        broadcast_(first, self.members.group)
-        for model in self.models[1:]:
-            for tensor, value in zip([*model.parameters(), *model.buffers()], first, strict=True):
-                tensor.detach().copy_(value)
+        broadcast_to_all_([[*model.parameters(), *model.buffers()] for model in self.models], self.members.group)
+        if self.outer is not None:
+            self.outer.begin(self._average.parameters()[0] if self.steps >= self.start else None)
 
     @torch.no_grad()
     def synchronize_shards(self) -> None:
@@ -216,7 +225,8 @@ class Lookaround:
     def state_dict(self) -> dict[str, Any]:
         """Returns the count of steps and the last distances, JSON-able; the caller keeps the replicas' own states.
 
-        With a delay, `corrections` holds tensors to keep with each replica.
+        With a delay, `corrections` holds tensors to keep with each replica; with an outer optimizer, `outer` has
+        a state of its own, the same on all ranks.
         """
         self.look()
         distances = None if self.distances is None else self.distances.tolist()
@@ -224,11 +234,13 @@ class Lookaround:
         return {"steps": self.steps, "distances": distances, **delayed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes what `state_dict` returned."""
+        """Takes what `state_dict` returned; without its own state, an outer optimizer begins with the next mean."""
         self.steps, distances = int(state["steps"]), state["distances"]
         self.distances = None if distances is None else torch.tensor(distances, dtype=torch.float64)
         self.rounds.reach(self.steps)
         self.corrections.due = state.get("correction_due")
+        if self.outer is not None and not self.outer.loaded:
+            self.outer.begin(None)
 
     @torch.no_grad()
     def _begin(self, now: bool) -> None:
@@ -240,7 +252,7 @@ class Lookaround:
         elif self.delay and not now:
             self.corrections.begin(self.steps, self.steps + self.delay, measure=self.measure)
         else:
-            self._measured(self._average.average(self.steps, measure=self.measure))
+            self._measured(self._average.average(self.steps, measure=self.measure, outer=None if now else self.outer))
         if states is not None:
             average_states_(states, self.members, exact=self.exact)
         if self.optimizer_state == "reset":

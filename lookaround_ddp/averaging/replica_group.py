@@ -159,6 +159,14 @@ def broadcast_(tensors: Iterable[Tensor], group: dist.ProcessGroup | None) -> No
         _broadcast_packed_(packet, group)
 
 
+def broadcast_to_all_(rows: Sequence[Sequence[Tensor]], group: dist.ProcessGroup | None) -> None:
+    """Overwrites the tensors of all hosted replicas with those of the first one of the group's first rank."""
+    broadcast_(rows[0], group)
+    for row in rows[1:]:
+        for tensor, value in zip(row, rows[0], strict=True):
+            tensor.detach().copy_(value)
+
+
 def _broadcast_packed_(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
     """Overwrites tensors by one message."""
     sizes = [-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors]

@@ -130,13 +130,14 @@ class Rows:
         wanted = [(matrix.own.dtype, matrix.buffers) for matrix in self.matrices]
         return bool(others) and wanted == [(other.own.dtype, other.columns) for other in others]
 
-    def parameters_in(self, matrices: Sequence[Matrix], hosted: int) -> list[Tensor]:
-        """Returns the parameters of a hosted replica as views of what `parameters_alike` returned."""
+    def parameters_in(self, flat: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the parameters of a replica as views of rows for each matrix, of its dtype or a wider one."""
         views = []
         for (dtype, shape), layout, place in zip(self._kinds, self._layouts, self._where, strict=True):
             if place.is_parameter:
-                flat = matrices[place.matrix].own[hosted, place.start : place.stop]
-                ordered = flat.view(dtype).view([shape[dimension] for dimension in layout])
+                values = flat[place.matrix][place.start : place.stop]
+                values = torch.view_as_complex(values.view(-1, 2)) if dtype.is_complex else values
+                ordered = values.view([shape[dimension] for dimension in layout])
                 views.append(ordered.permute([layout.index(dimension) for dimension in range(len(shape))]))
         return views
 
