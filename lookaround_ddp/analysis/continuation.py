@@ -21,7 +21,8 @@ class Continuation:
     """A run's replicas, which start from one of its checkpoints as often as wanted. Nothing is written.
 
     Average steps are at once, also of a run that trained with `average.delay`: what was on its way to its replicas adds
-    up to nothing, and their mean is the same without. Collective, like all methods.
+    up to nothing, and their mean is the same without. They are plain also of one with `average.outer`. Collective, like
+    all methods.
 
     Raises:
         UserError: the run has no rounds, or one replica.
@@ -35,7 +36,7 @@ class Continuation:
         with world.together():
             self.original = resolved(config, self.dataset)
             model = config.model.model_copy(update={"pretrained": False})  # its weights are those of a checkpoint
-            average = config.average.model_copy(update={"delay": 0})
+            average = config.average.model_copy(update={"delay": 0, "outer": None})
             self.config = self.original.model_copy(update={"model": model, "average": average})
             self.batches, self.replicas = build(self.config, self.dataset, world)
         self.per_epoch = self.batches.plan.iterations

@@ -25,9 +25,9 @@ State = dict[str, Any]  # of a run, JSON-able: what a checkpoint holds beside th
 class Checkpoints:
     """The folder `checkpoints/` of a run.
 
-    `<iteration>/replica-<j>.pt` hold the replicas, `trajectory*.pt` weight averages along time, `run.json` everything
-    else and the SHA-256 of each file. A checkpoint is written to a temporary folder, synced to disk, and
-    renamed; the file LATEST beside the folder, for people and scripts, moves last.
+    `<iteration>/replica-<j>.pt` hold the replicas, `trajectory*.pt` weight averages along time, `outer.pt` an outer
+    optimizer of their mean, `run.json` everything else and the SHA-256 of each file. A checkpoint is written to a
+    temporary folder, synced to disk, and renamed; the file LATEST beside it, for people and scripts, moves last.
 
     Args:
         run: the run's folder, which all ranks see.

@@ -165,6 +165,10 @@ def _check_method(config: Config) -> None:
     if average.delay and (trajectory.name != "none" or config.optimizer.lookahead is not None):
         other = "an average along time" if trajectory.name != "none" else "optimizer.lookahead"
         raise UserError(f"{other} needs the mean when a round ends, not later: set average.delay=0")
+    if average.outer is not None and (average.k == "never" or average.delay or len(config.replicas) == 1):
+        other = f"average.k={average.k}" if average.k == "never" else f"average.delay={average.delay}"
+        other = other if len(config.replicas) > 1 else "one replica (optimizer.lookahead is for that)"
+        raise UserError(f"average.outer moves the mean of replicas when a round ends, so not with {other}")
     if config.snapshots and (config.schedule.name != "cosine" or config.schedule.cycles < 2 or average.k == "never"):
         raise UserError(
             "snapshots are models at the ends of cosine cycles: set schedule.name=cosine, schedule.cycles of at "

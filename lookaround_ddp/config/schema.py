@@ -127,6 +127,12 @@ class ScheduleConfig(Section):
     """Cosine restarts: the run is divided into so many."""
 
 
+class OuterConfig(Section):
+    lr: float = Field(0.7, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+
+
 class AverageConfig(Section):
     k: K = 5
     """Iterations in a round; or epoch, "10 epochs", never. Or a list of (epoch, k): the rounds that begin from this
@@ -143,6 +149,10 @@ class AverageConfig(Section):
     delay: int = Field(0, ge=0)
     """Another algorithm, for slow networks: the mean arrives so many iterations later, as a correction of weights that
     have trained on; less than k."""
+    outer: OuterConfig | None = None
+    """Another algorithm (DiLoCo; {} for its settings): when a round ends, an optimizer takes the movement of the mean's
+    parameters as a gradient, and the replicas go on from where it moves them. What is evaluated within a round, and
+    saved when the run ends within one, is the replicas' plain mean. lr 1 and momentum 0 is Lookaround."""
     buffers: ListOf[str] = ()
     """Names of buffers to average beside the norm layers' running statistics."""
     norm_momentum: Literal["compensated", "own"] = "compensated"

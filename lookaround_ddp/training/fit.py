@@ -104,6 +104,9 @@ def describe(run: Run) -> str:
     millions = sum(parameter.numel() for parameter in run.replicas[0].model.parameters()) / 1e6
     processes = "1 process" if world.size == 1 else f"{world.size} processes"
     kinds = "1 network" if world.replicas == 1 else f"{world.replicas} replicas, k = {k_text(config.average.k)},"
+    if (outer := config.average.outer) is not None:
+        nesterov = " (nesterov)" if outer.nesterov else ""
+        kinds += f" outer lr {outer.lr:g}, momentum {outer.momentum:g}{nesterov},"
     where = world.device.type if world.size == 1 else f"{world.device.type}, {world.backend}"
     return (
         f"{config.model.name}, {millions:.2f} M parameters | {config.data.name}, {len(run.dataset.train)} images | "

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lookaround_ddp.averaging import Lookaround, content_digest
+from lookaround_ddp.averaging import Lookaround, Outer, content_digest
 from lookaround_ddp.checkpoint import Checkpoints
 from lookaround_ddp.config import Config, check_length, lengths
 from lookaround_ddp.data import Dataset, Iterations, make_batches, prepare
@@ -72,6 +72,9 @@ def make_lookaround(config: Config, replicas: list[Replica], per_epoch: int, wor
     rounds = lengths(config.average.k, per_epoch)
     for _, length in rounds:
         check_round(config, length, per_epoch)
+    outer = None
+    if config.average.outer is not None and world.replicas > 1:  # a rehearsal has one
+        outer = Outer(**config.average.outer.model_dump())
     try:
         return Lookaround(
             [replica.model for replica in replicas],
@@ -86,6 +89,7 @@ def make_lookaround(config: Config, replicas: list[Replica], per_epoch: int, wor
             optimizer_state=config.average.optimizer_state,
             measure=True,
             delay=config.average.delay,
+            outer=outer,
         )
     except ValueError as error:
         raise UserError(f"average: {error}") from None

@@ -16,7 +16,7 @@ from lookaround_ddp.training.rounds import begin_rounds, share_single
 from lookaround_ddp.training.run import Run
 from lookaround_ddp.training.validate import check_finite
 
-SHARED_TRAJECTORY = "trajectory.pt"
+SHARED_TRAJECTORY, OUTER = "trajectory.pt", "outer.pt"  # the same on all ranks: the first writes them
 
 
 def restore(run: Run) -> State | None:
@@ -72,7 +72,7 @@ def save_checkpoint(run: Run) -> None:
     mine = {
         name: part
         for name, part in parts(run.replicas, run.weight_averages, run.around).items()
-        if (run.world.main if name == SHARED_TRAJECTORY else run.world.shard == 0)
+        if (run.world.main if name in (SHARED_TRAJECTORY, OUTER) else run.world.shard == 0)
     }
     run.checkpoints.save(run.iteration, mine, state)
     run.watch.go()
@@ -98,6 +98,8 @@ def parts(replicas: Sequence[Replica], weight_averages: Sequence[Trajectory], ar
         f"replica-{replica.number}.pt": WithCorrection(replica, hosted, around) if around.delay else replica
         for hosted, replica in enumerate(replicas)
     }
+    if around.outer is not None:
+        named[OUTER] = around.outer
     if len(weight_averages) == 1 and not weight_averages[0].own:
         return named | {SHARED_TRAJECTORY: weight_averages[0]}
     own = {f"trajectory-{r.number}.pt": t for r, t in zip(replicas, weight_averages, strict=False)}

@@ -101,6 +101,21 @@ def test_long_values_are_echoed_without_their_middle(override: str, message: str
 
 
 @pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["average.outer.lr=0"], "average.outer.lr is 0: should be greater than 0"),
+        (["average.outer={momentum: 1}"], "average.outer.momentum is 1: should be less than 1"),
+        (["average.outer.nestrov=true"], "unknown key average.outer.nestrov: did you mean average.outer.nesterov?"),
+        (["average.outer={}", "average.delay=1"], "so not with average.delay=1"),
+        (["average.outer={}", "average.k=never"], "so not with average.k=never"),
+        (["average.outer={}", "replicas=[[crop]]"], "so not with one replica (optimizer.lookahead is for that)"),
+    ],
+)
+def test_averages_that_cannot_be(overrides: list[str], message: str) -> None:
+    assert message in mistake("", *overrides)
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ("train", "."),
