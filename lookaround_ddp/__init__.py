@@ -2,7 +2,7 @@
 
 from lookaround_ddp._parent import PARENT  # noqa: F401  # it must be read before torch is imported
 
-from lookaround_ddp.averaging import Lookaround, Outer  # isort: skip
+from lookaround_ddp.averaging import Lookaround, Nodes, Outer  # isort: skip
 
-__all__ = ["Lookaround", "Outer"]
+__all__ = ["Lookaround", "Nodes", "Outer"]
 __version__ = "0.1.0"

@@ -2,6 +2,7 @@
 
 from lookaround_ddp.averaging.checks import check_agreement
 from lookaround_ddp.averaging.lookaround import Lookaround
+from lookaround_ddp.averaging.nodes import Nodes, neighbours
 from lookaround_ddp.averaging.optimizer_state import reset_state
 from lookaround_ddp.averaging.outer import Outer
 from lookaround_ddp.averaging.replica_group import WeakGroup, broadcast_
@@ -10,12 +11,14 @@ from lookaround_ddp.averaging.tensors import content_digest, preserved
 
 __all__ = [
     "Lookaround",
+    "Nodes",
     "Outer",
     "WeakGroup",
     "broadcast_",
     "check_agreement",
     "content_digest",
     "expect_lost_ranks",
+    "neighbours",
     "preserved",
     "reset_state",
 ]

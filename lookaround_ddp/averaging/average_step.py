@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lookaround_ddp.averaging import mean
 from lookaround_ddp.averaging.collectives import gather_segments_, mean_by_all_reduce_, mean_by_collectives_
 from lookaround_ddp.averaging.mean import Task, Write, mean_within_reach_
+from lookaround_ddp.averaging.nodes import matrix_near, shared_parts
 from lookaround_ddp.averaging.outer import OuterStep
 from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup, size_of, wire
 from lookaround_ddp.averaging.rows import Matrix, Rows
@@ -27,12 +28,13 @@ class AverageStep:
     Args:
         models: those that this rank hosts.
         members: the ranks.
+        near: those among them that average by themselves, if replicas have nodes.
         shards: see `Lookaround`.
         extra: names of buffers to average in addition to the running statistics.
         exact: see `Lookaround`.
 
     Attributes:
-        members: the ranks.
+        members, near: the ranks.
         rows: where the averaged tensors lie.
         device: of the replicas.
         later: whether the host learns of replicas that cannot be averaged only when it asks (on a GPU).
@@ -45,6 +47,7 @@ class AverageStep:
         self,
         models: Sequence[nn.Module],
         members: ReplicaGroup,
+        near: ReplicaGroup | None,
         shards: dist.ProcessGroup | None,
         extra: Collection[str],
         *,
@@ -52,8 +55,10 @@ class AverageStep:
     ) -> None:
         self.models, self.extra, self.exact = models, extra, exact
         self.verdict: Verdict | None = None
-        self.members, self.shards = members, shards
-        self.rows = Rows(members, size_of(shards))
+        self.members, self.near, self.shards = members, near, shards
+        self.were_finite: Tensor | None = None  # the hosted replicas, in nodes, since somebody looked at them all
+        parts = members.ranks if near is None else shared_parts(members, len(near.teams[0]))
+        self.rows = Rows(members, parts * size_of(shards))
         self.rows.open(*averaged_tensors(models[0], extra))
         self.rows.take(self.tensors())
         self.device = self.rows.matrices[0].own.device if self.rows.matrices else torch.device("cpu")
@@ -67,6 +72,16 @@ class AverageStep:
     def parameters(self) -> list[list[Tensor]]:
         """Returns the averaged parameters of each hosted model."""
         return [averaged_tensors(model, self.extra)[0] for model in self.models]
+
+    def restart(self, outer: OuterStep | None, begins: bool) -> None:
+        """Forgets what was bad before all replicas got the same weights, and lets an outer optimizer start anew.
+
+        Args:
+            begins: from these weights, not from the next mean.
+        """
+        self.were_finite = None
+        if outer is not None:
+            outer.begin(self.parameters()[0] if begins else None)
 
     def check(self, step: int, later: bool = False) -> Verdict:
         """Puts the tensors into their rows, and asks all ranks whether the replicas can be averaged.
@@ -88,7 +103,9 @@ class AverageStep:
             self.rows.take(tensors)
         else:
             self.rows.let_go()
-        self.verdict = Verdict(self.rows.finite(), self.rows.digests(tensors), self.members, step, later)
+        finite = self.rows.finite() if self.were_finite is None else self.rows.finite() * self.were_finite
+        self.were_finite = None
+        self.verdict = Verdict(finite, self.rows.digests(tensors), self.members, step, later)
         if not fits and self.verdict.alike():  # the other ranks' do not fit either
             self.rows.open(*averaged_tensors(self.models[0], self.extra))
             self.rows.take(tensors)
@@ -128,6 +145,26 @@ class AverageStep:
             self.look()  # whether it is a mean
             outer.begin(self.parameters()[0])
         return squares
+
+    def average_nodes(self, step: int) -> None:
+        """Averages the replicas of each node, without a message to any other.
+
+        Where one cannot be averaged, its neighbours stay as they are; the next check of all tells all ranks of it.
+        """
+        assert self.near is not None
+        tensors = self.tensors()
+        fits = self.rows.fit(tensors)
+        if fits:
+            self.rows.take(tensors)
+        else:
+            self.rows.let_go()
+        finite = self.rows.finite()
+        self.were_finite = finite if self.were_finite is None else self.were_finite * finite
+        ok = Verdict(finite * int(fits), self.rows.digests(tensors), self.near, step, later=True).ok
+        if self.later or ok:
+            matrices = [matrix_near(matrix, self.members, self.near) for matrix in self.rows.matrices]
+            average_matrices_(matrices, self.near, self.shards, ok=ok if self.later else None, exact=self.exact)
+            self.rows.give()
 
     def exchange(
         self,

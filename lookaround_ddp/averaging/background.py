@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Protocol
@@ -103,8 +103,16 @@ def background_members(members: ReplicaGroup, group: dist.ProcessGroup | None) -
     if members.group is not None and group is None:
         if members.ranks != dist.get_world_size():
             raise ValueError("delay needs a second group of the same ranks, made by dist.new_group: give `beside`")
-        device = torch.device("cuda" if "nccl" in dist.get_backend(members.group) else "cpu")
-        made = dist.new_group(timeout=members.group._get_backend(device).options._timeout)
-        assert isinstance(made, dist.ProcessGroup)  # all ranks are in it
-        group = made
+        group = new_group(members.group)
     return replace(members, group=group)
+
+
+def new_group(like: dist.ProcessGroup, ranks: Sequence[int] | None = None) -> dist.ProcessGroup | None:
+    """Makes a group with the timeout of another one; collective over all processes. None on those that are not in it.
+
+    Args:
+        ranks: its members; None: all.
+    """
+    device = torch.device("cuda" if "nccl" in dist.get_backend(like) else "cpu")
+    made = dist.new_group(ranks, timeout=like._get_backend(device).options._timeout)
+    return made if isinstance(made, dist.ProcessGroup) else None

@@ -37,28 +37,49 @@ def mean_by_collectives_(matrix: Matrix, members: ReplicaGroup, task: Task) -> N
     pieces = [(start, min(start + size, task.stop)) for start in range(task.start, task.stop, size)]
     shards = deque(_fetch(own, members, *piece) for piece in pieces[:AHEAD])
     means: deque[_Arriving] = deque()
-    for number, (start, stop) in enumerate(pieces):
+    for number, (start, _) in enumerate(pieces):
         if number + AHEAD < len(pieces):
             shards.append(_fetch(own, members, *pieces[number + AHEAD]))
-        mean = scratch.mean_of(shards.popleft().wait().unbind(0)).clone()
-        whole = mean.new_empty(stop - start)
-        means.append(_Arriving(whole, mean, all_gather_(whole, mean, members.group, async_op=True)))
+        means.append(_give(_means(scratch, shards.popleft().wait(), members.teams), members))
         if number >= AHEAD:
-            _finish(matrix, members, task, pieces[number - AHEAD][0], means.popleft().wait().to(own.device))
-    for start, _ in pieces[-len(means) :] if means else ():
-        _finish(matrix, members, task, start, means.popleft().wait().to(own.device))
+            _finish(matrix, members, task, pieces[number - AHEAD][0], _whole(means.popleft()).to(own.device))
+    for start, _ in pieces[len(pieces) - len(means) :]:
+        _finish(matrix, members, task, start, _whole(means.popleft()).to(own.device))
 
 
 def mean_by_all_reduce_(matrix: Matrix, members: ReplicaGroup, task: Task) -> None:
     """Averages by one all-reduce, summed in the backend's own order. Collective."""
-    own = matrix.own[:, task.start : task.stop]
-    total = own[0].clone()
-    for row in own[1:]:
-        total += row
+    own, teams = matrix.own[:, task.start : task.stop], members.teams
+    sums = [_sum(_hosted(own, members, team)) for team in teams]
+    total = sums[0] if len(sums) == 1 else torch.cat(sums)
     if members.group is not None:
         total = total.to(members.wire(own.device))
         dist.all_reduce(total, group=members.group)
-    _finish(matrix, members, task, task.start, total.div_(members.replicas).to(own.device))
+    _finish(matrix, members, task, task.start, total.div_(len(teams[0])).to(own.device).view(len(teams), -1))
+
+
+def _means(scratch: Scratch, shards: Tensor, teams: list[range]) -> Tensor:
+    """Returns the teams' means of the replicas' shards, shape (teams, columns)."""
+    return torch.stack([scratch.mean_of(shards[team.start : team.stop].unbind(0)).clone() for team in teams])
+
+
+def _give(means: Tensor, members: ReplicaGroup) -> _Arriving:
+    """Begins to send the means of this rank's shard to all, and to receive the others'."""
+    whole = means.new_empty(members.ranks, *means.shape)
+    return _Arriving(whole, means, all_gather_(whole.view(-1), means.view(-1), members.group, async_op=True))
+
+
+def _whole(arriving: _Arriving) -> Tensor:
+    """Waits for the means of all shards; returns them in order, shape (teams, columns of the piece)."""
+    return arriving.wait().transpose(0, 1).flatten(1)
+
+
+def _sum(rows: Tensor) -> Tensor:
+    """Returns the sum of rows in a memory of its own: zeros, if there are none."""
+    total = rows[0].clone() if len(rows) else rows.new_zeros(rows.shape[1])
+    for row in rows[1:]:
+        total += row
+    return total
 
 
 def gather_segments_(own: Tensor, segment: Tensor, shards: dist.ProcessGroup, device: torch.device) -> None:
@@ -118,13 +139,19 @@ def _fetch(own: Tensor, members: ReplicaGroup, start: int, stop: int) -> _Arrivi
     return _Arriving(shards, sent, work)
 
 
-def _finish(matrix: Matrix, members: ReplicaGroup, task: Task, start: int, mean: Tensor) -> None:
-    """Measures and writes a piece of columns from `start` on, of which all ranks have the mean."""
-    own, stop = matrix.own[:, start : start + len(mean)], start + len(mean)
-    if task.squares is not None:
-        scratch = Scratch(own.dtype, own.device)
-        for low, high in blocks(start, stop, own.device):
-            values = own[:, low - start : high - start]
-            replicas = dict(enumerate(values, members.first))
-            measure(task, matrix, scratch, low, mean[low - start : high - start], replicas)
-    write(own[: 1 if task.write == "first" else None].unbind(0), mean, task)
+def _finish(matrix: Matrix, members: ReplicaGroup, task: Task, start: int, means: Tensor) -> None:
+    """Measures and writes a piece of columns from `start` on, of which all ranks have each team's mean."""
+    stop = start + means.shape[1]
+    scratch = Scratch(means.dtype, means.device)
+    for mean, team in zip(means, members.teams, strict=True):
+        own = _hosted(matrix.own[:, start:stop], members, team)
+        if task.squares is not None:
+            for low, high in blocks(start, stop, own.device):
+                replicas = dict(enumerate(own[:, low - start : high - start], max(members.first, team.start)))
+                measure(task, matrix, scratch, low, mean[low - start : high - start], replicas)
+        write(own[: 1 if task.write == "first" else None].unbind(0), mean, task)
+
+
+def _hosted(own: Tensor, members: ReplicaGroup, team: range) -> Tensor:
+    """Returns the rows of those hosted replicas that are of a team."""
+    return own[max(team.start - members.first, 0) : max(team.stop - members.first, 0)]

@@ -19,6 +19,7 @@ from lookaround_ddp.averaging.average_step import AverageStep
 from lookaround_ddp.averaging.background import background_members
 from lookaround_ddp.averaging.checks import check
 from lookaround_ddp.averaging.delayed import Corrections
+from lookaround_ddp.averaging.nodes import Nodes, nearby
 from lookaround_ddp.averaging.optimizer_state import average_states_, reset_state, same_states
 from lookaround_ddp.averaging.outer import Outer, OuterStep
 from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup, broadcast_, broadcast_to_all_
@@ -52,7 +53,8 @@ class Lookaround:
         start: steps before the first round begins.
         group: the ranks to average over, as torch.distributed made it; by default all, or this process alone where
             none are set up. It is not kept alive: when it has been destroyed, what needs the ranks raises RuntimeError.
-        beside: a second group of the same ranks, for `delay`; needed only where `group` leaves out some.
+        beside, inside: a second group of the same ranks, for `delay`, and one of those that average inside nodes
+            together, for `nodes`; needed only where `group` leaves out some.
         shards: where several ranks train one replica with DDP, the group of these ranks; a replica's
             buffers are then those of the group's first rank.
         buffers: names of further floating-point buffers to average.
@@ -66,9 +68,9 @@ class Lookaround:
         delay: another algorithm, for slow networks: the mean of step t arrives so many steps later, as a
             correction, theta_j += phi_t - theta_j,t. Less than k. Running statistics do not wait, nor
             does the check that all replicas are finite.
-        outer: another algorithm: an optimizer of phi, in which a round moves the replicas from phi not to their mean
-            but to where `Outer` says. If `start` > 0 it begins with the first mean. Running statistics, and the means
-            of `average` and `averaged`, are plain.
+        outer: another algorithm: a round ends not at the mean, but where an optimizer moves phi; see `Outer`. It begins
+            with the first mean if `start` > 0. Running statistics, `average` and `averaged` have the plain mean.
+        nodes: another algorithm: only some rounds end with an average over all, the others inside nodes; see `Nodes`.
 
     Attributes:
         steps: steps of each replica so far.
@@ -79,7 +81,8 @@ class Lookaround:
     Raises:
         ValueError: on all ranks, whichever of them it concerns: k < 1, start < 0, a model that is wrapped in
             DDP or FSDP or has lazy parameters, hosted models that share tensors, models or ranks that differ
-            in structure or settings, an unknown name in `buffers`, a delay of k steps or more; see `Outer.check`.
+            in structure or settings, an unknown name in `buffers`, a delay of k steps or more; what `Outer.check` or
+            `Nodes.check` says; no group `beside` or `inside` where one is needed.
     """
 
     shards = WeakGroup()
@@ -92,6 +95,7 @@ class Lookaround:
         start: int = 0,
         group: dist.ProcessGroup | None = None,
         beside: dist.ProcessGroup | None = None,
+        inside: dist.ProcessGroup | None = None,
         shards: dist.ProcessGroup | None = None,
         buffers: Iterable[str] = (),
         exact: bool = True,
@@ -100,22 +104,24 @@ class Lookaround:
         measure: bool = False,
         delay: int = 0,
         outer: Outer | None = None,
+        nodes: Nodes | None = None,
     ) -> None:
         self.models = as_list(models)
-        self.delay = delay
+        self.delay, self.nodes = delay, nodes
         self.k, self.start, self.exact, self.measure = k, start, exact, measure
         self.rounds = Rounds(k, start, delay)
         self.extra_buffers = frozenset(buffers)
         self.optimizers, self.optimizer_state = list(optimizers), optimizer_state
-        self.shards = shards
-        self.steps = 0
+        self.shards, self.steps = shards, 0
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
         self.members = ReplicaGroup.of(group, hosted=len(self.models))
         settings: dict[str, Any] = {"k": k, "start": start, "delay": delay, "optimizer_state": optimizer_state}
         settings |= {"buffers": sorted(self.extra_buffers), "exact": exact, "measure": measure, "outer": outer}
+        settings["nodes"] = nodes
         check(self.models, self.members, len(self.optimizers), settings)
-        self._average = AverageStep(self.models, self.members, shards, self.extra_buffers, exact=exact)
+        neighbours = None if nodes is None else nearby(self.members, nodes.size, inside)
+        self._average = AverageStep(self.models, self.members, neighbours, shards, self.extra_buffers, exact=exact)
         background = background_members(self.members, beside) if delay else self.members
         self.corrections = Corrections(self._average, background, shards)
         self.outer = OuterStep(outer) if outer is not None and outer.moves else None
@@ -130,6 +136,10 @@ class Lookaround:
     def due(self, steps: int) -> bool:
         """Returns whether an average step follows step number `steps`, counted from 1."""
         return self.rounds.due(steps)
+
+    def due_over_all(self, steps: int) -> bool:
+        """Returns whether the average step that follows is one over all replicas."""
+        return self.due(steps) and (self.nodes is None or (steps - self.start) % self.nodes.k == 0)
 
     def step(self) -> bool:
         """Counts a step of every replica; the last of a round is followed by the average step.
@@ -150,12 +160,11 @@ class Lookaround:
         return due
 
     def average(self) -> None:
-        """Averages now, on all ranks: theta_j = phi = 1/d sum_i theta_i for every replica j.
-
-        That is no step of an outer optimizer, whose round goes on.
+        """Averages now, on all ranks: theta_j = phi = 1/d sum_i theta_i for every replica j. Rounds go on meanwhile.
 
         Raises:
-            FloatingPointError: on every rank, before any weight is touched, if a replica is not finite.
+            FloatingPointError: on every rank, before any weight is touched, if a replica is not finite, or was not when
+                its node averaged (which leaves its ranks' replicas as they are).
             ValueError: on every rank, before any weight is touched, if optimizer states to average differ.
         """
         self.corrections.drop()  # they leave the mean as it is
@@ -175,10 +184,8 @@ class Lookaround:
     def averaged(self) -> Iterator[nn.Module]:
         """Lends the mean model phi: this rank's first model, with the mean's weights while the block runs.
 
-        With `outer` too it is the plain mean of the replicas as they are, wherever they are in a round.
-
-        Collective, like the average step; on leaving, the replica is restored bit for bit, integer and
-        other buffers included. Buffers that are not averaged are replica 0's meanwhile.
+        It is the plain mean of the replicas as they are, also with `outer`. Collective; on leaving, the replica is
+        restored bit for bit, integer and other buffers included. Buffers that are not averaged are replica 0's then.
 
         Raises:
             FloatingPointError: on every rank, if a replica is not finite.
@@ -198,8 +205,7 @@ class Lookaround:
         self.look()
         self.corrections.drop()
         broadcast_to_all_([[*model.parameters(), *model.buffers()] for model in self.models], self.members.group)
-        if self.outer is not None:
-            self.outer.begin(self._average.parameters()[0] if self.steps >= self.start else None)
+        self._average.restart(self.outer, begins=self.steps >= self.start)
 
     @torch.no_grad()
     def synchronize_shards(self) -> None:
@@ -246,18 +252,21 @@ class Lookaround:
     def _begin(self, now: bool) -> None:
         """Averages as `delay` asks for, at once if `now`, and treats the optimizers' states."""
         self.synchronize_shards()
-        states = same_states(self.optimizers, self.members) if self.optimizer_state == "average" else None
+        near = None if now or self.due_over_all(self.steps) else self._average.near
+        members = near or self.members
+        states = same_states(self.optimizers, members) if self.optimizer_state == "average" else None
         if self.replicas == 1:
             self._measured(torch.zeros(1, dtype=torch.float64) if self.measure else None)
+        elif near is not None:
+            self._average.average_nodes(self.steps)
         elif self.delay and not now:
             self.corrections.begin(self.steps, self.steps + self.delay, measure=self.measure)
         else:
             self._measured(self._average.average(self.steps, measure=self.measure, outer=None if now else self.outer))
         if states is not None:
-            average_states_(states, self.members, exact=self.exact)
-        if self.optimizer_state == "reset":
-            for optimizer in self.optimizers:
-                reset_state(optimizer)
+            average_states_(states, members, exact=self.exact)
+        for optimizer in self.optimizers if self.optimizer_state == "reset" else ():
+            reset_state(optimizer)
 
     def _measured(self, squares: Tensor | None) -> None:
         """Keeps distances, from their squares, if they were measured."""

@@ -75,13 +75,15 @@ def mean_within_reach_(matrix: Matrix, members: ReplicaGroup, task: Task) -> Non
     have met again when this returns.
     """
     rows, scratch = matrix.rows, Scratch(matrix.rows.dtype, matrix.rows.device)
+    teams = members.teams
     targets = [members.first_of(rank) for rank in range(members.ranks)] if task.write == "first" else range(len(rows))
     unit = UNIT if task.squares is None else BLOCK_ELEMENTS
     for start, stop in blocks(*_share(task, members, unit), rows.device):
         values = rows[:, start:stop].unbind(0)
-        mean = scratch.mean_of(values)
-        measure(task, matrix, scratch, start, mean, dict(enumerate(values)))
-        write([values[replica] for replica in targets], mean, task)
+        for team in teams:
+            mean = scratch.mean_of(values[team.start : team.stop])
+            measure(task, matrix, scratch, start, mean, {replica: values[replica] for replica in team})
+            write([values[replica] for replica in targets if replica in team], mean, task)
     members.meet()
 
 

@@ -48,10 +48,12 @@ class ReplicaGroup:
     Args:
         group: the ranks; None is this process alone.
         counts: of each rank, how many replicas it hosts.
+        size: so many in a row have a mean of their own; None: all have one.
     """
 
     group: WeakGroup = WeakGroup()
     counts: Sequence[int] = (1,)
+    size: int | None = None
 
     @classmethod
     def of(cls, group: dist.ProcessGroup | None, hosted: int) -> ReplicaGroup:
@@ -72,6 +74,12 @@ class ReplicaGroup:
     @property
     def replicas(self) -> int:
         return sum(self.counts)
+
+    @property
+    def teams(self) -> list[range]:
+        """The numbers of the replicas that have a mean together."""
+        size = self.size or self.replicas
+        return [range(first, first + size) for first in range(0, self.replicas, size)]
 
     @property
     def hosted(self) -> int:

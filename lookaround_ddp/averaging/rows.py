@@ -71,7 +71,7 @@ class Rows:
 
     Args:
         members: the ranks.
-        shards: ranks of a replica, which divide a row among them.
+        parts: into how many parts of one length a row is to fall, for ranks that share it; None: into theirs.
         moves: makes the tensors views of the rows, which lie in memory that all ranks share, if they can. Otherwise
             they are copied in and out.
 
@@ -79,9 +79,9 @@ class Rows:
         matrices: one for each dtype and device.
     """
 
-    def __init__(self, members: ReplicaGroup, shards: int = 1, *, moves: bool = True) -> None:
+    def __init__(self, members: ReplicaGroup, parts: int | None = None, *, moves: bool = True) -> None:
         self.matrices: list[Matrix] = []
-        self.members, self._shards, self._moves = members, shards, moves
+        self.members, self._parts, self._moves = members, parts or members.ranks, moves
         self._kinds: list[Kind] = []
         self._digest = 0
         self._layouts: list[Layout] = []
@@ -108,7 +108,7 @@ class Rows:
         self._kinds = kinds_of(row)
         self._digest = _digest(self._kinds)
         self._layouts = self.members.gather_objects([layout_of(tensor) for tensor in row])[0]
-        self._where, sizes = _laid_out(row, len(parameters), self.members.ranks * self._shards * UNIT)
+        self._where, sizes = _laid_out(row, len(parameters), self._parts * UNIT)
         self.matrices, self._memory = _allocated(sizes, self.members, shared=self._moves)
         self._places = [
             [
