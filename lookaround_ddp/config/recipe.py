@@ -60,13 +60,13 @@ def check_recipe(recipe: Recipe, path: Path) -> None:
         raise UserError(f"recipe {path}: select is {recipe.select!r}: use uniform, greedy or top:N")
     if not recipe.of:
         raise UserError(f"recipe {path}: of is empty: name the cells that it is made of, files without .yaml")
+    named: set[Path] = set()
     for name, file in zip(recipe.of, recipe.files(path), strict=True):
-        if list(recipe.of).count(name) > 1:
+        if file.resolve() in named:
             raise UserError(f"recipe {path}: {name} is named twice")
+        named.add(file.resolve())
         if not file.is_file():
             there = [each.stem for each in file.parent.glob("*.yaml")]
             close = difflib.get_close_matches(file.stem, there, n=1, cutoff=0.5)
-            hint = (
-                f": did you mean {file.with_name(close[0]).relative_to(path.parent).with_suffix('')}?" if close else ""
-            )
-            raise UserError(f"recipe {path}: there is no {file}{hint or ', which it names'}")
+            hint = f": did you mean {Path(name).with_name(close[0])}?" if close else ", which it names"
+            raise UserError(f"recipe {path}: there is no {file}{hint}")

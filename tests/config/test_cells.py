@@ -160,6 +160,7 @@ def test_a_recipe_names_its_ingredients(grid: Path) -> None:
         ("recipe: soup\nof: base", "of is 'base': should be a valid list"),
         ("recipe: soup", "of is empty: name the cells that it is made of, files without .yaml"),
         ("recipe: soup\nof: [base, base]", "base is named twice"),
+        ("recipe: soup\nof: [base, ./base]", "./base is named twice"),
         ("recipe: soup\nof: [gird]", "there is no gird.yaml: did you mean grid?"),
         ("recipe: soup\nof: [base, ../nowhere/a]", "there is no ../nowhere/a.yaml, which it names"),
         ("recipe: soup\nof: [base]\nselect: best", "select is 'best': use uniform, greedy or top:N"),
@@ -174,3 +175,11 @@ def test_a_recipe_that_cannot_be_followed(grid: Path, text: str, message: str) -
     path = grid.with_name("made.yaml")
     path.write_text(text)
     assert mistake(path) == f"recipe made.yaml: {message}"
+
+
+def test_an_ingredient_that_is_elsewhere_and_misspelt(grid: Path) -> None:
+    path = grid.parent / "lower" / "made.yaml"
+    path.parent.mkdir()
+    path.write_text(f"recipe: soup\nof: [{grid.parent}/gird]\n")
+    there = grid.with_suffix("")
+    assert mistake(path) == f"recipe made.yaml: there is no {grid.parent}/gird.yaml: did you mean {there}?"
