@@ -18,6 +18,7 @@ EXAMPLE = "{optimizer.lr: [0.1, 0.01]}"
 
 
 CHOSEN = ("out", "seed")  # by whoever trains a point: the folder of each, and the seeds of all
+LONGEST = 255  # bytes in the name of a folder
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,15 @@ def combinations(section: Any, overrides: Sequence[str], path: Path) -> list[tup
     A swept key that is among the command line's overrides has that value alone.
 
     Raises:
-        UserError: the section does not map keys to lists of values, or two points would have one folder.
+        UserError: the section does not map keys to lists of values; a value would be lost, or is none of a config's;
+            two points would have one folder, or one whose name is too long.
     """
     if not isinstance(section, dict) or not section:
         said = shortened(repr(section))
         raise UserError(f"sweep {path}: it maps keys to lists of values, such as {EXAMPLE}, and is {said}")
     texts = dict(map(split, overrides))
-    choices: list[list[tuple[str, Any]]] = []
-    for key, values in section.items():
+    choices: dict[str, list[Any]] = {}
+    for key, values in ((str(key), values) for key, values in section.items()):
         if not isinstance(values, list) or not values:
             said = shortened(repr(values))
             raise UserError(f"sweep {path}: {key} is {said}: give it a list of values, such as {EXAMPLE}")
@@ -70,13 +72,22 @@ def combinations(section: Any, overrides: Sequence[str], path: Path) -> list[tup
         below = next((other for other in texts if other.startswith(f"{key}.")), None)
         if below is not None:
             raise UserError(f"{below} would be lost, since {path} sweeps {key}: give {key}={{...}} as a whole")
-        choices.append([(key, each) for each in ([parse(texts[key], key)] if key in texts else values)])
+        below = next((other for other in choices if other.startswith(f"{key}.")), None)
+        if below is not None:
+            raise UserError(f"sweep {path}: {below} would be lost, since {key} stands after it: put {key} first")
+        choices[key] = [parse(texts[key], key)] if key in texts else values
+        for value in choices[key]:
+            _check_plain(value, key, path)
     points: dict[str, tuple[str, ...]] = {}
-    for values in product(*choices):
-        name = ",".join(f"{key}={_folder_text(value)}" for key, value in values)
+    for values in product(*choices.values()):
+        pairs = list(zip(choices, values, strict=True))
+        name = ",".join(f"{key}={_folder_text(value)}" for key, value in pairs)
         if name in points:
             raise UserError(f"sweep {path}: two of its points would be in one folder, {name}")
-        points[name] = tuple(f"{key}={override_text(value)}" for key, value in values)
+        if len(name.encode()) > LONGEST:
+            said = shortened(name)
+            raise UserError(f"sweep {path}: {said} is too long for a folder's name: sweep fewer keys or shorter values")
+        points[name] = tuple(f"{key}={override_text(value)}" for key, value in pairs)
     return list(points.items())
 
 
@@ -94,6 +105,14 @@ def override_text(value: Any) -> str:
     if isinstance(value, str) and value.isprintable() and _reads_as_itself(value):
         return value
     return json.dumps(value)
+
+
+def _check_plain(value: Any, key: str, path: Path) -> None:
+    """Raises UserError if YAML read a value as something that no config has, such as a date."""
+    try:
+        json.dumps(value)
+    except TypeError:
+        raise UserError(f"sweep {path}: {key} has {value}, which YAML reads as no text: put it in quotes") from None
 
 
 def _reads_as_itself(text: str) -> bool:

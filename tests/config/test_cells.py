@@ -108,6 +108,12 @@ def test_values_that_are_no_words(grid: Path) -> None:
         ("{data.validation: [0]}", "its winner is selected by held-out images: set data.validation"),
         ("{data.validation: [10, 20]}", "its points hold out different images, and cannot be compared"),
         ("{1: [2]}", ", 1=2: unknown key 1: known here: out, seed"),
+        ("{model.name: [2024-01-01]}", "model.name has 2024-01-01, which YAML reads as no text: put it in quotes"),
+        (
+            "{optimizer.lr: [0.1, 0.01], optimizer: [{name: sgd}, {name: adamw}]}",
+            "optimizer.lr would be lost, since optimizer stands after it: put optimizer first",
+        ),
+        (f"{{model.name: [{'resnet8' * 40}]}}", "is too long for a folder's name: sweep fewer keys or shorter values"),
     ],
 )
 def test_a_sweep_that_cannot_be_trained(grid: Path, section: str, message: str) -> None:
@@ -115,6 +121,14 @@ def test_a_sweep_that_cannot_be_trained(grid: Path, section: str, message: str) 
     said = mistake(grid)
     assert said.startswith("sweep grid.yaml")
     assert message in said
+
+
+def test_a_section_is_swept_before_its_keys(grid: Path) -> None:
+    grid.write_text(BASE + "sweep: {optimizer: [{name: sgd}, {name: adamw}], optimizer.lr: [0.5]}\n")
+    sweep = load_cell(grid)
+    assert isinstance(sweep, Sweep)
+    found = [(point.config.optimizer.name, point.config.optimizer.lr) for point in sweep.points]
+    assert found == [("sgd", 0.5), ("adamw", 0.5)]
 
 
 def test_values_below_a_swept_key_would_be_lost(grid: Path) -> None:
