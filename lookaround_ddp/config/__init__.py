@@ -14,7 +14,7 @@ from lookaround_ddp.config.schema import (
     ScheduleConfig,
     TrajectoryConfig,
 )
-from lookaround_ddp.config.sweep import Sweep
+from lookaround_ddp.config.sweep import Sweep, is_never_averaged
 
 __all__ = [
     "AugmentConfig",
@@ -29,6 +29,7 @@ __all__ = [
     "TrajectoryConfig",
     "changed_keys",
     "check_length",
+    "is_never_averaged",
     "k_text",
     "lengths",
     "load_cell",

@@ -96,8 +96,18 @@ def check_selection(points: Mapping[str, Config], path: Path) -> None:
     splits = {name: (each.data.name, each.data.validation, each.data.split_seed) for name, each in points.items()}
     if not all(each.data.validation for each in points.values()):
         raise UserError(f"sweep {path}: its winner is selected by held-out images: set data.validation")
+    if any(map(is_never_averaged, points.values())):
+        raise UserError(
+            f"sweep {path}: its winner is selected by held-out images, on which one network that is never averaged has "
+            "no score: leave average.k out"
+        )
     if len(set(splits.values())) > 1:
         raise UserError(f"sweep {path}: its points hold out different images, and cannot be compared: sweep no data.*")
+
+
+def is_never_averaged(config: Config) -> bool:
+    """Returns whether a run is one network without a mean model, whose scores are on test images alone."""
+    return config.average.k == "never" and len(config.replicas) == 1
 
 
 def override_text(value: Any) -> str:

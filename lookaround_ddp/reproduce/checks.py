@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lookaround_ddp.checkpoint import RESULT, run_config
-from lookaround_ddp.config import Config, Recipe, changed_keys
+from lookaround_ddp.config import Config, Recipe, changed_keys, is_never_averaged
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.report import HOW, made_key, read_run, run_key
 
@@ -44,9 +44,7 @@ def check_ingredients(file: Path, recipe: Recipe, runs: Sequence[Path], configs:
     """Raises UserError if a recipe cannot be followed with runs of these configs."""
     try:
         if recipe.recipe == "best":
-            lacking = next((run for run, config in zip(runs, configs, strict=True) if not config.data.validation), None)
-            if recipe.by == "validation" and lacking is not None:
-                raise UserError(f"{lacking} has no held-out images to select by: set data.validation, or by: test")
+            _check_comparable(recipe.by, runs, configs)
             return
         from lookaround_ddp import evaluation  # loads what makes images, which takes seconds
 
@@ -56,6 +54,28 @@ def check_ingredients(file: Path, recipe: Recipe, runs: Sequence[Path], configs:
             _check_start(runs, configs)
     except UserError as error:
         raise UserError(f"recipe {file}: {error}") from None
+
+
+def _check_comparable(by: str, runs: Sequence[Path], configs: Sequence[Config]) -> None:
+    """Raises UserError unless all runs have a score by which the best one can be selected."""
+    for run, config in zip(runs, configs, strict=True):
+        own, first = config.data, configs[0].data
+        if own.name != first.name:
+            raise UserError(f"{run} has data.name {own.name}, and {runs[0]} has {first.name}: they see other images")
+        if by == "test":
+            continue
+        if not own.validation:
+            raise UserError(f"{run} has no held-out images to select by: set data.validation, or by: test")
+        if is_never_averaged(config):
+            raise UserError(
+                f"{run} has no score on held-out images, as one network that is never averaged: leave average.k out, "
+                "or say by: test"
+            )
+        if (own.validation, own.split_seed) != (first.validation, first.split_seed):
+            raise UserError(
+                f"{run} holds out other images than {runs[0]}: give them the same data.validation and data.split_seed, "
+                "or say by: test"
+            )
 
 
 def _check_start(runs: Sequence[Path], configs: Sequence[Config]) -> None:

@@ -39,5 +39,6 @@ def write_winner(making: Making) -> str:
 def _score(record: RunRecord, by: str) -> Score:
     found = held_out(record) if by == "validation" else (shipped(record) or ("", None))[1]
     if found is None:
-        raise UserError(f"{record.name} has no score on {by} images to select by")
+        images = "held-out" if by == "validation" else "test"
+        raise UserError(f"{record.name} has no score on {images} images to select by")
     return found

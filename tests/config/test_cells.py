@@ -107,6 +107,10 @@ def test_values_that_are_no_words(grid: Path) -> None:
         ("{seed: [0, 1]}", "seed cannot be swept: it is chosen for every point (`reproduce --seeds`)"),
         ("{data.validation: [0]}", "its winner is selected by held-out images: set data.validation"),
         ("{data.validation: [10, 20]}", "its points hold out different images, and cannot be compared"),
+        (
+            "{replicas: [[[hflip]], [[hflip], [vflip]]], average.k: [never, 5]}",
+            "on which one network that is never averaged has no score: leave average.k out",
+        ),
         ("{1: [2]}", ", 1=2: unknown key 1: known here: out, seed"),
         ("{model.name: [2024-01-01]}", "model.name has 2024-01-01, which YAML reads as no text: put it in quotes"),
         (
