@@ -45,6 +45,7 @@ class Making:
     """What a recipe makes of the runs of one seed; or, without one, the winner of a sweep's points."""
 
     name: str
+    file: Path
     run: Path
     recipe: Recipe | None
     of: tuple[Training, ...]
@@ -133,7 +134,7 @@ def _add_cell(plan: Plan, file: Path, cell: Config | Sweep, seed: int, runs: Pat
     trainings = _trainings(plan, file, cell, seed, runs)
     run = run_folder(file, seed, runs)
     if isinstance(cell, Sweep) and cell.whole:
-        _add_making(plan, Making(_name(file, seed), run, None, trainings))
+        _add_making(plan, Making(_name(file, seed), file, run, None, trainings))
     else:
         _add_trainings(plan, trainings)
     return [run] if isinstance(cell, Config) or cell.whole else []  # other points may be trained elsewhere
@@ -151,7 +152,7 @@ def _add_recipe(plan: Plan, file: Path, recipe: Recipe, seeds: Sequence[int], ru
     added = []
     for seed in seeds:
         of = tuple(each for other, cell in ingredients for each in _trainings(plan, other, cell, seed, runs))
-        making = Making(_name(file, seed), run_folder(file, seed, runs), recipe, of)
+        making = Making(_name(file, seed), file, run_folder(file, seed, runs), recipe, of)
         check_ingredients(file, recipe, [each.run for each in of], [each.config for each in of])
         _add_making(plan, making)
         added.append(making.run)
@@ -174,17 +175,14 @@ def _trainings(plan: Plan, file: Path, cell: Config | Sweep, seed: int, runs: Pa
 
 def _add_trainings(plan: Plan, trainings: Sequence[Training]) -> None:
     for training in trainings:
-        there = plan.trainings.setdefault(training.run, training)
-        if there.file.resolve() != training.file.resolve():
-            raise UserError(
-                f"{there.file} and {training.file} would both be trained in {training.run}: rename one or its folder"
-            )
-        if there is training:
+        _check_folder(plan, training)
+        if plan.trainings.setdefault(training.run, training) is training:
             check_finished(training.run, training.config)
 
 
 def _add_making(plan: Plan, making: Making) -> None:
     """Adds what is to be made, and the trainings that it needs: none if it is there."""
+    _check_folder(plan, making)
     if making.run in plan.makings:
         return
     if making.finished:
@@ -192,6 +190,14 @@ def _add_making(plan: Plan, making: Making) -> None:
     else:
         _add_trainings(plan, making.of)
     plan.makings[making.run] = making
+
+
+def _check_folder(plan: Plan, new: Training | Making) -> None:
+    """Raises UserError if a run of another file would be in the same folder."""
+    for there in (plan.trainings.get(new.run), plan.makings.get(new.run)):
+        if there is not None and there.file.resolve() != new.file.resolve():
+            both = f"the runs of {there.file} and {new.file} would both be {new.run}"
+            raise UserError(f"{both}: rename one or its folder")
 
 
 def _name(file: Path, seed: int) -> str:

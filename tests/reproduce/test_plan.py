@@ -111,7 +111,12 @@ def test_a_folder_of_images_is_counted(tmp_path: Path) -> None:
         (("table", "optimizer.lrr=1"), "unknown key optimizer.lrr"),
         (("table/mixed.yaml", "optimizer.lr=0.3"), "made of all points of table/grid.yaml: leave optimizer.lr out"),
         (("table", "--seeds", "0,x"), "'0,x' is no list of numbers such as 0,1,2"),
-        (("twins/table/a.yaml", "table/a.yaml"), "would both be trained in runs/table/a-s0: rename one or its folder"),
+        (
+            ("twins/table/a.yaml", "table/a.yaml"),
+            "the runs of twins/table/a.yaml and table/a.yaml would both be runs/table/a-s0: rename one or its folder",
+        ),
+        (("twins/table/mixed.yaml", "table/mixed.yaml"), "table/mixed.yaml would both be runs/table/mixed-s0: rename"),
+        (("twins/table/grid.yaml", "table/grid.yaml"), "table/grid.yaml would both be runs/table/grid-s0: rename"),
         (("bad/few.yaml",), "recipe bad/few.yaml: recipe top:3: there are only 2 runs"),
         (("bad/starts.yaml",), "b-s0 does not start from the weights that runs/bad/c-s0 starts from"),
         (("bad/never.yaml",), "never-averaged-s0 has no single model: its replicas are never averaged"),
@@ -147,6 +152,8 @@ def test_mistakes_are_found_before_anything_is_trained(
     for name, text in bad.items():
         Path("bad", f"{name}.yaml").write_text(text)
     Path("twins/table/a.yaml").write_text("epochs: 1")
+    Path("twins/table/mixed.yaml").write_text("recipe: ensemble\nof: [../../other/b]")
+    Path("twins/table/grid.yaml").write_text("base: ../../other/b.yaml")
     with pytest.raises(SystemExit) as ended:
         main(["reproduce", *arguments])
     assert ended.value.code == 2
