@@ -98,8 +98,9 @@ def test_some_points_of_a_sweep(table: Path, capsys: pytest.CaptureFixture[str])
     assert fakes.trained == [POINTS[1], POINTS[0]]
     assert read_run(Path("runs/table/grid-s0")).winner["name"] == "optimizer.lr=0.1"  # the first of equals
     assert not make_plan(["table/grid.yaml"]).trainings
-    with pytest.raises(UserError, match="grid-s0 was made otherwise, or of runs with other values: delete it or give"):
-        make_plan(["table/grid.yaml"], ["epochs=6"])
+    for value in ("epochs=6", "model.seed=1", "data.split_seed=1"):
+        with pytest.raises(UserError, match="grid-s0 was made otherwise, or of runs with other values: delete it"):
+            make_plan(["table/grid.yaml"], [value])
 
 
 def test_the_best_of_several_on_test_images(table: Path) -> None:
