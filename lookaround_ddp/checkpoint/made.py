@@ -40,9 +40,10 @@ def save_made(
     out.mkdir(parents=True, exist_ok=True)
     values = config.model_copy(update={"out": str(out)}).model_dump(mode="json")
     write_atomically(out / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
-    of = [{"run": str(run), "config": each.identity()} for run, each in zip(runs, configs, strict=True)]
-    whole = {**result, "recipe": dict(how), "of": of, "iterations": 0, "epochs": 0, "seconds": 0.0, "best": None}
-    write_atomically(out / RESULT, json.dumps(whole, indent=1).encode())
+    whole = [each.identity() | {"evaluate": each.evaluate.model_dump(mode="json")} for each in configs]
+    of = [{"run": str(run), "config": each} for run, each in zip(runs, whole, strict=True)]
+    left = {**result, "recipe": dict(how), "of": of, "iterations": 0, "epochs": 0, "seconds": 0.0, "best": None}
+    write_atomically(out / RESULT, json.dumps(left, indent=1).encode())
 
 
 def check_network(run: Path) -> None:

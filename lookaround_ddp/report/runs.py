@@ -112,9 +112,18 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
     return [Group(_name([run.name for run in members]), tuple(members)) for members in groups.values()]
 
 
-def without_seeds(config: Config) -> dict[str, Any]:
-    """Returns the config values that decide a run's weights, but for its seeds."""
+def saved_values(config: Config) -> dict[str, Any]:
+    """Returns the config values that decide what models a run leaves: weights, and statistics measured anew."""
     values = config.identity()
+    if config.evaluate.recalibrate or config.trajectory.name in ("swa", "swad"):
+        measured = {"recalibrate", "recalibrate_iterations"}
+        values["evaluate"] = config.evaluate.model_dump(mode="json", include=measured)
+    return values
+
+
+def without_seeds(config: Config) -> dict[str, Any]:
+    """Returns the config values that decide what models a run leaves, but for its seeds."""
+    values = saved_values(config)
     del values["seed"], values["data"]["split_seed"], values["model"]["seed"]
     return values
 

@@ -9,7 +9,7 @@ from typing import Any
 from lookaround_ddp.checkpoint import RESULT, run_config
 from lookaround_ddp.config import Config, Recipe, changed_keys, is_never_averaged
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.report import HOW, made_key, read_run, run_key
+from lookaround_ddp.report import HOW, made_key, read_run, run_key, saved_values
 
 
 def check_finished(run: Path, config: Config) -> None:
@@ -17,7 +17,7 @@ def check_finished(run: Path, config: Config) -> None:
     if not (run / RESULT).is_file():
         return
     found = run_config(run)
-    changes = list(changed_keys(_weights(found), _weights(_resolved(config, found))))
+    changes = list(changed_keys(_values(found), _values(_resolved(config, found))))
     if changes:
         more = f" and {len(changes) - 1} more" if changes[1:] else ""
         raise UserError(f"{run} was trained with other values ({changes[0]}{more}): give the same ones or other --runs")
@@ -27,14 +27,14 @@ def check_made(run: Path, recipe: Recipe | None, configs: Sequence[Config]) -> N
     """Raises UserError if what was made in a folder was made otherwise, or of other runs."""
     found = read_run(run)
     wanted = [_resolved(*each) for each in zip(configs, found.of, strict=False)]
-    same = list(map(_weights, found.of)) == list(map(_weights, wanted))  # seeds included, which a cell's key leaves out
+    same = list(map(_values, found.of)) == list(map(_values, wanted))  # seeds included, which a cell's key leaves out
     if not same or len(found.of) != len(configs) or run_key(found) != made_key(recipe, wanted):
         raise UserError(f"{run} was made otherwise, or of runs with other values: delete it or give other --runs")
 
 
-def _weights(config: Config) -> dict[str, Any]:
-    """Returns the values that decide a run's weights, but for how they are computed."""
-    values = config.identity()
+def _values(config: Config) -> dict[str, Any]:
+    """Returns the values that decide what models a run leaves, but for how they are computed."""
+    values = saved_values(config)
     for name in HOW:
         del values[name]
     return values

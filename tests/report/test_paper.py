@@ -78,6 +78,16 @@ def test_a_table_beside_runs(runs: list[Path], capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.usefixtures("clone")
+def test_runs_that_measured_batch_norm_otherwise_are_another_group(tmp_path: Path) -> None:
+    """The mean of theirs and a cell's would be of two things, and so would their standard error."""
+    own = cell("cifar/cifar10-resnet50-lookaround")
+    anew = own.model_copy(update={"evaluate": own.evaluate.model_copy(update={"recalibrate": True})})
+    runs = [finished_run(tmp_path / name, config, FOUND) for name, config in (("plain", own), ("anew", anew))]
+    assert [[run.name for run in group.runs] for group in groups(*runs)] == [["plain"], ["anew"]]
+    assert "- anew: no cell, cifar/cifar10-resnet50-lookaround has evaluate: None -> " in paper_page("1", groups(*runs))
+
+
+@pytest.mark.usefixtures("clone")
 def test_all_tables_are_one_page(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     """A run counts in each table that has it; what a table has no figure and no run for is no column of it."""
     main(["report", "--table", "all", str(runs[0]), str(runs[2])])

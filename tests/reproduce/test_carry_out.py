@@ -125,3 +125,22 @@ def test_other_nodes_leave_the_makings_to_the_first(
     assert fakes.scored == []
     show_results(plan)
     assert capsys.readouterr().out == ""
+
+
+def test_runs_whose_batch_norm_was_measured_otherwise(table: Path) -> None:
+    """It is part of what they leave: of SWA in any case, of a mean model where it is asked for."""
+    Path("table/swa.yaml").write_text("base: a.yaml\ntrajectory: {name: swa, start: 2}\n")
+    for name in ("a-s0", "swa-s0"):
+        finished_run(Path(f"runs/table/{name}"), config_of(name), score(90))
+    whole = "evaluate.recalibrate_iterations=null"
+    make_plan(["table/a.yaml"], [whole])
+    for name, value in (("a", "evaluate.recalibrate=true"), ("swa", whole)):
+        with pytest.raises(UserError, match=rf"{name}-s0 was trained with other values \(evaluate"):
+            make_plan([f"table/{name}.yaml"], [value])
+    Path("table/both.yaml").write_text("recipe: best\nof: [a, swa]\n")
+    fakes = Fakes({}, {})
+    for name, value in (("here", "evaluate.batch_size=9"), ("there", whole)):
+        assert carry_out(make_plan(["table/both.yaml"], [value], runs=Path(name)), fakes.train, fakes.score) == []
+        make_plan(["table/both.yaml"], [value], runs=Path(name))
+    with pytest.raises(UserError, match="both-s0 was made otherwise, or of runs with other values"):
+        make_plan(["table/both.yaml"], runs=Path("there"))
