@@ -40,11 +40,14 @@ def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
         SystemExit: this process was told to end by another signal, and the command has ended.
     """
     told: list[int] = []
+    early: list[int] = []  # before there was a child
     child: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         told.append(number)
-        if child is not None and not (number == signal.SIGINT and os.isatty(0)):  # a terminal tells all
+        if child is None:
+            early.append(number)
+        elif not (number == signal.SIGINT and os.isatty(0)):  # a terminal tells all
             with suppress(ProcessLookupError):  # it ended by itself meanwhile
                 child.send_signal(number)
 
@@ -54,6 +57,9 @@ def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
         signal.signal(number, pass_on)
     try:
         child = subprocess.Popen(command, env=environment)
+        for missed in early:
+            with suppress(ProcessLookupError):
+                child.send_signal(missed)
         status = exit_status(child.wait())
     finally:
         for number in ours:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +62,20 @@ def test_signals_are_passed_on_and_end_this_process_after_the_child(
         assert ended.value.code == 128 + signal.SIGTERM
     assert (tmp_path / "told").read_text() == number.name
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.timeout(TEST_TIMEOUT)
+def test_a_signal_that_comes_while_the_child_is_started_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = subprocess.Popen
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        run_child([sys.executable, "-c", "import signal; signal.pause()"], os.environ)
+    assert ended.value.code == 128 + signal.SIGTERM
 
 
 @pytest.mark.timeout(TEST_TIMEOUT)
