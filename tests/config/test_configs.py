@@ -17,7 +17,7 @@ from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.transforms import train_pipelines
 from lookaround_ddp.models.factory import create_model
 from lookaround_ddp.optim.factory import create_optimizer
-from lookaround_ddp.report.cells import read_cells
+from lookaround_ddp.report.cells import read_cells, trained_values
 from lookaround_ddp.report.runs import without_seeds
 from tests.support.configs import CONFIGS, PAPER, TRAININGS, kind, trained
 from tests.support.runs import ROOT
@@ -91,6 +91,17 @@ def test_what_the_paper_says_of_cifar() -> None:
                 assert (config.data.batch_size, config.average.k) == (128, 5)
                 assert config.trajectory.name == (method if method in ("swa", "swad") else "none")
                 assert (config.optimizer.lookahead is not None) == (method == "lookahead")
+
+
+def test_the_configs_beside_the_papers_cells_are_the_same_runs() -> None:
+    """A run of one counts in the paper's table that its first lines name."""
+    for name, same in (
+        ("cifar10/resnet18-lookaround", "dart/cifar10-resnet18-lookaround"),
+        ("cifar100/resnet50-lookaround", "cifar/cifar100-resnet50-lookaround"),
+        ("imagenet/resnet50-lookaround", "imagenet/imagenet-resnet50-lookaround"),
+    ):
+        config = trained(ROOT / "configs" / f"{name}.yaml")
+        assert trained_values(config) == trained_values(trained(PAPER / f"{same}.yaml"))
 
 
 def test_what_the_paper_says_of_other_tables() -> None:
