@@ -37,7 +37,7 @@ def mean_by_collectives_(matrix: Matrix, members: ReplicaGroup, task: Task) -> N
     pieces = [(start, min(start + size, task.stop)) for start in range(task.start, task.stop, size)]
     shards = deque(_fetch(own, members, *piece) for piece in pieces[:AHEAD])
     means: deque[_Arriving] = deque()
-    for number, (start, _) in enumerate(pieces):
+    for number in range(len(pieces)):
         if number + AHEAD < len(pieces):
             shards.append(_fetch(own, members, *pieces[number + AHEAD]))
         means.append(_give(_means(scratch, shards.popleft().wait(), members.teams), members))
