@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lookaround_ddp.config.changes import changed_keys
 from lookaround_ddp.config.load import make_config
-from lookaround_ddp.config.schema import Config, changed_keys
+from lookaround_ddp.config.schema import Config
 from lookaround_ddp.data.batches import Batch, Iterations, Plan
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.transforms import train_pipelines
