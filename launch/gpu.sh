@@ -26,9 +26,12 @@ if [ -z "$toy" ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.i
     exit 2
 fi
 
-bench() {
+bench() { # FIGURES ARGUMENTS...; figures that are there already are not measured again, so that a part can go on
+    local figures=$1
+    shift
+    [ ! -s "$figures" ] || { echo "== $figures is there" && return; }
     echo "== bench $*"
-    timeout 270 "$python" -m lookaround_ddp bench "$@"
+    timeout 270 "$python" -m lookaround_ddp bench "$@" --json "$figures"
 }
 
 do_tests() {
@@ -45,8 +48,8 @@ do_average() {
     [ -z "$toy" ] || models=(resnet8) repeats=3
     for model in "${models[@]}"; do
         for ranks in 1 2; do
-            bench average --model "$model" --ranks $ranks --repeats $repeats \
-                --json "$out/average-${model#*:}-$ranks.json" || status=1
+            bench "$out/average-${model#*:}-$ranks.json" average --model "$model" --ranks $ranks \
+                --repeats $repeats || status=1
         done
     done
     return $status
@@ -55,7 +58,7 @@ do_average() {
 do_train() {
     local status=0 common=(--data noise --pipeline device --channels-last --workers 8 --rounds 1)
     train() {
-        bench train "${common[@]}" "$@" --json "$out/train-$(tr -dc 'a-z0-9-' <<<"$*").json" || status=1
+        bench "$out/train-$(tr -dc 'a-z0-9-' <<<"$*").json" train "${common[@]}" "$@" || status=1
     }
     if [ -n "$toy" ]; then
         common=(--data noise --pipeline device --channels-last --rounds 1 --iterations 12 --batch-size 8)
@@ -77,9 +80,9 @@ do_train() {
 
 do_data() {
     if [ -n "$toy" ]; then
-        bench data --workers 1 --batch-size 16 --rounds 1 --consumer resnet8 --json "$out/data.json"
+        bench "$out/data.json" data --workers 1 --batch-size 16 --rounds 1 --consumer resnet8
     else
-        bench data --data noise --workers 8 --rounds 3 --json "$out/data.json"
+        bench "$out/data.json" data --workers 8 --rounds 3
     fi
 }
 

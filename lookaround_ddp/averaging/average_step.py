@@ -97,12 +97,7 @@ class AverageStep:
             FloatingPointError, UnlikeReplicasError: see `Verdict.look`; also of the last average, if nobody has looked.
         """
         self.look()
-        tensors = self.tensors()
-        fits = self.rows.fit(tensors)
-        if fits:
-            self.rows.take(tensors)
-        else:
-            self.rows.let_go()
+        tensors, fits = self._taken()
         finite = self.rows.finite() if self.were_finite is None else self.rows.finite() * self.were_finite
         self.were_finite = None
         self.verdict = Verdict(finite, self.rows.digests(tensors), self.members, step, later)
@@ -111,6 +106,16 @@ class AverageStep:
             self.rows.take(tensors)
             self.verdict = Verdict(self.rows.finite(), self.rows.digests(tensors), self.members, step, later)
         return self.verdict
+
+    def _taken(self) -> tuple[list[list[Tensor]], bool]:
+        """Puts the tensors into their rows if they fit, as `Rows.fit` says; returns them, and whether they do."""
+        tensors = self.tensors()
+        fits = self.rows.fit(tensors)
+        if fits:
+            self.rows.take(tensors)
+        else:
+            self.rows.let_go()
+        return tensors, fits
 
     def look(self) -> None:
         """Raises what the last average found, if the host does not know it yet."""
@@ -152,12 +157,7 @@ class AverageStep:
         Where one cannot be averaged, its neighbours stay as they are; the next check of all tells all ranks of it.
         """
         assert self.near is not None
-        tensors = self.tensors()
-        fits = self.rows.fit(tensors)
-        if fits:
-            self.rows.take(tensors)
-        else:
-            self.rows.let_go()
+        tensors, fits = self._taken()
         finite = self.rows.finite()
         self.were_finite = finite if self.were_finite is None else self.were_finite * finite
         ok = Verdict(finite * int(fits), self.rows.digests(tensors), self.near, step, later=True).ok

@@ -144,7 +144,7 @@ def all_gather_(
     whole: Tensor, part: Tensor, group: dist.ProcessGroup | None, *, async_op: bool = False
 ) -> dist.Work | None:
     """Fills `whole` with the parts of all ranks, one after the other; its size is theirs together."""
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name until torch 2.13
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its older name
     work: dist.Work | None = gather(whole, part, group=group, async_op=async_op)
     return work
 

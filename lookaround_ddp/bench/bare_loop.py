@@ -35,13 +35,15 @@ class Augmented(Dataset[tuple[torch.Tensor, int]]):
         return self.transform(self.images.image(index)), self.labels[index]
 
 
-def main() -> None:
-    """Trains, and prints the seconds after the warm-up as JSON."""
-    options = make_parser(__doc__).parse_args()
+def main(
+    description: str | None, batches_of: Callable[[datasets.Dataset, argparse.Namespace, torch.device], Iterator[Any]]
+) -> None:
+    """Trains on these batches, and prints the seconds after the warm-up as JSON."""
+    options = make_parser(description).parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     data = open_data(options)
-    batches = endless(make_loader(data, options, device))
+    batches = batches_of(data, options, device)
     model = make_network(data, options).to(device).to(memory_format=layout)
     print(json.dumps(train(model, batches, options, layout)))
 
@@ -65,17 +67,30 @@ def open_data(options: argparse.Namespace) -> datasets.Dataset:
     return datasets.open_dataset(config, seed=0)
 
 
-def make_loader(data: datasets.Dataset, options: argparse.Namespace, device: torch.device) -> DataLoader[Any]:
+def batches_of(data: datasets.Dataset, options: argparse.Namespace, device: torch.device) -> Iterator[Any]:
+    """Yields batches for ever, made image by image."""
+    return endless(make_loader(data, options, device))
+
+
+def make_loader(
+    data: datasets.Dataset,
+    options: argparse.Namespace,
+    device: torch.device,
+    collate: Callable[[Any], Any] | None = None,
+) -> DataLoader[Any]:
+    """Makes a loader of normalized floats; with `collate`, of the bytes that it collates."""
     resize = [T.Resize(data.size), T.CenterCrop(data.size)] if data.native is None else []
     crop = [*resize, T.RandomCrop(data.size, padding=data.size // 8), T.RandomHorizontalFlip()]
+    last = [T.ToTensor(), T.Normalize(data.mean, data.std)] if collate is None else [T.PILToTensor()]
     return DataLoader(
-        Augmented(data.train, T.Compose([*crop, T.ToTensor(), T.Normalize(data.mean, data.std)])),
+        Augmented(data.train, T.Compose([*crop, *last])),
         batch_size=options.batch_size,
         shuffle=True,
         drop_last=True,
         num_workers=options.workers,
         persistent_workers=options.workers > 0,
         pin_memory=device.type == "cuda",
+        collate_fn=collate,
     )
 
 
@@ -135,4 +150,4 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, batches_of)

@@ -8,26 +8,15 @@ The images lie on the device as bytes; a batch is cropped and flipped as a whole
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookaround_ddp.bench.bare_loop import make_network, make_parser, open_data, train
+from lookaround_ddp.bench.bare_loop import main
 from lookaround_ddp.data import Dataset
 from lookaround_ddp.data.device import pixels
-
-
-def main() -> None:
-    """Trains, and prints the seconds after the warm-up as JSON."""
-    options = make_parser(__doc__).parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    data = open_data(options)
-    model = make_network(data, options).to(device).to(memory_format=layout)
-    print(json.dumps(train(model, batches_of(data, options, device), options, layout)))
 
 
 def batches_of(data: Dataset, options: argparse.Namespace, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -48,4 +37,4 @@ def batches_of(data: Dataset, options: argparse.Namespace, device: torch.device)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, batches_of)

@@ -14,14 +14,9 @@ from lookaround_ddp import Lookaround
 from lookaround_ddp.averaging import delayed as late_module
 from lookaround_ddp.averaging.average_step import average_matrices_
 from tests.support.ranks import run, same_bits
-from tests.support.trainings import Conv
+from tests.support.trainings import Conv, square_loss
 
 STEPS, K = 11, 4  # average steps after 4 and 8
-
-
-def loss(model: nn.Module, replica: int, step: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1000 * replica + step)
-    return model(torch.randn(model.inputs, generator=generator)).square().mean()
 
 
 def late(hosted: range, delay: int, **groups: Any) -> list[dict[str, Tensor]]:
@@ -33,7 +28,7 @@ def late(hosted: range, delay: int, **groups: Any) -> list[dict[str, Tensor]]:
     for step in range(1, STEPS + 1):
         for replica, model, optimizer in zip(hosted, models, optimizers, strict=True):
             optimizer.zero_grad()
-            loss(model, replica, step).backward()
+            square_loss(model, replica, step).backward()
             optimizer.step()
         around.step()
     return [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
@@ -50,7 +45,7 @@ def plain(d: int, delay: int) -> list[dict[str, Tensor]]:
     for step in range(1, STEPS + 1):
         for j, model in enumerate(replicas):
             optimizers[j].zero_grad()
-            loss(model, j, step).backward()
+            square_loss(model, j, step).backward()
             optimizers[j].step()
         with torch.no_grad():
             for j, own in enumerate(moves.pop(step, [])):

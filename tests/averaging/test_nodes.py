@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
@@ -17,8 +16,7 @@ from lookaround_ddp import Lookaround, Nodes, Outer
 from lookaround_ddp.averaging import collectives, shared_memory
 from lookaround_ddp.averaging.nodes import neighbours
 from tests.support.ranks import run, same_bits, same_state
-from tests.support.trainings import Conv
-from tests.support.waits import waits
+from tests.support.trainings import Conv, square_loss
 
 D, START, K, STEPS = 4, 1, 2, 15
 NODES = Nodes(size=2, k=6)
@@ -31,11 +29,6 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 # Of each rank the replicas: nodes on a rank each, on two, on ranks of one to three; and cut by ranks.
 PLACEMENTS = ([2, 2], [1, 1, 1, 1], [2, 1, 1], [3, 1], [1, 2, 1])
-
-
-def loss(model: nn.Module, replica: int, step: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1000 * replica + step)
-    return model(torch.randn(model.inputs, generator=generator)).square().mean()
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -54,7 +47,7 @@ def train(
     for step in range(1, STEPS + 1):
         for replica, model, optimizer in zip(hosted, models, optimizers, strict=True):
             optimizer.zero_grad()
-            loss(model, replica, step).backward()
+            square_loss(model, replica, step).backward()
             optimizer.step()
         assert around.step() == (step in (*INSIDE, *OVER_ALL)) == around.due(step)
         assert around.due_over_all(step) == (step in OVER_ALL)
@@ -81,7 +74,7 @@ def plain(kind: str) -> list[dict[str, Tensor]]:
     for step in range(1, STEPS + 1):
         for j, (model, optimizer) in enumerate(zip(replicas, optimizers, strict=True)):
             optimizer.zero_grad()
-            loss(model, j, step).backward()
+            square_loss(model, j, step).backward()
             optimizer.step()
         teams = [[0, 1], [2, 3]] if step in INSIDE else [[0, 1, 2, 3]] if step in OVER_ALL else []
         for team in teams:
@@ -249,98 +242,3 @@ def test_a_node_waits_for_no_other_and_all_are_told_of_what_was_bad(ranks: list[
         assert error.startswith("replica 3 not finite after iteration 2: ")
         assert last.flatten().tolist() == [1.5] * 4
         assert distances.tolist() == [2.0] * 4  # 1 from the mean in 4 elements
-
-
-def test_a_restart_forgets_what_was_bad() -> None:
-    models = [nn.Linear(2, 2) for _ in range(4)]
-    around = Lookaround(models, 1, nodes=Nodes(2, 2))
-    models[2].weight.data[0] = torch.inf
-    around.step()
-    around.restart()
-    assert around.step()
-    assert same_bits(models[3].weight, models[0].weight)
-
-
-def test_the_mean_that_is_lent_or_asked_for_is_over_all() -> None:
-    models = [nn.Linear(2, 2) for _ in range(4)]
-    around = Lookaround(models, 2, nodes=Nodes(2, 4))
-    for value, model in enumerate(models):
-        model.weight.data.fill_(value)
-    around.step()
-    around.step()
-    assert [model.weight[0, 0].item() for model in models] == [0.5, 0.5, 2.5, 2.5]
-    with around.averaged() as mean:
-        assert mean.weight[0, 0].item() == 1.5
-    assert [model.weight[0, 0].item() for model in models] == [0.5, 0.5, 2.5, 2.5]
-    around.average()
-    assert [model.weight[0, 0].item() for model in models] == [1.5] * 4
-
-
-def test_the_host_of_a_gpu_waits_for_nothing() -> None:
-    """Also where a replica is bad: its neighbours stay as they are."""
-    models = [nn.Linear(2, 2) for _ in range(4)]
-    around = Lookaround(models, 1, nodes=Nodes(2, 2))
-    around._average.later = True
-    for value, model in enumerate(models):
-        model.weight.data.fill_(value)
-    with waits() as found:
-        around.step()
-        around.step()
-    assert found == []
-    around.look()
-    assert [model.weight[0, 0].item() for model in models] == [1.5] * 4
-    for value, model in enumerate(models):
-        model.weight.data.fill_(torch.inf if value == 2 else value)
-    with waits() as found:
-        around.step()
-    assert found == []
-    assert models[0].weight[0, 0].item() == 0.0  # they lie on one rank, all of them
-    around.step()
-    with pytest.raises(FloatingPointError, match="replica 2 not finite after iteration 4"):
-        around.look()
-
-
-def test_converted_models_wait_for_an_average_over_all() -> None:
-    models = [nn.Linear(2, 2) for _ in range(4)]
-    around = Lookaround(models, 1, nodes=Nodes(2, 2))
-    for value, model in enumerate(models):
-        model.double().weight.data.fill_(value)
-    around.step()
-    assert [model.weight[0, 0].item() for model in models] == [0, 1, 2, 3]
-    around.step()
-    assert [model.weight[0, 0].item() for model in models] == [1.5] * 4
-
-
-@pytest.mark.parametrize(
-    ("counts", "size", "sets"),
-    [
-        ([1] * 6, 2, [[0, 1], [2, 3], [4, 5]]),
-        ([1] * 6, 3, [[0, 1, 2], [3, 4, 5]]),
-        ([6], 2, [[0]]),
-        ([2, 2, 2], 2, [[0], [1], [2]]),
-        ([2, 2, 2], 3, [[0, 1, 2]]),  # the second rank hosts parts of both nodes
-        ([2, 2, 1, 1], 3, [[0, 1, 2, 3]]),
-        ([2, 2, 1, 1], 2, [[0], [1], [2, 3]]),
-        ([2, 1, 1, 1, 1], 3, [[0, 1], [2, 3, 4]]),
-    ],
-)
-def test_the_ranks_that_average_by_themselves(counts: list[int], size: int, sets: list[list[int]]) -> None:
-    assert neighbours(counts, size) == sets
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"nodes": Nodes(3, 10)}, "nodes.size is 3: give 2 or more, and such that it divides the 4 replicas"),
-        ({"nodes": Nodes(4, 10)}, "nodes.size is 4: give 2 or more"),
-        ({"nodes": Nodes(1, 10)}, "nodes.size is 1: give 2 or more"),
-        ({"nodes": Nodes(2, 7)}, "nodes.k is 7: give a multiple of k = 5, such as 10"),
-        ({"nodes": Nodes(2, 5)}, "nodes.k is 5: give a multiple of k = 5, such as 10"),
-        ({"nodes": Nodes(2, 19)}, "nodes.k is 19: give a multiple of k = 5, such as 15"),
-        ({"nodes": Nodes(2, 10), "k": None}, "nodes average among themselves when a round ends, and k=None has none"),
-        ({"nodes": Nodes(2, 10), "delay": 1}, "nodes average when a round ends, not 1 steps later: use delay=0"),
-    ],
-)
-def test_what_does_not_go_together(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        Lookaround([nn.Linear(2, 2) for _ in range(4)], **options)

@@ -13,6 +13,7 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as F
 
 from lookaround_ddp import seeds
+from lookaround_ddp.config import Augmentation
 from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.draws import Draws, mixed
 from lookaround_ddp.data.images import Arrays
@@ -74,8 +75,12 @@ def test_what_an_image_draws_depends_on_seed_epoch_replica_and_augmentation() ->
 def test_flips_and_crops_are_drawn_for_each_image_with_torchvisions_probabilities() -> None:
     data = dataset(1000, 1, 8)
     original = epoch(iterations(data, ["none"]))
-    for own, probability, flipped in (("hflip", 0.5, original.flip(3)), ({"vflip": {"p": 0.2}}, 0.2, original.flip(2))):
-        found = epoch(iterations(data, [own]))  # type: ignore[list-item]
+    cases: list[tuple[Augmentation, float, Tensor]] = [
+        ("hflip", 0.5, original.flip(3)),
+        ({"vflip": {"p": 0.2}}, 0.2, original.flip(2)),
+    ]
+    for own, probability, flipped in cases:
+        found = epoch(iterations(data, [own]))
         turned = (found == flipped).flatten(1).all(1)
         kept = (found == original).flatten(1).all(1)
         assert (turned ^ kept).all()

@@ -120,3 +120,9 @@ def loss_of(model: nn.Module, replica: int, iteration: int) -> Tensor:
     generator = torch.Generator().manual_seed(1000 * replica + iteration)
     inputs = torch.randn(model.inputs, generator=generator)
     return F.mse_loss(model(inputs), torch.randn(6, 4, generator=generator))
+
+
+def square_loss(model: nn.Module, replica: int, step: int) -> Tensor:
+    """The mean square of the outputs, on the inputs of this replica and step."""
+    generator = torch.Generator().manual_seed(1000 * replica + step)
+    return model(torch.randn(model.inputs, generator=generator)).square().mean()
