@@ -97,7 +97,9 @@ class Corrections:
     def of(self, hosted: int) -> list[Tensor] | None:
         """Returns the corrections of a hosted replica, to be saved with it; None if there are none."""
         self._arrived()
-        return self._values[hosted] if self._values else None
+        if not self._values:
+            return None
+        return [value.clone() for value in self._values[hosted]]  # a view would drag all replicas' rows into its file
 
     def restore(self, hosted: int, values: list[Tensor] | None) -> None:
         """Takes what `of` returned, for the hosted replicas in turn. `due` is part of `Lookaround.state_dict`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from typing import Any
 
@@ -200,6 +201,16 @@ def test_the_mean_of_the_replicas_is_the_same_before_and_after_a_correction() ->
     torch.testing.assert_close(means[2], means[1], rtol=0, atol=1e-6)
     for model in models:
         torch.testing.assert_close(model.weight, means[0], rtol=0, atol=1e-6)
+
+
+def test_what_is_saved_of_a_correction_is_its_own() -> None:
+    """2,500 weights and 50 biases of 4 bytes, beside which a file has a few hundred; not those of three replicas."""
+    around = Lookaround([nn.Linear(50, 50) for _ in range(3)], k=2, delay=1)
+    around.step()
+    around.step()
+    buffer = io.BytesIO()
+    torch.save(around.corrections.of(1), buffer)
+    assert 10_200 < buffer.tell() < 2 * 10_200
 
 
 def test_equal_replicas_are_left_as_they_are() -> None:
