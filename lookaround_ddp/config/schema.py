@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from lookaround_ddp.config.rounds import K
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-
-
-Item = TypeVar("Item")
-
-
-ListOf = Annotated[tuple[Item, ...], Field(strict=False)]  # a YAML list, frozen
-
+from lookaround_ddp.config.average import AverageConfig
+from lookaround_ddp.config.section import ListOf, Section
 
 Augmentation = str | dict[str, dict[str, Any]]  # hflip, "crop+hflip", my.module.Class, or {rotation: {degrees: 30}}
 
@@ -125,38 +115,6 @@ class ScheduleConfig(Section):
     min_lr: float = Field(0.0, ge=0)
     cycles: int = Field(1, ge=1)
     """Cosine restarts: the run is divided into so many."""
-
-
-class OuterConfig(Section):
-    lr: float = Field(0.7, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = True
-
-
-class AverageConfig(Section):
-    k: K = 5
-    """Iterations in a round; or epoch, "10 epochs", never. Or a list of (epoch, k): the rounds that begin from this
-    epoch of the run on have this k; the first entry is of epoch 0. A round that has begun keeps its k."""
-    start: float = Field(0, ge=0)
-    """Epochs before the first round."""
-    before_start: Literal["replicas", "single", "single_in_turn"] = "replicas"
-    """What trains before it: the replicas, each for itself; or one network, from which all replicas then start
-    (DART): on every augmentation in an iteration (single), or on one after the other (single_in_turn)."""
-    optimizer_state: Literal["local", "average", "reset"] = "local"
-    exact: bool = True
-    hide: bool | None = Field(None, exclude=True)
-    """Without effect; older configs have it. The average step is waited for, or comes later (`delay`)."""
-    delay: int = Field(0, ge=0)
-    """Another algorithm, for slow networks: the mean arrives so many iterations later, as a correction of weights that
-    have trained on; less than k."""
-    outer: OuterConfig | None = None
-    """Another algorithm (DiLoCo; {} for its settings): when a round ends, an optimizer takes the movement of the mean's
-    parameters as a gradient, and the replicas go on from where it moves them. What is evaluated within a round, and
-    saved when the run ends within one, is the replicas' plain mean. lr 1 and momentum 0 is Lookaround."""
-    buffers: ListOf[str] = ()
-    """Names of buffers to average beside the norm layers' running statistics."""
-    norm_momentum: Literal["compensated", "own"] = "compensated"
-    """compensated: batch-norm's momentum m becomes 1 - (1 - m)^d, as if the d replicas shared the statistics."""
 
 
 class TrajectoryConfig(Section):
