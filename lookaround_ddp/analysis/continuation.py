@@ -21,8 +21,8 @@ class Continuation:
     """A run's replicas, which start from one of its checkpoints as often as wanted. Nothing is written.
 
     Average steps are at once, also of a run that trained with `average.delay`: what was on its way to its replicas adds
-    up to nothing, and their mean is the same without. They are plain also of one with `average.outer`. Collective, like
-    all methods.
+    up to nothing, and their mean is the same without. They are plain, and over all replicas, also of one with
+    `average.outer` or `average.nodes`. Collective, like all methods.
 
     Raises:
         UserError: the run has no rounds, or one replica.

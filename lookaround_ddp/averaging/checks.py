@@ -52,9 +52,10 @@ def check(models: Sequence[nn.Module], members: ReplicaGroup, optimizers: int, a
         start, delay = arguments["start"], arguments["delay"]
         k = Rounds(arguments["k"], start, delay).length(start)  # a function is compared by what it gives first
         check_arguments(k, start, delay, arguments["optimizer_state"], len(models), optimizers)
-        for option in (arguments["outer"], arguments["nodes"]):
-            if option is not None:
-                option.check(k, delay, members.replicas)
+        if arguments["outer"] is not None:
+            arguments["outer"].check(k, delay, members.replicas)
+        if arguments["nodes"] is not None:
+            arguments["nodes"].check(arguments["k"], delay, members.replicas)
         check_models(models, arguments["buffers"])
     except ValueError as error:
         refusal = error  # the other ranks must hear of it, not wait for this one

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import lcm
 
@@ -25,7 +25,7 @@ class Nodes:
     size: int
     k: int
 
-    def check(self, k: int | None, delay: int, replicas: int) -> None:
+    def check(self, k: int | Callable[[int], int] | None, delay: int, replicas: int) -> None:
         """Raises ValueError, saying what to do, unless they go with the replicas, and with other settings."""
         if self.size < 2 or self.size >= replicas or replicas % self.size:
             raise ValueError(
@@ -34,6 +34,8 @@ class Nodes:
             )
         if k is None:
             raise ValueError("nodes average among themselves when a round ends, and k=None has none: give a k")
+        if callable(k):
+            raise ValueError("nodes average over all after a multiple of k steps: give one k for all rounds")
         if self.k <= k or self.k % k:
             raise ValueError(f"nodes.k is {self.k}: give a multiple of k = {k}, such as {max(2, self.k // k) * k}")
         if delay:

@@ -1,9 +1,10 @@
 """The sections of a config, and reading it from YAML and `key.path=value`."""
 
+from lookaround_ddp.config.average import NodesConfig
 from lookaround_ddp.config.changes import changed_keys
 from lookaround_ddp.config.load import check_length, load_cell, load_config, load_ingredients, make_config
 from lookaround_ddp.config.recipe import Recipe
-from lookaround_ddp.config.rounds import k_text, lengths
+from lookaround_ddp.config.rounds import iterations_of, k_text, lengths
 from lookaround_ddp.config.schema import (
     Augmentation,
     AugmentConfig,
@@ -22,6 +23,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "ModelConfig",
+    "NodesConfig",
     "OptimizerConfig",
     "Recipe",
     "ScheduleConfig",
@@ -30,6 +32,7 @@ __all__ = [
     "changed_keys",
     "check_length",
     "is_never_averaged",
+    "iterations_of",
     "k_text",
     "lengths",
     "load_cell",

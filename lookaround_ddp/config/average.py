@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from lookaround_ddp.config.rounds import K
+from lookaround_ddp.config.rounds import K, Length
 from lookaround_ddp.config.section import ListOf, Section
 
 
@@ -14,6 +14,13 @@ class OuterConfig(Section):
     lr: float = Field(0.7, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = True
+
+
+class NodesConfig(Section):
+    size: int = Field(ge=2)
+    """Replicas of a node: the first so many are the first node's, and so on. Ranks are numbered host by host."""
+    k: Length
+    """Iterations between averages over all, a multiple of those of a round; or epoch, "10 epochs"."""
 
 
 class AverageConfig(Section):
@@ -36,7 +43,10 @@ class AverageConfig(Section):
     """Another algorithm (DiLoCo; {} for its settings): when a round ends, an optimizer takes the movement of the mean's
     parameters as a gradient, and the replicas go on from where it moves them. What is evaluated within a round, and
     saved when the run ends within one, is the replicas' plain mean. lr 1 and momentum 0 is Lookaround."""
+    nodes: NodesConfig | None = None
+    """Another algorithm: rounds end with an average inside each node, and every so many with one over all instead."""
     buffers: ListOf[str] = ()
     """Names of buffers to average beside the norm layers' running statistics."""
     norm_momentum: Literal["compensated", "own"] = "compensated"
-    """compensated: batch-norm's momentum m becomes 1 - (1 - m)^d, as if the d replicas shared the statistics."""
+    """compensated: batch-norm's momentum m becomes 1 - (1 - m)^d, as if the d replicas (where there are nodes, those of
+    a node) shared the statistics."""

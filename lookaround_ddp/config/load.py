@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from lookaround_ddp.config.read import read_file, replace_values
 from lookaround_ddp.config.recipe import Recipe, check_recipe
-from lookaround_ddp.config.rounds import check_k, k_text
+from lookaround_ddp.config.rounds import check_k, check_length_of_round, k_text
 from lookaround_ddp.config.schema import Config
 from lookaround_ddp.config.sweep import Point, Sweep, check_selection, combinations
 from lookaround_ddp.errors import UserError, shortened
@@ -123,6 +123,8 @@ def _check(config: Config) -> None:
             "replicas: give at least one replica, and each at least one augmentation ('none' for no change)"
         )
     check_k(config.average.k)
+    if config.average.nodes is not None:
+        check_length_of_round(config.average.nodes.k, "average.nodes.k is")
     if config.schedule.name == "multistep" and not config.schedule.milestones:
         raise UserError("schedule.milestones is empty: multistep needs the epochs at which the rate falls")
     if (config.data.mean is None) != (config.data.std is None):
@@ -193,5 +195,7 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     message = first["msg"].replace("tuple", "list").removeprefix("Input ")
     if location[:2] == ["average", "k"]:
         message = 'it should be an integer, epoch, "10 epochs" or never; or a list such as [[0, epoch], [100, 5]]'
+    if first["type"] == "missing":
+        return f"{'.'.join(map(str, location))} is missing"
     where, value = shortened(".".join(map(str, location))), shortened(repr(first["input"]))
     return f"{where} is {value}: {message}"

@@ -21,7 +21,7 @@ def check_k(k: K) -> None:
     """Raises UserError unless k is one length of all rounds, never, or lengths by the epoch from which they hold."""
     if not isinstance(k, tuple):
         if k != "never":
-            _check_length(k, "average.k is", " or never")
+            check_length_of_round(k, "average.k is", " or never")
         return
     if not k or k[0][0] != 0:
         raise UserError("average.k: its first entry is for the rounds from epoch 0 on, such as [[0, epoch], [100, 5]]")
@@ -33,15 +33,16 @@ def check_k(k: K) -> None:
     for epoch, length in k:
         if length == "never":
             raise UserError(f"average.k is never from epoch {epoch:g} on: it stands alone, for a run without rounds")
-        _check_length(length, f"average.k from epoch {epoch:g} on is")
+        check_length_of_round(length, f"average.k from epoch {epoch:g} on is")
 
 
-def _check_length(length: Length, which: str, others: str = "") -> None:
+def check_length_of_round(length: Length, which: str, or_never: str = "") -> None:
     """Raises UserError unless it is the length of a round."""
     if isinstance(length, int) and length < 1:
-        raise UserError(f"{which} {length}: a round has at least 1 iteration, or use epoch{others}")
+        raise UserError(f"{which} {length}: a round has at least 1 iteration, or use epoch{or_never}")
     if isinstance(length, str) and not EPOCHS.match(length):
-        raise UserError(f'{which} {length!r}: it should be an integer, epoch, "10 epochs"{others}')
+        choice = 'epoch, "10 epochs" or never' if or_never else 'epoch or "10 epochs"'
+        raise UserError(f"{which} {length!r}: it should be an integer, {choice}")
 
 
 def lengths(k: K, per_epoch: int) -> list[tuple[int, int]]:
@@ -49,10 +50,11 @@ def lengths(k: K, per_epoch: int) -> list[tuple[int, int]]:
     if k == "never":
         return []
     entries = k if isinstance(k, tuple) else ((0.0, k),)
-    return [(round(epoch * per_epoch), _iterations(length, per_epoch)) for epoch, length in entries]
+    return [(round(epoch * per_epoch), iterations_of(length, per_epoch)) for epoch, length in entries]
 
 
-def _iterations(length: Length, per_epoch: int) -> int:
+def iterations_of(length: Length, per_epoch: int) -> int:
+    """Returns the iterations of a round of this length."""
     if isinstance(length, int):
         return length
     return per_epoch * int(length.removesuffix("s").removesuffix("epoch").strip() or 1)

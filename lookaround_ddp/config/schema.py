@@ -23,7 +23,7 @@ class ModelConfig(Section):
     """Probability of dropping a feature before the head; by default the network's own: 0.5 in vgg19, else 0."""
     seed: int | None = Field(None, ge=0)
     """Draws the initial weights; by default the run's. Runs that share it can be averaged afterwards (a soup)."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field({})
     """Further arguments of timm.create_model."""
 
 
@@ -99,7 +99,7 @@ class OptimizerConfig(Section):
     """Sharpness-aware minimization; {} for its defaults."""
     lookahead: LookaheadConfig | None = None
     """Slow and fast weights; {} for its defaults."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field({})
     """Further arguments of the optimizer, such as betas."""
 
 

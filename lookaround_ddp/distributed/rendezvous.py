@@ -12,8 +12,8 @@ from importlib.metadata import version
 import torch
 import torch.distributed as dist
 
-from lookaround_ddp.averaging import expect_lost_ranks
-from lookaround_ddp.config import Config, changed_keys
+from lookaround_ddp.averaging import expect_lost_ranks, neighbours
+from lookaround_ddp.config import Config, NodesConfig, changed_keys
 from lookaround_ddp.distributed.heartbeat import Heartbeat, LostRanks, lost_connection, short
 from lookaround_ddp.distributed.world import World
 from lookaround_ddp.errors import Preempted, UserError
@@ -52,7 +52,7 @@ def join(config: Config) -> Iterator[World]:
     try:
         world = World(rank, size, replicas, device, backend, heartbeat=heartbeat)
         _agree(world, config)  # before groups are made, which would hang if the ranks disagreed on their shape
-        yield _with_groups(world, timedelta(seconds=config.timeout))
+        yield _with_groups(world, timedelta(seconds=config.timeout), config.average.nodes)
     except Preempted:  # all ranks raise it together
         heartbeat.close()
         dist.destroy_process_group()
@@ -93,20 +93,26 @@ def _meet(rank: int, size: int, backend: str, timeout: float) -> Heartbeat:
         raise LostRanks(message, rank) from error
 
 
-def _with_groups(world: World, timeout: timedelta) -> World:
+def _with_groups(world: World, timeout: timedelta, nodes: NodesConfig | None) -> World:
     """Adds the groups of the (replica, shard) mesh; a DeviceMesh's groups would ignore the timeout (30 minutes)."""
     mesh = torch.arange(world.size).view(-1, world.shards)
+    by_replica, by_shard = mesh.tolist(), mesh.T.tolist()
 
-    def groups(ranks: torch.Tensor) -> dist.ProcessGroup:
-        """Makes a group of each row of ranks, and returns this rank's."""
-        own, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
+    def groups(lists: list[list[int]]) -> dist.ProcessGroup:
+        """Makes a group of each list of ranks, and returns this rank's."""
+        own, _ = dist.new_subgroups_by_enumeration(lists, timeout=timeout)
         assert isinstance(own, dist.ProcessGroup)  # every rank is in one
         return own
 
-    background = groups(mesh.T)
+    world = replace(world, background_group=groups(by_shard))
+    if nodes is not None:
+        counts = [len(replace(world, rank=ranks[0]).hosted) for ranks in by_replica]
+        sets = neighbours(counts, nodes.size)
+        near = groups([[ranks[index] for index in each] for ranks in by_shard for each in sets])
+        world = replace(world, node_group=near)
     if world.shards == 1:
-        return replace(world, replica_group=dist.group.WORLD, background_group=background)
-    return replace(world, replica_group=groups(mesh.T), background_group=background, shard_group=groups(mesh))
+        return replace(world, replica_group=dist.group.WORLD)
+    return replace(world, replica_group=groups(by_shard), shard_group=groups(by_replica))
 
 
 def _agree(world: World, config: Config) -> None:

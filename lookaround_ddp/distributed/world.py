@@ -32,6 +32,7 @@ class World:
     backend: str
     replica_group: WeakGroup = WeakGroup()  # the ranks that an average runs over; None: one process
     background_group: WeakGroup = WeakGroup()  # the same ranks, for averages that go on while they train
+    node_group: WeakGroup = WeakGroup()  # those that average inside nodes together; None: there are no nodes
     shard_group: WeakGroup = WeakGroup()  # the ranks of this rank's replica; None: it has one
     heartbeat: Heartbeat | None = None  # None: one process
 

@@ -57,7 +57,8 @@ def fit(config: Config, world: World, preemption: PreemptionHandler) -> State:
                 validate(run)
             if config.snapshots and ends_cycle(config.schedule, run.iteration, run.total):
                 save_snapshot(run)
-            leaving = preemption.vote(run.iteration, run.around.due, world) if run.iteration < run.total else None
+            goes_on = run.iteration < run.total
+            leaving = preemption.vote(run.iteration, run.around.due_over_all, world) if goes_on else None
             if leaving or due(run, config.checkpoint.every):
                 save_checkpoint(run)
             if leaving:
@@ -104,6 +105,8 @@ def describe(run: Run) -> str:
     millions = sum(parameter.numel() for parameter in run.replicas[0].model.parameters()) / 1e6
     processes = "1 process" if world.size == 1 else f"{world.size} processes"
     kinds = "1 network" if world.replicas == 1 else f"{world.replicas} replicas, k = {k_text(config.average.k)},"
+    if (nodes := config.average.nodes) is not None:
+        kinds += f" in nodes of {nodes.size}, k = {nodes.k} over all,"
     if (outer := config.average.outer) is not None:
         nesterov = " (nesterov)" if outer.nesterov else ""
         kinds += f" outer lr {outer.lr:g}, momentum {outer.momentum:g}{nesterov},"

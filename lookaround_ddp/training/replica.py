@@ -120,8 +120,9 @@ class Replica:
 
     def compensate_norm_momentum(self) -> None:
         """Raises batch-norm's momentum to that of one of d replicas; see `average.norm_momentum`."""
-        if self.config.average.k != "never" and self.config.average.norm_momentum == "compensated":
-            compensate_norm_momentum(self.model, self.world.replicas)
+        average = self.config.average
+        if average.k != "never" and average.norm_momentum == "compensated":
+            compensate_norm_momentum(self.model, average.nodes.size if average.nodes else self.world.replicas)
 
     def shown(self) -> AbstractContextManager[None]:
         """Gives the model the weights to evaluate while the block runs: Lookahead's slow ones, or else its own."""

@@ -14,12 +14,12 @@ def average(run: Run) -> None:
     if around.due(iteration):
         run.world.does(f"averaging after iteration {iteration}")
     around.measure = shows_distances(run, iteration)
-    averaged = around.step()
-    if averaged and run.world.replicas > 1:
+    over_all = around.due_over_all(iteration)
+    if around.step() and run.world.replicas > 1:
         if run.config.optimizer.lookahead is not None:
             for replica in run.replicas:
                 replica.restart_lookahead()
-        if iteration // run.per_epoch > run.last_checked_epoch:
+        if over_all and iteration // run.per_epoch > run.last_checked_epoch:
             run.last_checked_epoch = iteration // run.per_epoch
             compare_ranks(run)
     if iteration == run.single_phase_end:
@@ -27,7 +27,7 @@ def average(run: Run) -> None:
         for replica in run.replicas:
             replica.restart()
         begin_rounds(run)
-    update_weight_averages(run, averaged)
+    update_weight_averages(run, over_all)
 
 
 def begin_rounds(run: Run) -> None:
@@ -58,12 +58,12 @@ def compare_ranks(run: Run) -> None:
 
 
 def shows_distances(run: Run, iteration: int) -> bool:
-    """Returns whether this iteration's average step is the last before a line of the record, which shows distances."""
-    if not run.around.due(iteration):
+    """Returns whether this iteration's average over all is the last before a line of the record with its distances."""
+    if not run.around.due_over_all(iteration):
         return False
     every = run.config.record.every
     line = min(iteration - iteration % every + every, run.total)
-    return not any(run.around.due(later) for later in range(iteration + 1, line))
+    return not any(run.around.due_over_all(later) for later in range(iteration + 1, line))
 
 
 def update_weight_averages(run: Run, averaged: bool) -> None:

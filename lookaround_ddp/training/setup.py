@@ -6,9 +6,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lookaround_ddp.averaging import Lookaround, Outer, content_digest
+from lookaround_ddp.averaging import Lookaround, Nodes, Outer, content_digest
 from lookaround_ddp.checkpoint import Checkpoints
-from lookaround_ddp.config import Config, check_length, lengths
+from lookaround_ddp.config import Config, check_length, iterations_of, lengths
 from lookaround_ddp.data import Dataset, Iterations, make_batches, prepare
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
@@ -73,15 +73,19 @@ def make_lookaround(config: Config, replicas: list[Replica], per_epoch: int, wor
     for _, length in rounds:
         check_round(config, length, per_epoch)
     outer = None
-    if config.average.outer is not None and world.replicas > 1:  # a rehearsal has one
+    if config.average.outer is not None:
         outer = Outer(**config.average.outer.model_dump())
     try:
+        nodes = make_nodes(config, per_epoch)
+        if world.replicas == 1:  # in a rehearsal
+            outer = nodes = None
         return Lookaround(
             [replica.model for replica in replicas],
             k=steps_in_round(rounds),
             start=round(config.average.start * per_epoch),
             group=world.replica_group,
             beside=world.background_group,
+            inside=world.node_group,
             shards=world.shard_group,
             buffers=config.average.buffers,
             exact=config.average.exact,
@@ -90,6 +94,7 @@ def make_lookaround(config: Config, replicas: list[Replica], per_epoch: int, wor
             measure=True,
             delay=config.average.delay,
             outer=outer,
+            nodes=nodes,
         )
     except ValueError as error:
         raise UserError(f"average: {error}") from None
@@ -110,6 +115,19 @@ def check_round(config: Config, length: int, per_epoch: int) -> None:
         raise UserError(f"average: delay is {delay} and a k is {length}: a mean can arrive 0 to k - 1 iterations later")
     if len(config.replicas) > 1 and config.optimizer.lookahead is not None:
         check_lookahead(config, config.optimizer.lookahead.k, length, per_epoch)
+
+
+def make_nodes(config: Config, per_epoch: int) -> Nodes | None:
+    """Returns the nodes of the config's replicas, if they have any.
+
+    Raises:
+        ValueError: settings that do not go together.
+    """
+    if config.average.nodes is None:
+        return None
+    nodes = Nodes(config.average.nodes.size, iterations_of(config.average.nodes.k, per_epoch))
+    nodes.check(steps_in_round(lengths(config.average.k, per_epoch)), config.average.delay, len(config.replicas))
+    return nodes
 
 
 def check_lookahead(config: Config, k: int, period: int, per_epoch: int) -> None:

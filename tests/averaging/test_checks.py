@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lookaround_ddp import Lookaround
+from lookaround_ddp import Lookaround, Outer
 from tests.support.ranks import run
 
 
@@ -160,6 +160,7 @@ def worker(rank: int, ranks: int) -> dict[str, Any]:
         "start": message_of(lambda: Lookaround(linear(), start=rank)),
         "exact": message_of(lambda: Lookaround(linear(), exact=rank == 0)),
         "measure": message_of(lambda: Lookaround(linear(), measure=rank == 0)),
+        "outer": message_of(lambda: Lookaround(linear(), outer=Outer(momentum=0.5 + rank / 4))),
         "names of buffers": message_of(lambda: Lookaround(spectral(), buffers=VECTORS[rank:])),
         "optimizer_state": message_of(lambda: optimized("local" if rank else "reset")),
         "one rank": message_of(lambda: Lookaround(wrapped if rank else wrapped.module)),
@@ -202,6 +203,7 @@ DIFFERENT = {
     "start": "start",
     "exact": "exact",
     "measure": "measure",
+    "outer": "outer",
     "names of buffers": "buffers",
     "optimizer_state": "optimizer_state",
 }

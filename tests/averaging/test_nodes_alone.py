@@ -101,6 +101,10 @@ def test_the_ranks_that_average_by_themselves(counts: list[int], size: int, sets
         ({"nodes": Nodes(2, 7)}, "nodes.k is 7: give a multiple of k = 5, such as 10"),
         ({"nodes": Nodes(2, 5)}, "nodes.k is 5: give a multiple of k = 5, such as 10"),
         ({"nodes": Nodes(2, 19)}, "nodes.k is 19: give a multiple of k = 5, such as 15"),
+        (
+            {"nodes": Nodes(2, 10), "k": lambda steps: 5},
+            "nodes average over all after a multiple of k steps: give one k",
+        ),
         ({"nodes": Nodes(2, 10), "k": None}, "nodes average among themselves when a round ends, and k=None has none"),
         ({"nodes": Nodes(2, 10), "delay": 1}, "nodes average when a round ends, not 1 steps later: use delay=0"),
     ],

@@ -132,7 +132,12 @@ def test_a_clipped_gradient_has_the_norm_asked_for(digits: Dataset) -> None:
 
 @pytest.mark.parametrize(
     ("average", "momentum"),
-    [({"k": 5}, 1 - 0.9**3), ({"norm_momentum": "own"}, 0.1), ({"k": "never"}, 0.1)],
+    [
+        ({"k": 5}, 1 - 0.9**3),
+        ({"nodes": {"size": 2, "k": 10}}, 1 - 0.9**2),
+        ({"norm_momentum": "own"}, 0.1),
+        ({"k": "never"}, 0.1),
+    ],
 )
 def test_batch_norm_momentum(digits: Dataset, average: dict[str, Any], momentum: float) -> None:
     replica, _ = make(digits, average=average)

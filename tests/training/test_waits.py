@@ -29,6 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "SAM": {"optimizer": {"sam": {"rho": 0.05}}},
     "ASAM in fp16": {"precision": "fp16", "optimizer": {"sam": {"rho": 0.05, "adaptive": True}}},
     "Lookahead": {"optimizer": {"lookahead": {"k": K}}},
+    "an outer optimizer": {"average": {"k": K, "outer": {}}},
     "mixed, smoothed": {"replicas": [["mixup"], ["cutmix"]], "label_smoothing": 0.1},
 }
 
