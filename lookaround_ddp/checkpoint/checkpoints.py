@@ -6,12 +6,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lookaround_ddp.checkpoint.part_file import Part, file_digest, load_part, restore_part, write_part
+from lookaround_ddp.checkpoint.part_file import Part, file_digest, load_part, restore_part
+from lookaround_ddp.checkpoint.writer import Writer, snapshot
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.files import sync, write, write_atomically
@@ -22,12 +24,24 @@ CHECKPOINTS = "checkpoints"  # the folder of a run that has them
 State = dict[str, Any]  # of a run, JSON-able: what a checkpoint holds beside the replicas
 
 
+@dataclass(frozen=True)
+class UnderWay:
+    """A checkpoint whose files are being written."""
+
+    temporary: Path
+    final: Path
+    state: State
+    writer: Writer
+
+
 class Checkpoints:
     """The folder `checkpoints/` of a run.
 
     `<iteration>/replica-<j>.pt` hold the replicas, `trajectory*.pt` weight averages along time, `outer.pt` an outer
     optimizer of their mean, `run.json` everything else and the SHA-256 of each file. A checkpoint is written to a
     temporary folder, synced to disk, and renamed; the file LATEST beside it, for people and scripts, moves last.
+    Threads write the files while the training goes on; one checkpoint at most is under way. The ranks rename it in
+    their main threads, since threads must not exchange beside the training.
 
     Args:
         run: the run's folder, which all ranks see.
@@ -37,39 +51,69 @@ class Checkpoints:
 
     def __init__(self, run: Path, keep: int, world: World, warn: Callable[[str], None]) -> None:
         self.folder, self.keep, self.world, self.warn = run / CHECKPOINTS, keep, world, warn
+        self.under_way: UnderWay | None = None
 
-    def save(self, iteration: int, parts: Mapping[str, Part], state: dict[str, Any]) -> None:
-        """Writes a checkpoint; collective. `state` is JSON-able, and rank 0's counts.
+    def begin(self, iteration: int, parts: Mapping[str, Part], state: State) -> None:
+        """Begins a checkpoint of the parts as they are now, after the one that is under way is whole; collective.
+
+        The training may go on, and change them, while the files are written.
 
         Args:
             parts: file name -> what this rank is to write into it; each part is one rank's to write.
+            state: JSON-able; rank 0's counts.
 
         Raises:
-            UserError: on every rank, if a file cannot be written; the checkpoints before stay.
+            UserError: on every rank, if the folder, or a file of the checkpoint before, cannot be written; those before
+                stay.
         """
-        final, temporary = self.folder / str(iteration), self.folder / f".writing-{iteration}"
-        try:
-            self._save(temporary, final, parts, {**state, "iteration": iteration})
-        except UserError:
-            if self.world.main:
-                shutil.rmtree(temporary, ignore_errors=True)
-            raise
-
-    def _save(self, temporary: Path, final: Path, parts: Mapping[str, Part], state: dict[str, Any]) -> None:
-        """Writes the files into the temporary folder, then renames it; collective."""
+        self.finish()
+        temporary = self.folder / f".writing-{iteration}"
         with self.world.together():
             if self.world.main:
                 for left in self.folder.glob(".writing-*"):  # a killed process left it
                     shutil.rmtree(left)
                 temporary.mkdir(parents=True)
+        state = snapshot({**state, "iteration": iteration})
+        writer = Writer(temporary, parts, self.world.device)
+        self.under_way = UnderWay(temporary, self.folder / str(iteration), state, writer)
+
+    @property
+    def written(self) -> bool:
+        """Whether a checkpoint is under way whose files this rank has written: it is whole when all `finish` it."""
+        return self.under_way is not None and self.under_way.writer.done
+
+    def finish(self) -> None:
+        """Makes the checkpoint that is under way whole, if there is one: waits for its files, renames it; collective.
+
+        Raises:
+            UserError: on every rank, if a file cannot be written; the checkpoints before stay.
+        """
+        if self.under_way is None:
+            return
+        try:
+            self._finish(self.under_way)
+        except UserError:
+            self.give_up()
+            raise
+        self.under_way = None
+
+    def give_up(self) -> None:
+        """Lets go of the checkpoint that is under way, if there is one: the run ends by an error. Not collective."""
+        if self.under_way is not None:
+            self.under_way.writer.give_up()
+            if self.world.main:
+                shutil.rmtree(self.under_way.temporary, ignore_errors=True)
+            self.under_way = None
+
+    def _finish(self, under_way: UnderWay) -> None:
+        """Waits for the files of all ranks, and renames their folder; collective."""
         digests: dict[str, str] = {}
         with self.world.together():
-            for name, part in parts.items():
-                digests[name] = write_part(temporary / name, part.state_dict())
+            digests = under_way.writer.wait()
         digests = {name: digest for each in self.world.gather(digests) for name, digest in each.items()}
         with self.world.together():
             if self.world.main:
-                self._finish(temporary, final, {**state, "files": digests})
+                self._rename(under_way, digests)
 
     def restore(
         self,
@@ -153,9 +197,10 @@ class Checkpoints:
         """Warns that a damaged checkpoint is not used."""
         self.warn(f"checkpoint {iteration} is damaged ({problem}): passed over for the one before")
 
-    def _finish(self, temporary: Path, final: Path, state: dict[str, Any]) -> None:
+    def _rename(self, under_way: UnderWay, digests: Mapping[str, str]) -> None:
         """Writes run.json, renames the folder, moves LATEST and deletes old checkpoints; on rank 0 alone."""
-        missing = [name for name in state["files"] if not (temporary / name).is_file()]
+        temporary, final, state = under_way.temporary, under_way.final, {**under_way.state, "files": digests}
+        missing = [name for name in digests if not (temporary / name).is_file()]
         if missing:
             raise UserError(f"{temporary} has no {missing[0]}: `out` must be a folder that all nodes share")
         text = json.dumps({**state, "digest": _json_digest(state)}, indent=1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any, BinaryIO, Protocol, cast
@@ -23,10 +25,12 @@ class Part(Protocol):
 class _Hashed:
     """A file that is hashed as it is written, so that nobody has to read it back."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.digest = file, hashlib.sha256()
+    def __init__(self, file: BinaryIO, given_up: Callable[[], bool]) -> None:
+        self.file, self.given_up, self.digest = file, given_up, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
+        if self.given_up():
+            raise InterruptedError(errno.EINTR, "nobody waits for it any more")
         self.digest.update(data)
         return self.file.write(data)
 
@@ -34,17 +38,20 @@ class _Hashed:
         self.file.flush()
 
 
-def write_part(path: Path, state: dict[str, Any]) -> str:
+def write_part(path: Path, state: dict[str, Any], given_up: Callable[[], bool] = lambda: False) -> str:
     """Writes a file of tensors and plain values, which is on the disk then; returns its SHA-256.
 
+    Args:
+        given_up: returns whether to end before all is written.
+
     Raises:
-        OSError: it cannot be written; the error has its name.
+        OSError: it cannot be written, and is not there; the error has its name.
     """
     digest = ""
 
     def fill(file: BinaryIO) -> None:
         nonlocal digest
-        hashed = _Hashed(file)
+        hashed = _Hashed(file, given_up)
         torch.save(state, cast(IO[bytes], hashed))
         digest = hashed.digest.hexdigest()
 

@@ -160,10 +160,12 @@ class EvaluateConfig(Section):
 
 class CheckpointConfig(Section):
     every: float = Field(1, gt=0)
-    """Epochs between checkpoints; may be a fraction."""
+    """Epochs between checkpoints; may be a fraction. Their files are written while the training goes on: one is whole
+    when the ranks vote next (see grace_seconds), or when the next one begins."""
     keep: int = Field(2, ge=1)
     grace_seconds: float = Field(20, gt=0)
-    """How long a process has from SIGTERM, SIGUSR1 or Ctrl-C to its end: the ranks save and leave within it."""
+    """How long a process has from SIGTERM, SIGUSR1 or Ctrl-C to its end: the ranks save and leave within it. They vote
+    on whether a signal has come four times in it."""
 
 
 class RecordConfig(Section):

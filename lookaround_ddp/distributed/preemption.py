@@ -53,27 +53,31 @@ class PreemptionHandler:
         """Starts timing the interval until the first vote, which follows the next iteration."""
         self.voted, self.since, self.next = iteration, time.perf_counter(), iteration + 1
 
-    def vote(self, iteration: int, round_ends: Callable[[int], bool], world: World) -> signal.Signals | None:
+    def vote(
+        self, iteration: int, round_ends: Callable[[int], bool], world: World, written: bool
+    ) -> tuple[signal.Signals | None, bool]:
         """Returns the signal that some rank got, if it is time to vote; the same on all ranks. Collective.
 
-        None if it is not time, or no rank got one.
+        None if it is not time, or no rank got one. Also returns whether all ranks have written their files.
 
         Args:
             iteration: the number of those that are done.
             round_ends: returns whether an average step follows an iteration.
+            written: whether this rank has written its files of a checkpoint that is under way.
         """
         if iteration < self.next:
-            return None
+            return None, False
         now = time.perf_counter()
-        votes = torch.zeros(1 + len(SIGNALS), dtype=torch.float64)
-        votes[0] = (now - self.since) / (iteration - self.voted)
+        votes = torch.zeros(2 + len(SIGNALS), dtype=torch.float64)
+        votes[0], votes[1] = (now - self.since) / (iteration - self.voted), written
         if self.caught is not None:
-            votes[1 + SIGNALS.index(self.caught)] = 1
-        seconds, *counts = world.sum(votes).tolist()
+            votes[2 + SIGNALS.index(self.caught)] = 1
+        seconds, ready, *counts = world.sum(votes).tolist()
         self.voted, self.since = iteration, now
         latest = iteration + max(1, int(self.grace / 4 / (seconds / world.size)))
         self.next = next((later for later in range(latest, iteration, -1) if round_ends(later)), latest)
-        return next((number for number, count in zip(SIGNALS, counts, strict=True) if count), None)
+        caught = next((number for number, count in zip(SIGNALS, counts, strict=True) if count), None)
+        return caught, ready == world.size
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         """Remembers the first signal; raises KeyboardInterrupt on a second Ctrl-C."""

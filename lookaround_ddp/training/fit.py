@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 
@@ -10,14 +9,13 @@ from lookaround_ddp.checkpoint import PREEMPTED, State, write_config
 from lookaround_ddp.config import Config, k_text
 from lookaround_ddp.data import get_ready
 from lookaround_ddp.distributed import PreemptionHandler, World
-from lookaround_ddp.errors import Preempted
-from lookaround_ddp.files import write_atomically
 from lookaround_ddp.optim import ends_cycle, learning_rate
 from lookaround_ddp.training.results import finish, save_snapshot
 from lookaround_ddp.training.rounds import average, training_line
-from lookaround_ddp.training.run import Run, load_batches
+from lookaround_ddp.training.run import Run, due, load_batches
+from lookaround_ddp.training.saving import finish_checkpoint, save_or_leave
 from lookaround_ddp.training.setup import set_up
-from lookaround_ddp.training.state import restore, save_checkpoint
+from lookaround_ddp.training.state import restore
 from lookaround_ddp.training.validate import validate
 
 
@@ -57,18 +55,16 @@ def fit(config: Config, world: World, preemption: PreemptionHandler) -> State:
                 validate(run)
             if config.snapshots and ends_cycle(config.schedule, run.iteration, run.total):
                 save_snapshot(run)
-            goes_on = run.iteration < run.total
-            leaving = preemption.vote(run.iteration, run.around.due_over_all, world) if goes_on else None
-            if leaving or due(run, config.checkpoint.every):
-                save_checkpoint(run)
-            if leaving:
-                raise preempted(run, leaving)
+            save_or_leave(run, preemption)
             average(run)
+        finish_checkpoint(run)
         return finish(run)
     except FloatingPointError:
+        finish_checkpoint(run)
         run.losses.check()  # names the very iteration, where a loss tells it
         raise
     finally:
+        run.checkpoints.give_up()
         run.record.close(sys.exc_info()[1])
 
 
@@ -83,20 +79,6 @@ def begin(run: Run) -> None:
         run.record.say("average.hide has no effect any more: the average step is waited for, see average.delay")
     if run.iteration > 0:
         run.record.say(f"resumed after iteration {run.iteration}")
-
-
-def preempted(run: Run, number: signal.Signals) -> Preempted:
-    """Leaves a file that tells a launcher: not finished and not failed, but to be gone on with. Collective."""
-    error = Preempted(number, run.iteration)
-    with run.world.together():
-        if run.world.main:
-            write_atomically(Path(run.config.out) / PREEMPTED, f"{error}\n".encode())
-    return error
-
-
-def due(run: Run, epochs: float) -> bool:
-    """Returns whether what happens every so many epochs, and at the end, happens after the run's iteration."""
-    return run.iteration % max(1, round(epochs * run.per_epoch)) == 0 or run.iteration == run.total
 
 
 def describe(run: Run) -> str:

@@ -65,3 +65,8 @@ def load_batches(run: Run, iterations: Sequence[int] | range) -> Iterator[list[l
 def evaluation_weights(run: Run) -> AbstractContextManager[None]:
     """Gives the hosted replicas the weights to evaluate (with Lookahead the slow ones) while the block runs."""
     return shown(run.replicas)
+
+
+def due(run: Run, epochs: float) -> bool:
+    """Returns whether what happens every so many epochs, and at the end, happens after the run's iteration."""
+    return run.iteration % max(1, round(epochs * run.per_epoch)) == 0 or run.iteration == run.total

@@ -12,9 +12,8 @@ from lookaround_ddp.errors import UserError
 from lookaround_ddp.optim import Trajectory
 from lookaround_ddp.training.progress import Losses, Stopwatch
 from lookaround_ddp.training.replica import Replica
-from lookaround_ddp.training.rounds import begin_rounds, share_single
+from lookaround_ddp.training.rounds import begin_rounds
 from lookaround_ddp.training.run import Run
-from lookaround_ddp.training.validate import check_finite
 
 SHARED_TRAJECTORY, OUTER = "trajectory.pt", "outer.pt"  # the same on all ranks: the first writes them
 
@@ -46,36 +45,6 @@ def restore(run: Run) -> State | None:
     if run.iteration > run.single_phase_end or run.single_phase_end == 0:
         begin_rounds(run)
     return None
-
-
-def save_checkpoint(run: Run) -> None:
-    """Writes a checkpoint of the replicas as they are before the average step of this iteration. Collective.
-
-    Raises:
-        FloatingPointError: a loss or a weight is not finite: nothing is written.
-        UserError: a file cannot be written.
-    """
-    run.world.does(f"saving after iteration {run.iteration}")
-    check_finite(run)
-    run.watch.pause()
-    share_single(run)
-    state = {
-        **run.around.state_dict(),
-        "seconds": run.watch.elapsed,
-        "scores": run.scores,
-        "best": run.best,
-        "start": run.start,
-        "classes": run.dataset.classes,
-        "trained_on": run.dataset.trained_on,
-        "config": run.config.identity(),
-    }
-    mine = {
-        name: part
-        for name, part in parts(run.replicas, run.weight_averages, run.around).items()
-        if (run.world.main if name in (SHARED_TRAJECTORY, OUTER) else run.world.shard == 0)
-    }
-    run.checkpoints.save(run.iteration, mine, state)
-    run.watch.go()
 
 
 class WithCorrection:

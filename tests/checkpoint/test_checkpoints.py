@@ -48,7 +48,9 @@ def test_digests_are_of_the_files_as_they_were_written(tmp_path: Path, monkeypat
         return opened(self, mode, *rest)
 
     monkeypatch.setattr(Path, "open", watched)
-    checkpoints(tmp_path).save(3, parts, {})
+    saving = checkpoints(tmp_path)
+    saving.begin(3, parts, {})
+    saving.finish()
     assert modes == ["wb"] * 4  # two parts, run.json, LATEST
     monkeypatch.undo()
     folder = tmp_path / "checkpoints" / "3"

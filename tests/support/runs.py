@@ -21,6 +21,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.support.limits import TEST_TIMEOUT
 
@@ -140,9 +141,13 @@ def torchrun(
 
 
 def die_at(iteration: int, only: int, rank: int, death: signal.Signals = signal.SIGKILL) -> None:
-    """Makes the rank signal itself when it begins this iteration (the replicas' own updates, mid-round)."""
+    """Makes the rank signal itself when it begins this iteration (the replicas' own updates, mid-round).
+
+    A checkpoint that was begun before is whole by then.
+    """
     from lookaround_ddp.training.replica import Replica
 
+    save_at_once()
     step, sent = Replica.step, False
 
     def fatal(self: Replica, batches: object, number: int, rate: float) -> object:
@@ -153,6 +158,26 @@ def die_at(iteration: int, only: int, rank: int, death: signal.Signals = signal.
         return step(self, batches, number, rate)
 
     Replica.step = fatal
+
+
+def save_at_once() -> None:
+    """Makes the training wait until a checkpoint is whole, so that a test knows which one a kill leaves."""
+    from lookaround_ddp.checkpoint import Checkpoints
+
+    begin = Checkpoints.begin
+
+    def whole(self: Checkpoints, *arguments: Any) -> None:
+        begin(self, *arguments)
+        self.finish()
+
+    Checkpoints.begin = whole
+
+
+def wait_for_files() -> None:
+    """Makes a rank that votes wait for its files of a checkpoint, so that it is whole at the next vote."""
+    from lookaround_ddp.checkpoint.writer import Writer
+
+    Writer.done = property(lambda self: self._thread.join() is None)
 
 
 def weights(out: Path) -> str:

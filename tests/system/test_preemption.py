@@ -93,7 +93,7 @@ def test_the_ranks_ask_four_times_in_the_time_of_grace_where_rounds_end(monkeypa
             now += seconds
             if iteration == preemption.next:
                 asked.append(iteration)
-            assert preemption.vote(iteration, partial(ends, period), alone) is None
+            assert preemption.vote(iteration, partial(ends, period), alone, True) == (None, iteration in asked)
         assert asked == (expected or list(range(1, 30)))
 
 

@@ -4,52 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from lookaround_ddp.checkpoint.checkpoints import Checkpoints
 from lookaround_ddp.checkpoint.run_folder import locked
 from tests.support.runs import EVERY, TINY, Job, die_at, resumes, torchrun, train, weights
 
 # 10 iterations, averages after 3, 6 and 9; a checkpoint after every second one, most of them in mid-round
 CONFIG = (*TINY, "checkpoint.every=0.4", "checkpoint.keep=3", "data.workers=0", "record.every=1")
-
-
-def die_in_save(call: int, rank: int) -> None:
-    """Makes the process kill itself at the n-th call to the file system that writing checkpoint 6 makes."""
-    from lookaround_ddp.checkpoint import checkpoints as checkpoint
-
-    save = checkpoint.Checkpoints.save
-    count, saving = 0, False
-
-    def counted(function: Callable[..., object]) -> Callable[..., object]:
-        def wrapper(*args: object, **kwargs: object) -> object:
-            nonlocal count
-            count += saving
-            if saving and count == call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-
-        return wrapper
-
-    def watched(self: Checkpoints, iteration: int, *args: object) -> None:
-        nonlocal saving
-        saving = iteration == 6
-        save(self, iteration, *args)
-        if saving:
-            print(f"calls to the file system: {count}")
-        saving = False
-
-    for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "mkdir"), (shutil, "rmtree"), (Path, "open")):
-        setattr(owner, name, counted(getattr(owner, name)))
-    checkpoint.Checkpoints.save = watched
 
 
 @pytest.fixture(scope="module")
@@ -131,25 +98,6 @@ def test_metrics_have_each_iteration_once(undisturbed: Path, tmp_path: Path) -> 
         assert [line[figure] for line in lines if "loss" in line] == [
             line[figure] for line in undisturbed_lines if "loss" in line
         ]
-
-
-def test_killed_while_a_checkpoint_is_written(undisturbed: Path, tmp_path: Path) -> None:
-    """At every third call to the file system meanwhile: afterwards 4 or 6 is whole, and nothing is lost."""
-    job = Job("train", f"out={tmp_path}/counted", *CONFIG, prepare=partial(die_in_save, 0))
-    assert job.wait() == [0]
-    calls = int(job.said().partition("calls to the file system: ")[2].split()[0])
-    assert calls > 15
-    resumed = []
-    for call in range(1, calls + 1, 3):
-        out = tmp_path / str(call)
-        assert Job("train", f"out={out}", *CONFIG, prepare=partial(die_in_save, call)).wait() == [-signal.SIGKILL]
-        said = train(out, *CONFIG)
-        assert "damaged" not in said
-        resumed.append(int(said.partition("resumed after iteration ")[2].split()[0]))
-        assert weights(out) == weights(undisturbed)
-        assert not list(out.rglob(".writing-*"))
-    assert set(resumed) == {4, 6}
-    assert resumed == sorted(resumed)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "flipped", "no run.json", "bad run.json"])

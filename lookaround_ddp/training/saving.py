@@ -1,0 +1,88 @@
+"""Checkpoints in the course of a run: begun when they are due or a signal has come, whole some iterations later."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from lookaround_ddp.checkpoint import PREEMPTED
+from lookaround_ddp.distributed import PreemptionHandler
+from lookaround_ddp.errors import Preempted
+from lookaround_ddp.files import write_atomically
+from lookaround_ddp.training.rounds import share_single
+from lookaround_ddp.training.run import Run, due
+from lookaround_ddp.training.state import OUTER, SHARED_TRAJECTORY, parts
+from lookaround_ddp.training.validate import check_finite
+
+
+def save_or_leave(run: Run, preemption: PreemptionHandler) -> None:
+    """Begins and finishes checkpoints as they are due after this iteration, before its average step. Collective.
+
+    Raises:
+        Preempted: a rank got a signal, and all have saved.
+        FloatingPointError, UserError: as `begin_checkpoint`.
+    """
+    leaving = None
+    if run.iteration < run.total:
+        over_all = run.around.due_over_all
+        leaving, written = preemption.vote(run.iteration, over_all, run.world, run.checkpoints.written)
+        if written:
+            finish_checkpoint(run)
+    if leaving or due(run, run.config.checkpoint.every):
+        begin_checkpoint(run)
+    if leaving:
+        finish_checkpoint(run)
+        raise preempted(run, leaving)
+
+
+def begin_checkpoint(run: Run) -> None:
+    """Begins a checkpoint of the replicas as they are before the average step of this iteration. Collective.
+
+    Its files are written while the training goes on, until `finish_checkpoint`.
+
+    Raises:
+        FloatingPointError: a loss or a weight is not finite: nothing is written.
+        UserError: the folder cannot be written, or a file of the checkpoint before.
+    """
+    run.world.does(f"saving after iteration {run.iteration}")
+    check_finite(run)
+    run.watch.pause()
+    share_single(run)
+    state = {
+        **run.around.state_dict(),
+        "seconds": run.watch.elapsed,
+        "scores": run.scores,
+        "best": run.best,
+        "start": run.start,
+        "classes": run.dataset.classes,
+        "trained_on": run.dataset.trained_on,
+        "config": run.config.identity(),
+    }
+    mine = {
+        name: part
+        for name, part in parts(run.replicas, run.weight_averages, run.around).items()
+        if (run.world.main if name in (SHARED_TRAJECTORY, OUTER) else run.world.shard == 0)
+    }
+    run.checkpoints.begin(run.iteration, mine, state)
+    run.watch.go()
+
+
+def finish_checkpoint(run: Run) -> None:
+    """Waits until the checkpoint that was begun last is whole, if it is not. Collective.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    run.world.does(f"saving after iteration {run.iteration}")
+    run.watch.pause()
+    run.checkpoints.finish()
+    run.watch.go()
+
+
+def preempted(run: Run, number: signal.Signals) -> Preempted:
+    """Leaves a file that tells a launcher: not finished and not failed, but to be gone on with. Collective."""
+    error = Preempted(number, run.iteration)
+    with run.world.together():
+        if run.world.main:
+            write_atomically(Path(run.config.out) / PREEMPTED, f"{error}\n".encode())
+    return error
