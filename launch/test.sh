@@ -4,7 +4,7 @@
 #   bash launch/test.sh all     every tier
 #   bash launch/test.sh TIER    unit, ranks (several ranks), system (whole jobs), or cluster (SLURM, several hosts, faults;
 #                               as root, on Debian)
-# Two files are tested at a time (-n 0: one), since most tests wait. Further arguments go to pytest: bash launch/test.sh
+# Three files are tested at a time (-n 0: one), since most tests wait. Further arguments go to pytest: bash launch/test.sh
 # all -k resume. Where a machine is busy: TEST_TIMEOUT=1800.
 set -euo pipefail
 # shellcheck disable=SC2034  # read by environment.sh
@@ -22,8 +22,11 @@ all) ;;
 quick) set -- -m "quick or unit" "$@" ;;
 *) set -- -m "$tier" "$@" ;;
 esac
+# those of clusters start many processes each, and run beside the others in .ci/run
+files=3
+[ "$tier" != cluster ] || files=2
 status=0 began=$SECONDS
-"$python" -m pytest -n 2 --dist loadfile "$@" || status=$?
+"$python" -m pytest -n "$files" --dist loadfile "$@" || status=$?
 echo "tests: $tier, $((SECONDS - began)) s"
 [ "$tier" != quick ] || echo "bash launch/test.sh all runs the rest: many ranks, whole jobs, SLURM and several hosts"
 exit "$status"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,9 @@ from tests.support.limits import TEST_TIMEOUT
 TIERS = {"averaging": "ranks", "system": "system", "system/cluster": "cluster"}
 
 os.environ["OMP_NUM_THREADS"] = "1"  # several ranks share few cores; two OpenMP threads each would thrash
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as of a shell's &; tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What processes leave that tests kill, and what torchrun always leaves, goes with the session. Pytest keeps its own.
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())

@@ -90,9 +90,9 @@ def test_a_host_that_is_cut_off_is_named_and_the_job_goes_on_when_it_is_back(
     files = [tmp_path / f"node{host}.txt" for host in (1, 2, 3)]
     nodes = [start(venv, file, *arguments, host=host, MAX_RESTARTS="3") for host, file in enumerate(files, 1)]
     try:
-        wait_for(lambda: (out / "LATEST").exists(), 100)
+        wait_for(lambda: (out / "LATEST").exists())
         subprocess.run(["bash", SCRIPT, "cut", "3"], check=True)
-        wait_for(lambda: "waited in vain" in files[0].read_text(), 60)
+        wait_for(lambda: "waited in vain" in files[0].read_text())
         assert nodes[2].wait(TEST_TIMEOUT) != 0
         subprocess.run(["bash", SCRIPT, "mend", "3"], check=True)
         nodes[2] = start(venv, files[2], *arguments, host=3, MAX_RESTARTS="3")
@@ -108,8 +108,8 @@ def test_a_host_that_is_cut_off_is_named_and_the_job_goes_on_when_it_is_back(
     assert weights(out) == weights(tmp_path / "one")
 
 
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TEST_TIMEOUT
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.2)
