@@ -8,7 +8,7 @@ from pathlib import Path
 from lookaround_ddp.checkpoint import PREEMPTED, State, write_config
 from lookaround_ddp.config import Config, k_text
 from lookaround_ddp.data import get_ready
-from lookaround_ddp.distributed import PreemptionHandler, World
+from lookaround_ddp.distributed import PreemptionHandler, World, lost_connection
 from lookaround_ddp.optim import ends_cycle, learning_rate
 from lookaround_ddp.training.results import finish, save_snapshot
 from lookaround_ddp.training.rounds import average, training_line
@@ -16,6 +16,7 @@ from lookaround_ddp.training.run import Run, due, load_batches
 from lookaround_ddp.training.saving import finish_checkpoint, save_or_leave
 from lookaround_ddp.training.setup import set_up
 from lookaround_ddp.training.state import restore
+from lookaround_ddp.training.trial import TRIED, as_mistake
 from lookaround_ddp.training.validate import validate
 
 
@@ -37,7 +38,7 @@ def fit(config: Config, world: World, preemption: PreemptionHandler) -> State:
         run.record.say(f"{config.out} has finished: give another `out` to train anew")
         return finished
     begin(run)
-    config = run.config  # `data.pipeline` is resolved in it
+    config, first = run.config, run.iteration  # `data.pipeline` is resolved in it
     try:
         if run.iteration > 0:
             average(run)  # a checkpoint is written before the average step of its iteration
@@ -63,6 +64,10 @@ def fit(config: Config, world: World, preemption: PreemptionHandler) -> State:
         finish_checkpoint(run)
         run.losses.check()  # names the very iteration, where a loss tells it
         raise
+    except TRIED as error:
+        if run.iteration > first + 1 or lost_connection(error):
+            raise
+        raise as_mistake(error, config, run.dataset) from error
     finally:
         run.checkpoints.give_up()
         run.record.close(sys.exc_info()[1])

@@ -11,10 +11,11 @@ from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
 from lookaround_ddp.training.setup import set_up
 from lookaround_ddp.training.state import check_resumable
+from lookaround_ddp.training.trial import try_out
 
 
 def rehearse(config: Config, processes: int, alone: bool) -> None:
-    """Opens the data, builds one replica on the CPU, and compares the config with the run folder's checkpoint.
+    """Opens the data, compares the config with the run folder's checkpoint, and trains a network on two images.
 
     Args:
         processes: of the whole job.
@@ -24,7 +25,8 @@ def rehearse(config: Config, processes: int, alone: bool) -> None:
         UserError: as `fit` would on every rank, and again whenever the ranks are restarted.
     """
     run = set_up(config, World(0, 1, 1, torch.device("cpu"), "none"))
-    run.batches.plan.check(max(1, processes // len(config.replicas)))
+    shards = max(1, processes // len(config.replicas))
+    run.batches.plan.check(shards)
     folder = Path(config.out)
     if alone and folder.is_dir():
         with locked(folder):
@@ -33,4 +35,5 @@ def rehearse(config: Config, processes: int, alone: bool) -> None:
     state = next((state for state in found if state), None)
     if state is not None:
         check_resumable(run.config, run.dataset, state)
-    read_result(config)
+    if read_result(config) is None:
+        try_out(run.config, run.dataset, shards)

@@ -1,0 +1,112 @@
+"""Two images through the whole of a config: what its first iteration would fail at, told in a line."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from pathlib import Path
+
+import torch
+
+import lookaround_ddp
+from lookaround_ddp.config import Config
+from lookaround_ddp.data import Batch, Dataset, make_batches
+from lookaround_ddp.distributed import World
+from lookaround_ddp.errors import UserError, shortened
+from lookaround_ddp.optim import learning_rate
+from lookaround_ddp.training.replica import Replica
+
+TRIED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+MENDS = (  # what a message of PyTorch or timm speaks of, and what to do about it
+    (
+        r"(?i)input.* doesn't match model|input size .* match",
+        "model.options.img_size={size} makes a network for such images",
+    ),
+    (
+        r"(?i)kernel size can't be greater|calculated (padded )?input size|output size is too small|too small",
+        "images of {size} px are too small for {model}: raise data.size, or take a network for small images",
+    ),
+    (r"(?i)out of memory", "lower data.batch_size ({batch_size})"),
+    (
+        r"does not require grad|create_graph",
+        "{optimizer} needs second derivatives, which are not computed here: take another",
+    ),
+    (
+        r"finished reduction|did not receive grad",
+        "{model} has parameters that take no part: start a process per replica at most",
+    ),
+)
+
+
+def try_out(config: Config, dataset: Dataset, shards: int) -> None:
+    """Makes two images with each of the config's augmentations, and trains a network on the first two pairs.
+
+    On the CPU, in fp32 and without compiling, whatever the config says of these.
+
+    Args:
+        shards: processes that share a replica.
+
+    Raises:
+        UserError: something in it fails, whatever it is; the line says what to do, where that is known.
+    """
+    small = config.data.model_copy(update={"batch_size": 2, "workers": 0, "drop_last": True, "pipeline": "workers"})
+    plain = config.model_copy(update={"data": small, "compile": False, "precision": "fp32", "channels_last": False})
+    cpu = torch.device("cpu")
+    try:
+        batches = make_batches(plain, dataset, World(0, 1, len(config.replicas), cpu, "none"))[0]
+        for number, own in enumerate(batches):
+            check_sizes(own, number, dataset)
+        replica = Replica(plain, 0, dataset, World(0, 1, 1, cpu, "none"))
+        for iteration, batch in enumerate([batch for own in batches for batch in own][:2]):
+            replica.step([batch], iteration, learning_rate(config, iteration, len(dataset.train)))
+    except TRIED as error:
+        raise as_mistake(error, config, dataset) from error
+    idle = [name for name, each in replica.model.named_parameters() if each.requires_grad and each.grad is None]
+    if idle and shards > 1:
+        raise UserError(
+            f"{idle[0]} and {len(idle) - 1} other parameters of {config.model.name} take no part in the loss: start at "
+            f"most {len(config.replicas)} processes, one for each replica"
+        )
+
+
+def check_sizes(batches: list[Batch], number: int, dataset: Dataset) -> None:
+    """Raises UserError unless the replica's augmentations make images of the size and channels of the data."""
+    wanted = (dataset.channels, dataset.size, dataset.size)
+    for which, batch in enumerate(batches):
+        if tuple(batch.images.shape[1:]) != wanted:
+            raise UserError(
+                f"augmentation {which} of replica {number} makes images of shape {list(batch.images.shape[1:])}, "
+                f"not {list(wanted)}: see data.size"
+            )
+
+
+def as_mistake(error: Exception, config: Config, dataset: Dataset) -> UserError:
+    """Returns the line for what an iteration failed at; prints the traceback first if somebody's own code raised it."""
+    if not known_code(error):
+        traceback.print_exception(error)
+    text = shortened(" ".join(str(error).split()), 300)
+    values = {
+        "size": dataset.size,
+        "model": config.model.name,
+        "batch_size": config.data.batch_size,
+        "optimizer": f"optimizer.name={config.optimizer.name}",
+    }
+    mends = [mend.format(**values) for pattern, mend in MENDS if re.search(pattern, str(error))]
+    return UserError(
+        "".join([f"the first iteration fails: {type(error).__name__}: {text}", *(f": {mend}" for mend in mends[:1])])
+    )
+
+
+def known_code(error: Exception) -> bool:
+    """Returns whether the last function in an error's traceback is of this package or of an installed one."""
+    last = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return Path(lookaround_ddp.__file__).parent in last.parents or "site-packages" in last.parts
