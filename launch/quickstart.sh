@@ -8,8 +8,7 @@ cd "$root"
 export OMP_NUM_THREADS=1 # one thread per process: the ranks already share the cores
 
 echo "== Lookaround: 3 replicas, one augmentation each, averaged every 5 iterations"
-"$python" -m torch.distributed.run --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0 --local-addr=127.0.0.1 \
-    --nproc-per-node=3 -m lookaround_ddp train configs/digits/resnet8-lookaround.yaml out=runs/quickstart-lookaround
+NPROC=3 bash launch/torchrun.sh configs/digits/resnet8-lookaround.yaml out=runs/quickstart-lookaround
 
 echo "== Baseline: 1 network that sees all three augmentations, equal data"
 "$python" -m lookaround_ddp train configs/digits/resnet8-sgdm.yaml out=runs/quickstart-sgdm data.workers=1

@@ -5,9 +5,16 @@ from __future__ import annotations
 import os
 import signal
 
+FAILED, MISTAKE = 1, 2  # exit statuses; 0: done
+
 
 class UserError(Exception):
     """A mistake that a user made and can mend: shown as one line, without a traceback, exit status 2."""
+
+
+def status_of_signal(number: int) -> int:
+    """Returns the exit status of what a signal ended, as a shell has it: 130 after Ctrl-C, 143 after SIGTERM."""
+    return 128 + number
 
 
 def shortened(text: str, most: int = 200) -> str:

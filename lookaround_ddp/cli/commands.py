@@ -20,9 +20,18 @@ from lookaround_ddp.cli.arguments import named_config, paths, runs_named, values
 from lookaround_ddp.cli.parser import parse
 from lookaround_ddp.config import load_config
 from lookaround_ddp.distributed import LostRanks, PreemptionHandler, adopt_step, idle_gpus, join, processes_here
-from lookaround_ddp.errors import Preempted, UserError, explained, is_main_rank, shortened
+from lookaround_ddp.errors import (
+    FAILED,
+    MISTAKE,
+    Preempted,
+    UserError,
+    explained,
+    is_main_rank,
+    shortened,
+    status_of_signal,
+)
 
-MISTAKE, STOPPED, INTERRUPTED = 2, 1, 130
+INTERRUPTED = status_of_signal(signal.SIGINT)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of writing to what has no name, such as standard output
@@ -30,8 +39,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of writing to what has no name, su
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; a user's mistake is one line from one rank, and exit status 2."""
-    adopt_step()
     try:
+        adopt_step()
         options = parse(arguments)
         COMMANDS[options.command](options)
     except UserError as error:
@@ -39,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(MISTAKE)
     except FloatingPointError as error:
         _say_once(f"stopped: {error}")
-        sys.exit(STOPPED)
+        sys.exit(FAILED)
     except LostRanks as error:
         if os.environ.get("RANK", "0") == str(error.speaker):
             print(f"stopped: {error}. Start the same command again", file=sys.stderr, flush=True)
-        sys.exit(STOPPED)
+        sys.exit(FAILED)
     except BrokenPipeError:  # of `| head`; Python would complain once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
@@ -54,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Preempted as error:
         if is_main_rank():
             print(error, file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED if error.number == signal.SIGINT else 0)
+        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # which would start the ranks again
+        sys.exit(0 if under_torchrun else status_of_signal(error.number))
     except KeyboardInterrupt:
         if is_main_rank():  # a terminal's Ctrl-C reaches every rank
             print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
@@ -112,7 +122,7 @@ def reproduce(options: argparse.Namespace) -> None:
     show_results(plan)
     if failed:
         print(f"failed: {', '.join(failed)}; the same command goes on with them", file=sys.stderr)
-        sys.exit(STOPPED)
+        sys.exit(FAILED)
 
 
 def evaluate(options: argparse.Namespace) -> None:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from lookaround_ddp.distributed import beside
 from lookaround_ddp.distributed.beside import SIGNALS, exit_status, reachable
+from lookaround_ddp.distributed.environment import number_in
 from lookaround_ddp.distributed.network import way_to
-from lookaround_ddp.errors import UserError
+from lookaround_ddp.errors import MISTAKE, UserError, status_of_signal
 
 DEFAULTS = {
     "OMP_NUM_THREADS": "1",
@@ -35,7 +36,7 @@ class Node:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Becomes torchrun, or what stays beside it; a user's mistake is one line, and status 2."""
+    """Becomes torchrun, or what stays beside it; a user's mistake is one line, and status 2. See `agent`."""
     for name, value in DEFAULTS.items():
         os.environ[name] = os.environ.get(name) or value
     # without it, ranks that were restarted mostly read stale addresses from the store (torch 2.14)
@@ -46,13 +47,22 @@ def main(arguments: Sequence[str]) -> None:
         address = "127.0.0.1" if node.nodes == 1 else lead_to_head(node)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(MISTAKE)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(status_of_signal(signal.SIGINT))
     if node.nodes > 1:
         os.environ["LOOKAROUND_NODES"] = str(node.nodes)  # `join` compares it with those that came
     options = torchrun_options(node, processes, address, os.environ)
-    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "lookaround_ddp", "train", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "lookaround_ddp.distributed.agent",
+        *options,
+        "-m",
+        "lookaround_ddp",
+        "train",
+        *arguments,
+    ]
     head = node.head if node.rank > 0 else ""
     os.execv(sys.executable, [sys.executable, "-I", beside.__file__, head, str(node.port), *command])
 
@@ -92,14 +102,6 @@ def this_node(environment: Mapping[str, str]) -> Node:
     )
 
 
-def number_in(environment: Mapping[str, str], name: str, default: str) -> int:
-    """Returns a number that a variable holds; raises UserError if it holds none."""
-    text = environment.get(name) or default
-    if not text.isdecimal():
-        raise UserError(f"the environment variable {name} is {text!r}, which is no number")
-    return int(text)
-
-
 def lead_to_head(node: Node) -> str:
     """Returns this machine's address on the way to node 0, and exports the interface for gloo and NCCL.
 
@@ -119,13 +121,13 @@ def torchrun_options(node: Node, processes: str, address: str, environment: Mapp
     """Returns torchrun's options for this node.
 
     Args:
-        processes: ranks of this node, unless NPROC says another number.
+        processes: ranks of this node.
         address: this machine's, as the others reach it.
     """
     options = [
         "--rdzv-backend=c10d",
         f"--nnodes={node.nodes}",
-        f"--nproc-per-node={environment.get('NPROC') or processes}",
+        f"--nproc-per-node={processes}",
         f"--max-restarts={environment.get('MAX_RESTARTS') or 3}",
         f"--signals-to-handle={','.join(number.name for number in SIGNALS)}",
         f"--local-addr={address}",

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from lookaround_ddp.averaging import expect_lost_ranks, neighbours
 from lookaround_ddp.config import Config, NodesConfig, changed_keys
+from lookaround_ddp.distributed.environment import number_in, place_in_job
 from lookaround_ddp.distributed.heartbeat import Heartbeat, LostRanks, lost_connection, short
 from lookaround_ddp.distributed.world import World
 from lookaround_ddp.errors import Preempted, UserError
@@ -30,12 +31,9 @@ def join(config: Config) -> Iterator[World]:
             have different configs or package versions (on every rank).
         LostRanks: a collective failed, since a rank died, failed, or did not come to it within `timeout`.
     """
-    rank, size, local_rank = (_environment(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local_rank = place_in_job(os.environ)
     replicas = len(config.replicas)
-    if size > replicas and size % replicas:
-        raise UserError(
-            f"{size} processes cannot share {replicas} replicas: start at most {replicas}, or a multiple of {replicas}"
-        )
+    check_size(size, replicas)
     nodes, there = (os.environ.get(name, "1") for name in ("LOOKAROUND_NODES", "GROUP_WORLD_SIZE"))
     if nodes != there and "LOOKAROUND_NODES" in os.environ:
         raise UserError(
@@ -69,6 +67,15 @@ def join(config: Config) -> Iterator[World]:
         raise
     heartbeat.close()
     dist.destroy_process_group()  # not after an error: it might wait for ranks that have gone; see `averaging.shutdown`
+
+
+def check_size(processes: int, replicas: int) -> None:
+    """Raises UserError unless so many processes can share the replicas."""
+    if processes > replicas and processes % replicas:
+        raise UserError(
+            f"{processes} processes cannot share {replicas} replicas: start at most {replicas}, "
+            f"or a multiple of {replicas}"
+        )
 
 
 def _meet(rank: int, size: int, backend: str, timeout: float) -> Heartbeat:
@@ -128,10 +135,16 @@ def _agree(world: World, config: Config) -> None:
 def processes_here(config: Config, nodes: int = 1) -> int:
     """Returns how many processes this node should have, as one of so many: for its GPUs, or for its cores.
 
+    The variable NPROC may say another number.
+
     Raises:
-        UserError: no number of them can share the replicas.
+        UserError: no number of them can share the replicas, or that of NPROC cannot.
     """
     replicas = len(config.replicas)
+    if own := number_in(os.environ, "NPROC", "0"):
+        if nodes == 1:  # of several, each may have another
+            check_size(own, replicas)
+        return own
     cores = min(len(os.sched_getaffinity(0)), -(-replicas // nodes))  # a CPU is no faster with shards
     return processes_per_node(replicas, torch.cuda.device_count() or cores, nodes)
 
@@ -159,14 +172,6 @@ def processes_per_node(replicas: int, devices: int, nodes: int = 1) -> int:
             "nodes, or a number of devices that makes a multiple"
         )
     return min(fitting, key=lambda n: (-(-replicas // (n * nodes)), -(n * nodes // replicas), n))
-
-
-def _environment(name: str) -> int:
-    """Returns a number that torchrun sets; without torchrun, that of a process alone."""
-    text = os.environ.get(name, "1" if name == "WORLD_SIZE" else "0")
-    if not text.isdigit():
-        raise UserError(f"the environment variable {name} is {text!r}: start the ranks with torchrun, or unset it")
-    return int(text)
 
 
 def _choose_kernels(deterministic: bool, precision: str) -> None:

@@ -13,9 +13,8 @@ from types import FrameType
 from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import processes_here
 from lookaround_ddp.distributed.beside import SIGNALS, exit_status
-from lookaround_ddp.distributed.launcher import DEFAULTS, Node, number_in, torchrun_options
-
-INTERRUPTED = 130
+from lookaround_ddp.distributed.launcher import DEFAULTS, Node, torchrun_options
+from lookaround_ddp.errors import status_of_signal
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -25,9 +24,9 @@ def train(arguments: Sequence[str]) -> int:
 
 def score(config: Config, arguments: Sequence[str]) -> int:
     """Runs a command that scores runs, on as many devices as one of them was trained on; returns its exit status."""
-    processes = number_in(os.environ, "NPROC", "0") or processes_here(config)
+    processes = processes_here(config)
     options = torchrun_options(Node(), str(processes), "127.0.0.1", {"MAX_RESTARTS": "0"})
-    through = ["-m", "torch.distributed.run", *options] if processes > 1 else []
+    through = ["-m", "lookaround_ddp.distributed.agent", *options] if processes > 1 else []
     command = [sys.executable, *through, "-m", "lookaround_ddp", *arguments]
     return run_child(command, {**DEFAULTS, **os.environ})
 
@@ -64,8 +63,8 @@ def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
     finally:
         for number in ours:
             signal.signal(number, before[number])
-    if signal.SIGINT in told or status == INTERRUPTED:
+    if signal.SIGINT in told or status == status_of_signal(signal.SIGINT):
         raise KeyboardInterrupt
     if told:
-        sys.exit(128 + told[0])
+        sys.exit(status_of_signal(told[0]))
     return status

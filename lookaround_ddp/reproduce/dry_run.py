@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from lookaround_ddp.distributed import processes_here
-from lookaround_ddp.distributed.launcher import number_in
+from lookaround_ddp.distributed.environment import number_in
 from lookaround_ddp.report import show_rows
 from lookaround_ddp.reproduce.estimate import done, iterations
 from lookaround_ddp.reproduce.plan import Plan, Training
@@ -45,8 +45,8 @@ def _row(training: Training) -> list[str]:
 
 def processes(training: Training) -> int:
     """Returns how many processes the launcher would start for a training, on all nodes."""
-    nodes, own = number_in(os.environ, "NNODES", "1"), number_in(os.environ, "NPROC", "0")
-    return nodes * (own or processes_here(training.config, nodes))
+    nodes = number_in(os.environ, "NNODES", "1")
+    return nodes * processes_here(training.config, nodes)
 
 
 def _left(training: Training) -> int | None:

@@ -26,10 +26,10 @@ def test_options_of_one_node() -> None:
 @pytest.mark.parametrize(("rank", "is_host"), [("0", "true"), ("2", "false")])
 def test_options_of_several_nodes(rank: str, is_host: str) -> None:
     """Variables that are set and empty count as unset."""
-    environment = {**THREE, "NODE_RANK": rank, "NPROC": "4", "MAX_RESTARTS": "0", "PORT": "", "RDZV_ID": ""}
+    environment = {**THREE, "NODE_RANK": rank, "MAX_RESTARTS": "0", "PORT": "", "RDZV_ID": ""}
     own = ["--nnodes=3", "--nproc-per-node=4", "--max-restarts=0", "--local-addr=10.0.0.7"]
     meeting = ["--rdzv-endpoint=host0:29400", "--rdzv-id=lookaround", f"--rdzv-conf=is_host={is_host}"]
-    options = torchrun_options(this_node(environment), "1", "10.0.0.7", environment)
+    options = torchrun_options(this_node(environment), "4", "10.0.0.7", environment)
     assert sorted(options) == sorted([*COMMON, *own, *meeting])
 
 

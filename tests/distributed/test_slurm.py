@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lookaround_ddp.distributed.slurm import adopt_step, first_host
+from lookaround_ddp.errors import UserError
 
 STEP = {
     "SLURM_JOB_ID": "1234",
@@ -41,6 +42,23 @@ def test_what_is_no_step_of_several_tasks_stays_one_process() -> None:
     adopt_step(environment)
     assert "RANK" not in environment
     assert adopted(RANK="1", WORLD_SIZE="3") == ["1", "3", None, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("SLURM_STEP_NODELIST", None, "'SLURM_STEP_NODELIST' is not set"),
+        ("SLURM_JOB_ID", None, "'SLURM_JOB_ID' is not set"),
+        ("SLURM_LOCALID", "x", "invalid literal for int"),
+        ("SLURM_STEP_TASKS_PER_NODE", "2(x)", "out of range"),
+        ("SLURM_NODEID", "9", "index out of range"),
+    ],
+)
+def test_a_step_without_some_of_its_variables(name: str, value: str | None, said: str) -> None:
+    environment = {key: text for key, text in (STEP | {name: value}).items() if text is not None}
+    with pytest.raises(UserError, match=f"SLURM_STEP_NUM_TASKS is 7, and .*{said}.*start the ranks with srun"):
+        adopt_step(environment)
+    assert "RANK" not in environment
 
 
 @pytest.mark.parametrize(

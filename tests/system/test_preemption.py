@@ -43,7 +43,7 @@ def test_all_ranks_save_and_leave(
     """The signal comes in iteration 4, in the middle of a round, to one rank or to all."""
     out = tmp_path / "run"
     job = Job("train", f"out={out}", *CONFIG, ranks=ranks, prepare=partial(die_at, 4, only, death=number))
-    assert job.wait() == [0] * ranks, job.said()
+    assert job.wait() == [128 + number] * ranks, job.said()
     line = f"{number.name}: saved after iteration 5; the same command goes on"
     assert job.said().splitlines().count(line) == 1
     assert "Traceback" not in job.said()
@@ -159,14 +159,22 @@ def test_ctrl_c_twice_at_a_terminal_leaves_at_once(venv: Path, tmp_path: Path) -
         return "\n".join([*(processes.command(each) for each in family if alive(each)), b"".join(said[-50:]).decode()])
 
     try:
-        wait_until(lambda: (out / "metrics.jsonl").exists() and "\n" in (out / "metrics.jsonl").read_text(), 120)
+        wait_until(lambda: (out / "metrics.jsonl").exists() and "\n" in (out / "metrics.jsonl").read_text())
         family = descendants(pid)
         os.write(terminal, b"\x03")
         time.sleep(3)
         assert all(map(alive, family)), "the ranks left after one Ctrl-C, before they asked each other"
         os.write(terminal, b"\x03")
-        wait_until(lambda: not any(map(alive, family)), 60, left)
-        wait_until(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid, 20)
+        wait_until(lambda: not any(map(alive, family)), left)
+        statuses: list[int] = []
+
+        def ended() -> bool:
+            there, status = os.waitpid(pid, os.WNOHANG)
+            statuses.extend([os.waitstatus_to_exitcode(status)] * (there == pid))
+            return there == pid
+
+        wait_until(ended)
+        assert statuses == [130]
     finally:
         for each in (*family, pid) if any(map(alive, family)) else ():
             kill(each)
@@ -180,8 +188,8 @@ def drain(terminal: int, said: list[bytes]) -> None:
             said.append(read)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, otherwise: Callable[[], str] = str) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Callable[[], bool], otherwise: Callable[[], str] = str) -> None:
+    deadline = time.monotonic() + TEST_TIMEOUT
     while not condition():
         assert time.monotonic() < deadline, otherwise()
         time.sleep(0.1)

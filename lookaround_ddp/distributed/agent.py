@@ -1,0 +1,54 @@
+"""torchrun, with this project's last words and exit statuses, for launch/torchrun.sh.
+
+python -m lookaround_ddp.distributed.agent OPTIONS OF TORCHRUN -m lookaround_ddp train ...
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.run import parse_args, run
+
+from lookaround_ddp.errors import FAILED, MISTAKE, status_of_signal
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs torchrun, whose own reports are left out: what went wrong a rank has said in a line.
+
+    Exits with 0 when the run is done, 2 after a user's mistake, 128 + n where signal n ended it (130 after Ctrl-C, 143
+    after SIGTERM), else 1. With the variable LOGLEVEL, torchrun reports all the same.
+    """
+    if "LOGLEVEL" not in os.environ:
+        logging.disable(logging.CRITICAL)
+    try:
+        run(parse_args(arguments))
+    except SignalException as error:
+        sys.exit(status_of_signal(error.sigval))
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        if first.exitcode < 0:  # it could not say it itself
+            print(
+                f"stopped: rank {first.local_rank} of this node was killed by {signal.Signals(-first.exitcode).name}. "
+                "Start the same command again",
+                file=sys.stderr,
+            )
+        sys.exit(status_of_failures(failure.exitcode for failure in error.failures.values()))
+    except RendezvousError as error:
+        print(f"stopped: the nodes did not meet: {error or type(error).__name__}", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def status_of_failures(statuses: Iterable[int]) -> int:
+    """Returns the exit status of a job whose ranks ended with these: a mistake of the user's, or a failure."""
+    return MISTAKE if MISTAKE in statuses else FAILED
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
