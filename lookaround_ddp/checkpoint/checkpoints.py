@@ -52,6 +52,7 @@ class Checkpoints:
     def __init__(self, run: Path, keep: int, world: World, warn: Callable[[str], None]) -> None:
         self.folder, self.keep, self.world, self.warn = run / CHECKPOINTS, keep, world, warn
         self.under_way: UnderWay | None = None
+        self.seconds = 0.0  # that this rank took to write its files of the checkpoint before
 
     def begin(self, iteration: int, parts: Mapping[str, Part], state: State) -> None:
         """Begins a checkpoint of the parts as they are now, after the one that is under way is whole; collective.
@@ -95,6 +96,7 @@ class Checkpoints:
         except UserError:
             self.give_up()
             raise
+        self.seconds = self.under_way.writer.seconds
         self.under_way = None
 
     def give_up(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Writer:
         if device.type == "cuda":
             self._copied = torch.cuda.Event()
             self._copied.record(torch.cuda.current_stream(device))
+        self.seconds = 0.0  # that the thread took, once it is done
         self._digests: dict[str, str] = {}
         self._error: Exception | None = None
         self._given_up = threading.Event()
@@ -59,6 +61,7 @@ class Writer:
 
     def _run(self) -> None:
         """Writes the files; keeps what is raised for `wait`. Each copy is let go when its file is there."""
+        began = time.perf_counter()
         try:
             if self._copied is not None:
                 self._copied.synchronize()
@@ -69,6 +72,7 @@ class Writer:
             self._error = caught
         finally:
             self._states.clear()
+            self.seconds = time.perf_counter() - began
 
 
 def snapshot(value: Any, seen: dict[Any, Tensor] | None = None) -> Any:

@@ -41,6 +41,7 @@ class Run:
     best: State | None = None
     last_logged: tuple[int, float] = (0, 0.0)  # iteration and seconds at the last line of the record
     last_checked_epoch: int = 0  # after which the ranks' means were compared
+    warned_of_saving: bool = False
 
     @property
     def per_epoch(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from lookaround_ddp.training.rounds import share_single
 from lookaround_ddp.training.run import Run, due
 from lookaround_ddp.training.state import OUTER, SHARED_TRAJECTORY, parts
 from lookaround_ddp.training.validate import check_finite
+
+PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # torchrun's variable: seconds from a signal until it kills the ranks
 
 
 def save_or_leave(run: Run, preemption: PreemptionHandler) -> None:
@@ -77,6 +80,18 @@ def finish_checkpoint(run: Run) -> None:
     run.watch.pause()
     run.checkpoints.finish()
     run.watch.go()
+    warn_of_slow_saving(run)
+
+
+def warn_of_slow_saving(run: Run) -> None:
+    """Says once that torchrun may not wait long enough for a checkpoint after a signal; it does not ask the ranks."""
+    patience = float(os.environ.get(PATIENCE) or 30)
+    if "TORCHELASTIC_RUN_ID" in os.environ and run.checkpoints.seconds > patience / 2 and not run.warned_of_saving:
+        run.warned_of_saving = True
+        run.record.say(
+            f"warning: a checkpoint takes {run.checkpoints.seconds:.0f} s to write, and torchrun kills ranks "
+            f"{patience:.0f} s after a signal: set {PATIENCE} to more where you start it"
+        )
 
 
 def preempted(run: Run, number: signal.Signals) -> Preempted:
