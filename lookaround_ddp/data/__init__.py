@@ -4,6 +4,7 @@ from lookaround_ddp.data.batches import Batch, EvaluationBatches, Iterations, Pl
 from lookaround_ddp.data.datasets import Dataset, open_dataset, split_seed
 from lookaround_ddp.data.images import Arrays, Files, Images, Subset, in_memory
 from lookaround_ddp.data.loader import load
+from lookaround_ddp.data.mixing import mixed
 from lookaround_ddp.data.pipeline import make_batches, prepare
 from lookaround_ddp.data.transforms import Pipeline, evaluation_transform, train_pipelines
 from lookaround_ddp.data.workers import get_ready
@@ -24,6 +25,7 @@ __all__ = [
     "in_memory",
     "load",
     "make_batches",
+    "mixed",
     "open_dataset",
     "prepare",
     "split_seed",

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lookaround_ddp import seeds
 from lookaround_ddp.averaging import reset_state
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Batch, Dataset
+from lookaround_ddp.data import Batch, Dataset, mixed
 from lookaround_ddp.distributed import World
 from lookaround_ddp.models import Normalize, autocast, compensate_norm_momentum, create_model, refuse_unsafe_layout
 from lookaround_ddp.optim import Lookahead, climbed, create_optimizer, frozen_statistics, set_learning_rate
@@ -63,9 +63,9 @@ class Replica:
         for update, batch in enumerate(batches):
             images, targets = self.normalize(batch.images), batch.labels.to(self.world.device, non_blocking=True)
             key = (self.config.seed, self.number, iteration, update, self.world.shard)
-            if batch.mix is not None and len(images) % 2 == 0:  # timm pairs a batch with its reverse
+            if batch.mix is not None:
                 seeds.seed_python(key[0], seeds.MIX, *key[1:])
-                images, targets = batch.mix(images, targets)
+                images, targets = mixed(batch.mix, images, targets)
             losses.append(self._update(images, targets, batch.share, key))
         return torch.stack(losses).mean() if losses else torch.zeros((), device=self.world.device)
 

@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lookaround_ddp import seeds
 from lookaround_ddp.config.changes import changed_keys
 from lookaround_ddp.config.load import make_config
 from lookaround_ddp.config.schema import Config
 from lookaround_ddp.data.batches import Batch, Iterations, Plan
 from lookaround_ddp.data.datasets import Dataset, open_dataset
+from lookaround_ddp.data.mixing import mixed
 from lookaround_ddp.data.transforms import train_pipelines
 from lookaround_ddp.distributed.world import World
 from lookaround_ddp.training.replica import Replica
@@ -119,6 +121,41 @@ def test_mixing_mixes_images_and_targets_alike(digits: Dataset, name: str) -> No
         assert foreign.any(dim=0).float().mean().item() == pytest.approx(1 - share[0].item(), abs=1e-6)
     expected = -(targets * twin(images).log_softmax(1)).sum(1).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+@pytest.mark.parametrize("count", [3, 7])
+def test_an_odd_batch_is_mixed_as_an_even_one(digits: Dataset, name: str, count: int) -> None:
+    """Image i is of class i and has the value 4 ** i, so that targets and pixels both tell what was mixed.
+
+    Every image has another one as its partner, and is one's partner: the batch's mean stays.
+    """
+    mix = make(digits, name)[1][0].mix
+    assert mix is not None
+    seeds.seed_python(3)
+    values = 4.0 ** torch.arange(count)
+    images, targets = mixed(mix, values.view(-1, 1, 1, 1).repeat(1, 1, 16, 16), torch.arange(count))
+    share = targets[0, 0]
+    assert 0 < share < 1
+    partners = targets[:, :count] - share * torch.eye(count)
+    assert torch.equal(partners != 0, partners == partners.max())
+    assert partners.diagonal().eq(0).all()
+    for sums in (partners.sum(0), partners.sum(1)):
+        torch.testing.assert_close(sums, (1 - share).expand(count))
+    torch.testing.assert_close(images.mean((1, 2, 3)), targets[:, :count] @ values)
+    torch.testing.assert_close(images.mean(), values.mean())
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_an_update_on_an_odd_batch_mixes(digits: Dataset, name: str) -> None:
+    """With two ranks for a replica, each has 5 of 10 images: an odd share, too."""
+    weights = []
+    for own in ("none", name):
+        replica, batches = make(digits, own)
+        odd = replace(batches[0], images=batches[0].images[:5], labels=batches[0].labels[:5])
+        replica.step([odd], 0, 0.1)
+        weights.append(replica.model.state_dict())
+    assert not same_state(*weights)
 
 
 def test_a_clipped_gradient_has_the_norm_asked_for(digits: Dataset) -> None:
