@@ -8,7 +8,7 @@ import torch
 from torchvision.io import decode_image
 
 from lookaround_ddp.bench.jpegs import Decoded, write_jpegs
-from lookaround_ddp.data.images import read_rgb
+from lookaround_ddp.data.reading import read_rgb
 
 
 def test_files_and_their_pixels(tmp_path: Path) -> None:

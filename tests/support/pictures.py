@@ -25,12 +25,35 @@ def picture_folder(root: Path, train: int = 12, val: int = 6, classes: int = 2) 
     return root
 
 
-def png(width: int, height: int) -> bytes:
-    """The beginning of a PNG file of so many pixels, whose few bytes a reader may take for gigabytes."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = b"IDAT" + zlib.compress(bytes(1000))
-    chunks = [struct.pack(">I", len(each) - 4) + each + struct.pack(">I", zlib.crc32(each)) for each in (header, data)]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+def png(width: int, height: int, bits: int = 8, colour: int = 2, data: bytes = bytes(1000)) -> bytes:
+    """A PNG file of so many pixels: by default its beginning alone, which a reader may take for gigabytes.
+
+    Args:
+        colour: the format's number: 0 for grey, 2 for RGB.
+        data: each row after a byte 0.
+    """
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    chunks = [header, b"IDAT" + zlib.compress(data)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(map(_chunk, chunks))
+
+
+def _chunk(content: bytes) -> bytes:
+    return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+
+
+def tiff(order: str, bits: int, data: bytes, kind: int = 1, black_is_zero: int = 1, orientation: int = 1) -> bytes:
+    """A TIFF file of a row of grey pixels.
+
+    Args:
+        order: of bytes, < or >.
+        kind: 1 for unsigned integers, 2 for signed ones, 3 for floats.
+    """
+    offset = 8 + 2 + 12 * 11 + 4
+    fields = {256: len(data) * 8 // bits, 257: 1, 258: bits, 259: 1, 262: black_is_zero, 273: offset}
+    fields |= {274: orientation, 277: 1, 278: 1, 279: len(data), 339: kind}
+    entries = b"".join(struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0) for tag, value in fields.items())
+    mark = {"<": b"II", ">": b"MM"}[order]
+    return mark + struct.pack(f"{order}HIH", 42, 8, len(fields)) + entries + bytes(4) + data
 
 
 def emptied(path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from lookaround_ddp.checkpoint import run_config
 from lookaround_ddp.data import open_dataset
-from lookaround_ddp.data.images import UnreadableImage
+from lookaround_ddp.data.reading import UnreadableImage
 from lookaround_ddp.training.state import check_resumable
 from tests.support.pictures import emptied, picture_folder, truncated
 from tests.support.runs import TINY, Job, die_at, resumes, train, weights

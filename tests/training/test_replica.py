@@ -132,7 +132,7 @@ def test_an_odd_batch_is_mixed_as_an_even_one(digits: Dataset, name: str, count:
     """
     mix = make(digits, name)[1][0].mix
     assert mix is not None
-    seeds.seed_python(3)
+    seeds.seed_python(8)  # both draw a share that is not near 0 or 1
     values = 4.0 ** torch.arange(count)
     images, targets = mixed(mix, values.view(-1, 1, 1, 1).repeat(1, 1, 16, 16), torch.arange(count))
     share = targets[0, 0]
