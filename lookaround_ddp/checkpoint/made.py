@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lookaround_ddp.checkpoint.run_folder import MODEL, RESULT
-from lookaround_ddp.config import Config
+from lookaround_ddp.config import Config, dump
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.files import write_atomically
 
@@ -39,7 +37,7 @@ def save_made(
     """
     out.mkdir(parents=True, exist_ok=True)
     values = config.model_copy(update={"out": str(out)}).model_dump(mode="json")
-    write_atomically(out / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
+    write_atomically(out / "config.yaml", dump(values).encode())
     whole = [each.identity() | {"evaluate": each.evaluate.model_dump(mode="json")} for each in configs]
     of = [{"run": str(run), "config": each} for run, each in zip(runs, whole, strict=True)]
     left = {**result, "recipe": dict(how), "of": of, "iterations": 0, "epochs": 0, "seconds": 0.0, "best": None}

@@ -16,6 +16,7 @@ from lookaround_ddp.config.schema import (
     TrajectoryConfig,
 )
 from lookaround_ddp.config.sweep import Sweep, is_never_averaged
+from lookaround_ddp.config.text import dump
 
 __all__ = [
     "AugmentConfig",
@@ -31,6 +32,7 @@ __all__ = [
     "TrajectoryConfig",
     "changed_keys",
     "check_length",
+    "dump",
     "is_never_averaged",
     "iterations_of",
     "k_text",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from lookaround_ddp.config.text import parse
 from lookaround_ddp.errors import UserError, shortened
 
 BASE = "base"  # in a config file: the files, relative to it, whose values it adds to or replaces
@@ -40,19 +39,25 @@ def read_file(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     for base in bases:
         if here in above:
             raise UserError(f"config {path}: it is its own base")
-        merged = _merge(merged, read_file(path.parent / base, (*above, here)))
+        merged = _merge(merged, read_file(path.parent / os.path.expanduser(base), (*above, here)))
     return _merge(merged, values)
 
 
 def replace_values(values: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Puts the values of `key.path=value` pairs into the nested values.
+    """Puts the values of `key.path=value` pairs into the nested values: of two with the same key the last one's.
 
     Raises:
-        UserError: one is not of that form, its value is no YAML, or its path leads through a value.
+        UserError: one is not of that form, its value is no YAML, or its path leads through a value; or it would replace
+            a whole section that another pair has put a value into.
     """
+    given: list[str] = []
     for pair in overrides:
         key, text = split(pair)
         said = shortened(pair)
+        below = next((other for other in given if other.startswith(f"{key}.")), None)
+        if below is not None:
+            raise UserError(f"{shortened(below)} would be lost, since {said} stands after it: put that first")
+        given.append(key)
         *sections, name = key.split(".")
         target = values
         for section in sections:
@@ -70,25 +75,6 @@ def split(pair: str) -> tuple[str, str]:
     if not equals or not key:
         raise UserError(f"{shortened(pair)!r} is not of the form key.path=value, such as optimizer.lr=0.05")
     return key, text
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 5e-4 as a string; people mean a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
-
-
-def parse(text: str, where: str) -> Any:
-    """Returns the value of a YAML text; raises UserError, which begins with `where`, if it is none."""
-    try:
-        return yaml.load(text, _Loader)  # a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
-        raise UserError(f"{where}: not YAML: {shortened(' '.join(str(error).split()), 400)}") from None
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

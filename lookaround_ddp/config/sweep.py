@@ -10,8 +10,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lookaround_ddp.config.read import parse, split
+from lookaround_ddp.config.read import split
 from lookaround_ddp.config.schema import Config
+from lookaround_ddp.config.text import parse
 from lookaround_ddp.errors import UserError, shortened
 
 EXAMPLE = "{optimizer.lr: [0.1, 0.01]}"
@@ -118,7 +119,7 @@ def override_text(value: Any) -> str:
 
 
 def _check_plain(value: Any, key: str, path: Path) -> None:
-    """Raises UserError if YAML read a value as something that no config has, such as a date."""
+    """Raises UserError if a tag makes a value something that no config has, such as a date."""
     try:
         json.dumps(value)
     except TypeError:

@@ -70,6 +70,36 @@ def test_a_file_that_is_no_config(tmp_path: Path, name: str) -> None:
     assert message in mistake(path)
 
 
+TWICE = {  # what is said of a key that stands twice, after its file's name
+    "seed: 1\noptimizer: {lr: 1}\nout: x\noptimizer: {momentum: 0}\n": "optimizer stands twice, in lines 2 and 4: ",
+    "seed: 1\n'seed': 2\n": "seed stands twice, in lines 1 and 2: keep one of them",
+    "seed: 1\nmodel:\n  options:\n    a: 1\n    a: 1\n": "a stands twice, in lines 4 and 5: ",
+    "optimizer: {lr: 0.1,\n lr: 0.2}\n": "lr stands twice, in lines 1 and 2: ",
+    "optimizer: {lr: 0.1, lr: 0.2}\n": "lr stands twice, in line 1: keep one of them",
+    "optimizer: &o {lr: 1}\naugment:\n  <<: *o\n  <<: *o\n": "<< stands twice, in lines 3 and 4: ",
+    "recipe: soup\nof: [a]\nof: [b]\n": "of stands twice, in lines 2 and 3: ",
+}
+
+
+@pytest.mark.parametrize("content", TWICE)
+def test_a_key_that_stands_twice(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    assert mistake(path).startswith(f"{path}: {TWICE[content]}")
+    (tmp_path / "above.yaml").write_text("base: config.yaml")
+    assert mistake(tmp_path / "above.yaml").startswith(f"{path}: ")
+
+
+def test_pairs_with_the_same_key() -> None:
+    """The last one counts, as in other command lines; but none is lost with the section that it stands in."""
+    assert load_config(None, ["seed=1", "optimizer.lr=0.2", "seed=2", "optimizer.lr=0.3"]).seed == 2
+    assert load_config(None, ["optimizer={name: adam}", "optimizer.lr=0.3"]).optimizer.lr == 0.3
+    assert load_config(None, ["optimizer={lr: 0.2}", "optimizer={name: adam}"]).optimizer.lr == 0.1
+    said = mistake("", "optimizer.lr=0.3", "optimizer={name: adam}")
+    assert said == "optimizer.lr would be lost, since optimizer={name: adam} stands after it: put that first"
+    assert mistake("", "optimizer={lr: 0.1, lr: 0.2}").endswith("lr stands twice, in line 1: keep one of them")
+
+
 def test_what_is_no_file(tmp_path: Path) -> None:
     assert mistake(tmp_path) == f"config {tmp_path}: Is a directory"
     assert mistake("a" * 300).endswith(": File name too long")

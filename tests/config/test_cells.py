@@ -112,7 +112,10 @@ def test_values_that_are_no_words(grid: Path) -> None:
             "on which one network that is never averaged has no score: leave average.k out",
         ),
         ("{1: [2]}", ", 1=2: unknown key 1: known here: out, seed"),
-        ("{model.name: [2024-01-01]}", "model.name has 2024-01-01, which YAML reads as no text: put it in quotes"),
+        (
+            "{model.name: [!!timestamp 2024-01-01]}",
+            "model.name has 2024-01-01, which YAML reads as no text: put it in quotes",
+        ),
         (
             "{optimizer.lr: [0.1, 0.01], optimizer: [{name: sgd}, {name: adamw}]}",
             "optimizer.lr would be lost, since optimizer stands after it: put optimizer first",
