@@ -2,7 +2,7 @@
 
 from lookaround_ddp.config.average import NodesConfig
 from lookaround_ddp.config.changes import changed_keys
-from lookaround_ddp.config.load import check_length, load_cell, load_config, load_ingredients, make_config
+from lookaround_ddp.config.load import check_length, load_cell, load_config, load_ingredients, make_config, validated
 from lookaround_ddp.config.recipe import Recipe
 from lookaround_ddp.config.rounds import iterations_of, k_text, lengths
 from lookaround_ddp.config.schema import (
@@ -15,6 +15,7 @@ from lookaround_ddp.config.schema import (
     ScheduleConfig,
     TrajectoryConfig,
 )
+from lookaround_ddp.config.section import ListOf, Section
 from lookaround_ddp.config.sweep import Sweep, is_never_averaged
 from lookaround_ddp.config.text import dump
 
@@ -23,11 +24,13 @@ __all__ = [
     "Augmentation",
     "Config",
     "DataConfig",
+    "ListOf",
     "ModelConfig",
     "NodesConfig",
     "OptimizerConfig",
     "Recipe",
     "ScheduleConfig",
+    "Section",
     "Sweep",
     "TrajectoryConfig",
     "changed_keys",
@@ -41,4 +44,5 @@ __all__ = [
     "load_config",
     "load_ingredients",
     "make_config",
+    "validated",
 ]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -59,7 +60,7 @@ def load_cell(path: str | Path, overrides: Sequence[str] = ()) -> Config | Recip
     path = Path(path)
     values = read_file(path)
     if RECIPE in values:
-        recipe = _validated(Recipe, values, f"recipe {path}: ")
+        recipe = validated(Recipe, values, f"recipe {path}: ")
         check_recipe(recipe, path)
         return recipe
     section = values.pop(SWEEP, None)
@@ -104,12 +105,13 @@ def _sweep(section: Any, values: dict[str, Any], overrides: Sequence[str], path:
 
 def make_config(values: Mapping[str, Any]) -> Config:
     """Raises UserError: naming the value and what would be right."""
-    config = _validated(Config, values)
+    config = validated(Config, values)
     _check(config)
     return config
 
 
-def _validated(kind: type[Kind], values: Mapping[str, Any], where: str = "") -> Kind:
+def validated(kind: type[Kind], values: Mapping[str, Any], where: str = "") -> Kind:
+    """Returns the section of these values; raises UserError, which begins with `where`, if one does not fit."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -179,9 +181,12 @@ def _check_method(config: Config) -> None:
 
 
 def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
-    first = error.errors(include_url=False)[0]
-    union = ("tuple[", "dict[", "literal[", "bool", "int", "float", "str")  # pydantic adds the member of a union
-    location = [part for part in first["loc"] if not str(part).startswith(union)]
+    errors = error.errors(include_url=False)
+    location = _location(errors[0])
+    # of a union, the member whose type the value has
+    same = [each for each in errors if _location(each)[: len(location)] == location]
+    first = min(same, key=lambda each: each["type"].endswith("_type"))
+    location = _location(first)
     if first["type"] == "extra_forbidden":
         *sections, name = map(str, location)
         section = kind
@@ -190,12 +195,20 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
             section = (get_args(annotation) or [annotation])[0]  # of `Section | None`, the section
         known = list(section.model_fields)
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*sections, close[0]])}?" if close else f"known here: {', '.join(known)}"
+        hint = (
+            f"did you mean {'.'.join([*sections, close[0]])}?" if close else f"known here: {', '.join(known) or 'none'}"
+        )
         return f"unknown key {shortened('.'.join(map(str, location)))}: {hint}"
-    message = first["msg"].replace("tuple", "list").removeprefix("Input ")
+    message = first["msg"].replace("tuple", "list").removeprefix("Input ").removeprefix("Value error, ")
     if location[:2] == ["average", "k"]:
         message = 'it should be an integer, epoch, "10 epochs" or never; or a list such as [[0, epoch], [100, 5]]'
     if first["type"] == "missing":
         return f"{'.'.join(map(str, location))} is missing"
     where, value = shortened(".".join(map(str, location))), shortened(repr(first["input"]))
     return f"{where} is {value}: {message}"
+
+
+def _location(error: Any) -> list[int | str]:
+    """Returns the path to a value, without the members of a union that pydantic adds to it."""
+    member = re.compile(r"(bool|int|float|str)$|tuple\[|dict\[|literal\[|constrained-|function-")
+    return [part for part in error["loc"] if not member.match(str(part))]

@@ -1,4 +1,4 @@
-"""Augmentations by name, from torchvision and timm, around which a replica's own one is composed."""
+"""Pipelines: a replica's own augmentation, with those before and after around it, to uint8 tensors."""
 
 from __future__ import annotations
 
@@ -10,36 +10,17 @@ from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data import Mixup
 from torch import Tensor
 from torchvision import transforms as T
 from torchvision.transforms.functional import pil_to_tensor
 
 from lookaround_ddp.config import Augmentation, AugmentConfig
+from lookaround_ddp.data.augmentations import MIXES, NAMES, checked
 from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.draws import Draws
 from lookaround_ddp.errors import UserError
-
-# name -> transform of a PIL image, given the dataset and the arguments of a {name: {argument: value}} entry
-NAMES: dict[str, Callable[..., Any]] = {
-    "none": lambda data: torch.nn.Identity(),
-    "crop": lambda data, padding=None, **kw: T.RandomCrop(
-        data.size, data.size // 8 if padding is None else padding, **kw
-    ),
-    "hflip": lambda data, **kw: T.RandomHorizontalFlip(**kw),
-    "vflip": lambda data, **kw: T.RandomVerticalFlip(**kw),
-    "rotation": lambda data, degrees=15, **kw: T.RandomRotation(degrees, **kw),
-    "randaugment": lambda data, **kw: T.RandAugment(**kw),
-    "autoaugment": lambda data, policy=None, **kw: T.AutoAugment(
-        data.policy if policy is None else T.AutoAugmentPolicy(policy), **kw
-    ),
-    "perspective": lambda data, **kw: T.RandomPerspective(**kw),
-    "equalize": lambda data, **kw: T.RandomEqualize(**kw),
-    "random_resized_crop": lambda data, **kw: T.RandomResizedCrop(data.size, **kw),
-}
-
-
-MIXES = ("mixup", "cutmix")  # these mix the images of a batch, on the device
 
 
 @dataclass(frozen=True)
@@ -74,7 +55,7 @@ def evaluation_transform(dataset: Dataset) -> Callable[[Any], Tensor]:
         steps: list[Any] = [T.Resize(round(dataset.size / 0.875)), T.CenterCrop(dataset.size)]
     else:
         steps = _resize(dataset)
-    return T.Compose([*steps, _to_tensor])
+    return T.Compose([*steps, _to_tensor(dataset)])
 
 
 def _pipeline(entries: Sequence[Augmentation], dataset: Dataset, smoothing: float) -> Pipeline:
@@ -84,7 +65,7 @@ def _pipeline(entries: Sequence[Augmentation], dataset: Dataset, smoothing: floa
     for entry in entries:
         for name, arguments in _parts(entry):
             if name in MIXES:
-                mixes[name] = _alpha(name, arguments)
+                mixes[name] = checked(name, arguments, dataset.channels).get("alpha") or MIXES[name]
                 continue
             steps.append((name, _transform(name, arguments, dataset)))
             custom |= name not in NAMES
@@ -99,7 +80,7 @@ def _pipeline(entries: Sequence[Augmentation], dataset: Dataset, smoothing: floa
             label_smoothing=smoothing,
             num_classes=dataset.classes,
         )
-    composed = T.Compose([*(transform for _, transform in steps), _to_tensor])
+    composed = T.Compose([*(transform for _, transform in steps), _to_tensor(dataset)])
     return Pipeline(composed, mix, custom, tuple(steps))
 
 
@@ -120,9 +101,9 @@ def _parts(entry: Augmentation) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _transform(name: str, arguments: dict[str, Any], dataset: Dataset) -> Callable[[Any], Any]:
+    if name in NAMES:
+        return NAMES[name](dataset, **checked(name, arguments, dataset.channels))
     try:
-        if name in NAMES:
-            return NAMES[name](dataset, **arguments)
         if "." in name:
             return _imported(name, arguments)
     except (TypeError, ValueError) as error:
@@ -142,18 +123,24 @@ def _imported(path: str, arguments: dict[str, Any]) -> Callable[[Any], Any]:
     return found(**arguments) if isinstance(found, type) else partial(found, **arguments)
 
 
-def _alpha(name: str, arguments: dict[str, Any]) -> float:
-    unknown = set(arguments) - {"alpha"}
-    if unknown:
-        raise UserError(f"augmentation {name} takes alpha alone, not {', '.join(sorted(unknown))}")
-    return float(arguments.get("alpha", 0.2 if name == "mixup" else 1.0))
+def _to_tensor(dataset: Dataset) -> Callable[[Any], Tensor]:
+    return partial(_tensor, expected=(dataset.channels, dataset.size, dataset.size))
 
 
-def _to_tensor(image: Any) -> Tensor:
-    """Turns a PIL image into a uint8 tensor (C, H, W), and passes on one that somebody's own transform returned."""
+def _tensor(image: Any, expected: tuple[int, ...]) -> Tensor:
+    """Turns a PIL image into a uint8 tensor, and passes on one that somebody's own transform returned.
+
+    Raises:
+        UserError: it is neither, or of another shape than expected.
+    """
+    if not isinstance(image, (Tensor, Image.Image)):
+        raise UserError(f"an augmentation returned a {type(image).__name__}: return a PIL image or a uint8 tensor")
     tensor = image if isinstance(image, Tensor) else pil_to_tensor(image)
     if tensor.dtype != torch.uint8:
         raise UserError(
             f"an augmentation returned a {tensor.dtype} tensor: return a PIL image or uint8, it is normalized later"
         )
+    if tensor.shape != expected:
+        found, wanted = ("x".join(map(str, shape)) for shape in (tensor.shape, expected))
+        raise UserError(f"the augmentations made {found} values of an image, and the network takes {wanted}")
     return tensor

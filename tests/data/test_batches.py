@@ -10,11 +10,12 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as F
 
 from lookaround_ddp.config.schema import AugmentConfig, DataConfig
+from lookaround_ddp.data.augmentations import MIXES, NAMES
 from lookaround_ddp.data.batches import EvaluationBatches, Iterations, Plan
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.images import Arrays, Subset
 from lookaround_ddp.data.loader import load
-from lookaround_ddp.data.transforms import MIXES, NAMES, evaluation_transform, train_pipelines
+from lookaround_ddp.data.transforms import evaluation_transform, train_pipelines
 from lookaround_ddp.errors import UserError
 
 PLAIN = AugmentConfig(before=(), after=())
@@ -192,5 +193,5 @@ def test_autoaugment_with_another_policy() -> None:
     for entry, policy in (("autoaugment", "svhn"), ({"autoaugment": {"policy": "imagenet"}}, "imagenet")):
         (pipeline,) = train_pipelines(PLAIN, [entry], digits, 0.0)
         assert pipeline.transform.transforms[0].policy.value == policy
-    with pytest.raises(UserError, match="'cars' is not a valid AutoAugmentPolicy"):
+    with pytest.raises(UserError, match="policy is 'cars': should be 'imagenet', 'cifar10' or 'svhn'"):
         train_pipelines(PLAIN, [{"autoaugment": {"policy": "cars"}}], digits, 0.0)

@@ -10,11 +10,12 @@ from torchvision.transforms import functional as F
 from lookaround_ddp.config.load import load_config
 from lookaround_ddp.config.schema import Augmentation
 from lookaround_ddp.data import make_batches
+from lookaround_ddp.data.augmentations import NAMES
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.device.batches import batched, pixels, resolved
 from lookaround_ddp.data.images import Files, Subset
 from lookaround_ddp.data.loader import load
-from lookaround_ddp.data.transforms import NAMES, train_pipelines
+from lookaround_ddp.data.transforms import train_pipelines
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from tests.support.devices import CPU, PLAIN, dataset, epoch, iterations

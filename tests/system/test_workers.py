@@ -13,8 +13,9 @@ import pytest
 
 from lookaround_ddp.config.schema import AugmentConfig, DataConfig
 from lookaround_ddp.data import workers
+from lookaround_ddp.data.augmentations import MIXES, NAMES
 from lookaround_ddp.data.datasets import open_dataset
-from lookaround_ddp.data.transforms import MIXES, NAMES, evaluation_transform, train_pipelines
+from lookaround_ddp.data.transforms import evaluation_transform, train_pipelines
 from tests.support.limits import TEST_TIMEOUT
 from tests.support.processes import alive, descendants, kill, loader_workers
 from tests.support.runs import TINY, Job, train, weights
