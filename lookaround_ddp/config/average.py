@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from lookaround_ddp.config.rounds import K, Length
-from lookaround_ddp.config.section import ListOf, Section
+from lookaround_ddp.config.section import Epochs, ListOf, Section
 
 
 class OuterConfig(Section):
@@ -27,7 +27,7 @@ class AverageConfig(Section):
     k: K = 5
     """Iterations in a round; or epoch, "10 epochs", never. Or a list of (epoch, k): the rounds that begin from this
     epoch of the run on have this k; the first entry is of epoch 0. A round that has begun keeps its k."""
-    start: float = Field(0, ge=0)
+    start: Epochs = 0
     """Epochs before the first round."""
     before_start: Literal["replicas", "single", "single_in_turn"] = "replicas"
     """What trains before it: the replicas, each for itself; or one network, from which all replicas then start

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lookaround_ddp.config.average import AverageConfig
-from lookaround_ddp.config.section import ListOf, Section
+from lookaround_ddp.config.section import Count, Epochs, ListOf, PathText, Seconds, Section, Seed
 
 Augmentation = str | dict[str, dict[str, Any]]  # hflip, "crop+hflip", my.module.Class, or {rotation: {degrees: 30}}
 
@@ -15,13 +15,13 @@ Augmentation = str | dict[str, dict[str, Any]]  # hflip, "crop+hflip", my.module
 class ModelConfig(Section):
     name: str = "resnet8"
     """resnet8 | 14 | 20 (small images), resnet18 | 34 | 50 | 101 | 152, resnext50, vgg19 (CIFAR size), or timm:NAME."""
-    pretrained: bool | str = False
+    pretrained: bool | PathText = False
     """True for timm's weights, or the path of a state dict or a checkpoint; a head of another size is made anew."""
-    width: int = Field(16, ge=1)
+    width: int = Field(16, ge=1, le=2**14)
     """Channels of the first stage of resnet8, 14 and 20."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Probability of dropping a feature before the head; by default the network's own: 0.5 in vgg19, else 0."""
-    seed: int | None = Field(None, ge=0)
+    seed: Seed | None = None
     """Draws the initial weights; by default the run's. Runs that share it can be averaged afterwards (a soup)."""
     options: dict[str, Any] = Field({})
     """Further arguments of timm.create_model."""
@@ -30,11 +30,11 @@ class ModelConfig(Section):
 class DataConfig(Section):
     name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "stanford_cars", "imagefolder", "noise"] = "digits"
     """noise: random images in memory, of 10 classes and data.size (32) pixels, to measure speed with."""
-    root: str = "data"
+    root: PathText = "data"
     download: bool = False
-    batch_size: int = Field(128, ge=1)
+    batch_size: Count = 128
     """Images in an update of one replica, whatever the number of ranks."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=1024)
     """Loader processes of each rank."""
     pipeline: Literal["workers", "device", "auto"] = "workers"
     """Who augments: loader processes, image by image; or the device that trains, whole batches of images in memory.
@@ -42,6 +42,9 @@ class DataConfig(Section):
     on_corrupt: Literal["error", "skip"] = "error"
     """What a file that is no image does to training: it ends the run; or the next image stands for it, with a warning.
     Among the images to evaluate on it always ends the run."""
+    missing_class: Literal["error", "allow"] = "error"
+    """imagefolder: what a class does of which train or val has no images. With allow it is one of the network's, which
+    cannot learn it, or is not asked for it."""
     batches: Literal["shared", "independent"] = "shared"
     """shared: the replicas see the same minibatches (Algorithm 1); independent: each has its own shuffle."""
     drop_last: bool = False
@@ -52,10 +55,10 @@ class DataConfig(Section):
     """Train on so many images, drawn with the seed; by default all."""
     validation: int = Field(0, ge=0)
     """Hold out so many training images, drawn with the seed, to select the best epoch by."""
-    split_seed: int | None = Field(None, ge=0)
+    split_seed: Seed | None = None
     """Draws train_images and the held-out ones; by default the run's seed. Soups select by what no run trained on."""
-    mean: ListOf[float] | None = None
-    std: ListOf[float] | None = None
+    mean: ListOf[Annotated[float, Field(ge=0, le=1)]] | None = None
+    std: ListOf[Annotated[float, Field(ge=1e-4, le=1)]] | None = None
     """Per channel, in [0, 1] pixel values; by default the dataset's own (photographs: ImageNet's)."""
 
 
@@ -105,7 +108,7 @@ class OptimizerConfig(Section):
 
 class ScheduleConfig(Section):
     name: Literal["constant", "multistep", "cosine"] = "cosine"
-    warmup_epochs: float = Field(0, ge=0)
+    warmup_epochs: Epochs = 0
     """Linear, per iteration."""
     per: Literal["epoch", "iteration"] = "iteration"
     """How often the cosine moves."""
@@ -120,13 +123,13 @@ class ScheduleConfig(Section):
 class TrajectoryConfig(Section):
     name: Literal["none", "swa", "swad", "ema"] = "none"
     """An average along time beside the replicas' mean, of the mean after average steps, and saved beside it."""
-    start: float = Field(0, ge=0)
+    start: Epochs = 0
     """Epochs before it begins."""
     every: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = None
     """Iterations between two snapshots (swa, by default an epoch; ema, 1), or two validations (swad, an epoch)."""
     swa_lr: float | None = Field(None, gt=0)
     """swa: the learning rate once it has begun; by default the schedule's."""
-    anneal_epochs: float = Field(10, ge=0)
+    anneal_epochs: Epochs = 10
     """swa: how long the learning rate takes from the schedule's to swa_lr."""
     anneal: Literal["cos", "linear"] = "cos"
     decay: float = Field(0.999, gt=0, lt=1)
@@ -146,7 +149,7 @@ class TrajectoryConfig(Section):
 
 
 class EvaluateConfig(Section):
-    every: float = Field(1, gt=0)
+    every: Annotated[Epochs, Field(gt=0)] = 1
     """Epochs between evaluations; may be a fraction."""
     replicas: bool = False
     """Evaluate each replica too, as it is just before the average step."""
@@ -155,15 +158,15 @@ class EvaluateConfig(Section):
     along time and soups are measured anew in any case."""
     recalibrate_iterations: int | None = Field(50, ge=1)
     """Iterations of an epoch to measure them over, on every augmentation; null: the whole epoch."""
-    batch_size: int = Field(256, ge=1)
+    batch_size: Count = 256
 
 
 class CheckpointConfig(Section):
-    every: float = Field(1, gt=0)
+    every: Annotated[Epochs, Field(gt=0)] = 1
     """Epochs between checkpoints; may be a fraction. Their files are written while the training goes on: one is whole
     when the ranks vote next (see grace_seconds), or when the next one begins."""
     keep: int = Field(2, ge=1)
-    grace_seconds: float = Field(20, gt=0)
+    grace_seconds: Seconds = 20
     """How long a process has from SIGTERM, SIGUSR1 or Ctrl-C to its end: the ranks save and leave within it. They vote
     on whether a signal has come four times in it."""
 
@@ -176,10 +179,10 @@ class RecordConfig(Section):
 
 
 class Config(Section):
-    out: str = "runs/digits-resnet8-lookaround"
-    seed: int = Field(0, ge=0)
-    epochs: int = Field(20, ge=1)
-    iterations: int | None = Field(None, ge=1)
+    out: PathText = "runs/digits-resnet8-lookaround"
+    seed: Seed = 0
+    epochs: int = Field(20, ge=1, le=10**9)
+    iterations: int | None = Field(None, ge=1, le=10**12)
     """The run's length in iterations, instead of `epochs`; what is measured in epochs still is."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """On a GPU fp32 has full products and TF32 convolutions, as PyTorch does; tf32 both in TF32: several times as fast
@@ -190,7 +193,7 @@ class Config(Section):
     """On a GPU, only kernels that give the same bits each time; false: the fastest, found by trying (cudnn.benchmark),
     and a run is no longer the same bit for bit."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    timeout: float = Field(600, gt=0)
+    timeout: Seconds = 600
     """Seconds that ranks wait for each other before the job fails."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -216,7 +219,7 @@ class Config(Section):
         """
         others = {"out", "timeout", "deterministic", "evaluate", "checkpoint", "record"}
         values = self.model_dump(mode="json", exclude=others)
-        for key in ("root", "download", "workers", "on_corrupt"):
+        for key in ("root", "download", "workers", "on_corrupt", "missing_class"):
             del values["data"][key]
         del values["epochs" if self.iterations is not None else "iterations"]
         return values

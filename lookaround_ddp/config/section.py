@@ -1,10 +1,11 @@
-"""What all sections of a config have in common."""
+"""What all sections of a config have in common: how they are read, and kinds of values."""
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
@@ -15,3 +16,17 @@ Item = TypeVar("Item")
 
 
 ListOf = Annotated[tuple[Item, ...], Field(strict=False)]  # a YAML list, frozen
+
+
+def _at_home(path: str) -> str:
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError("there is no such home; a folder of that name here is ./~...")
+    return expanded
+
+
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_at_home)]  # with ~ as a shell reads it
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Epochs = Annotated[float, Field(ge=0, le=1e9)]
+Seconds = Annotated[float, Field(gt=0, le=1e7)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]

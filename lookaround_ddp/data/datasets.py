@@ -17,6 +17,7 @@ from torchvision.transforms import AutoAugmentPolicy
 
 from lookaround_ddp import seeds
 from lookaround_ddp.config import DataConfig
+from lookaround_ddp.data.folders import class_folders
 from lookaround_ddp.data.images import Arrays, Files, Images, Subset
 from lookaround_ddp.errors import UserError
 
@@ -140,21 +141,7 @@ def _cifar(config: DataConfig, kind: type, classes: int, mean: tuple[float, ...]
 
 def _imagefolder(config: DataConfig) -> Dataset:
     """Opens `root`/train/CLASS/*.jpg to train and `root`/val/CLASS/*.jpg to test; ImageNet is such a folder."""
-    folders = []
-    for name in ("train", "val"):
-        path = Path(config.root) / name
-        try:
-            folders.append(torchvision.datasets.ImageFolder(str(path)))
-        except OSError as error:
-            raise UserError(
-                f"no images in {path}: imagefolder reads {config.root}/train/CLASS/ and /val/CLASS/ ({error})"
-            ) from None
-    classes = [set(folder.classes) for folder in folders]
-    if classes[0] != classes[1]:
-        differing = sorted(classes[0] ^ classes[1])[0]
-        raise UserError(f"{config.root}: train and val have different classes, such as {differing!r}")
-    train, val = (Files([path for path, _ in folder.samples], folder.targets) for folder in folders)
-    return _photographs(train, val, len(classes[0]))
+    return _photographs(*class_folders(Path(config.root), config.missing_class == "allow"))
 
 
 def _stanford_cars(config: DataConfig) -> Dataset:

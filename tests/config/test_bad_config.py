@@ -149,6 +149,37 @@ def test_averages_that_cannot_be(overrides: list[str], message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.std=[0]", "data.std.0 is 0: should be greater than or equal to 0.0001"),
+        ("data.std=[-0.5]", "data.std.0 is -0.5: should be greater than"),
+        ("data.std=[.nan]", "data.std.0 is nan: should be a finite number"),
+        ("data.mean=[123.675]", "data.mean.0 is 123.675: should be less than or equal to 1"),
+        (f"seed={2**63}", f"seed is {2**63}: should be less than {2**63}"),
+        ("average.start=1e308", "average.start is 1e+308: should be less than or equal to 1000000000"),
+        ("evaluate.every=1e308", "evaluate.every is 1e+308: should be less than"),
+        ("checkpoint.every=1e308", "checkpoint.every is 1e+308: should be less than"),
+        ("timeout=1e308", "timeout is 1e+308: should be less than or equal to 10000000"),
+        ("out=~nobody-of-that-name/x", "out is '~nobody-of-that-name/x': there is no such home; a folder of that name"),
+        ("out=''", "out is '': String should have at least 1 character"),
+    ],
+)
+def test_numbers_that_mean_nothing(override: str, message: str) -> None:
+    assert message in mistake("", override)
+
+
+def test_a_home_is_meant_by_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", "/home/anna")
+    config = load_config(None, ["out=~/runs/x", "data.root='~'"])
+    assert (config.out, config.data.root) == ("/home/anna/runs/x", "/home/anna")
+    assert load_config(None, ["model.pretrained=~/w.pt", "out=a~b"]).model.pretrained == "/home/anna/w.pt"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "base.yaml").write_text("seed: 7\n")
+    (tmp_path / "config.yaml").write_text("base: ~/base.yaml\n")
+    assert load_config(tmp_path / "config.yaml").seed == 7
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ("train", "."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import shutil
 import struct
 from pathlib import Path
 
@@ -120,9 +121,47 @@ def test_image_folders_of_any_size(tmp_path: Path) -> None:
     for own in ("none", "random_resized_crop"):
         (pipeline,) = train_pipelines(PLAIN, [own], data, 0.0)
         assert pipeline.transform(data.train.image(2)).shape == (3, 24, 24)
-    (tmp_path / "val" / "dog").rename(tmp_path / "val" / "wolf")
-    with pytest.raises(UserError, match="train and val have different classes, such as 'dog'"):
-        open_dataset(DataConfig(name="imagefolder", root=str(tmp_path)), seed=0)
+
+
+def test_classes_of_which_one_side_has_no_images(tmp_path: Path) -> None:
+    """Named with the side; allowed, the classes of both sides are numbered together."""
+    for place in ("train/cat/0", "train/dog/0", "train/elk/0", "train/elk/1", "val/cat/0", "val/elk/0"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (9, 9)).save(tmp_path / f"{place}.png")
+    for place in ("train/.ipynb_checkpoints", "train/elk/.ipynb_checkpoints", "val/.git"):
+        (tmp_path / place).mkdir()
+        Image.new("L", (9, 9)).save(tmp_path / place / "0-checkpoint.png")
+    (tmp_path / "val" / "elk" / "._0.png").write_bytes(b"of a Mac")
+    lacking = "{} has images of 2 of 3 classes, and none of {!r}: add some, or go on with data.missing_class=allow"
+
+    def opened(missing: str = "error") -> tuple[list[int], list[int], int]:
+        data = open_dataset(DataConfig(name="imagefolder", root=str(tmp_path), missing_class=missing), seed=0)
+        return list(data.train.labels), list(data.test.labels), data.classes
+
+    def said() -> str:
+        with pytest.raises(UserError) as raised:
+            opened()
+        return str(raised.value)
+
+    assert said() == lacking.format(tmp_path / "val", "dog")
+    (tmp_path / "val" / "dog").mkdir()  # an empty folder is no better than none
+    assert said() == lacking.format(tmp_path / "val", "dog")
+    assert opened("allow") == ([0, 1, 2, 2], [0, 2], 3)
+    Image.new("L", (9, 9)).save(tmp_path / "val" / "dog" / "0.png")
+    assert opened() == ([0, 1, 2, 2], [0, 1, 2], 3)
+    (tmp_path / "train" / "cat" / "0.png").unlink()
+    assert said() == lacking.format(tmp_path / "train", "cat")
+    assert opened("allow") == ([1, 2, 2], [0, 1, 2], 3)
+    for side in ("val", "train"):
+        shutil.rmtree(tmp_path / side)
+        start = f"^no images in {tmp_path / side}: imagefolder reads .*"
+        with pytest.raises(UserError, match=rf"{start}\(No such file or directory\)"):
+            opened("allow")
+        (tmp_path / side / "cat").mkdir(parents=True)
+        with pytest.raises(UserError, match=rf"{start}images end in \.jpg"):
+            opened("allow")
+        Image.new("L", (9, 9)).save(tmp_path / side / "cat" / "0.png")
+    assert opened() == ([0], [0], 1)
 
 
 def test_stanford_cars_from_the_folder_that_torchvision_reads(tmp_path: Path) -> None:
