@@ -2,7 +2,15 @@
 
 from lookaround_ddp.config.average import NodesConfig
 from lookaround_ddp.config.changes import changed_keys
-from lookaround_ddp.config.load import check_length, load_cell, load_config, load_ingredients, make_config, validated
+from lookaround_ddp.config.load import (
+    check_cycles,
+    check_length,
+    load_cell,
+    load_config,
+    load_ingredients,
+    make_config,
+    validated,
+)
 from lookaround_ddp.config.recipe import Recipe
 from lookaround_ddp.config.rounds import iterations_of, k_text, lengths
 from lookaround_ddp.config.schema import (
@@ -34,6 +42,7 @@ __all__ = [
     "Sweep",
     "TrajectoryConfig",
     "changed_keys",
+    "check_cycles",
     "check_length",
     "dump",
     "is_never_averaged",

@@ -134,6 +134,15 @@ def _check(config: Config) -> None:
     _check_method(config)
     if config.iterations is None:
         check_length(config, config.epochs)
+    else:
+        check_cycles(config, config.iterations)
+
+
+def check_cycles(config: Config, iterations: int) -> None:
+    """Raises UserError if a run of so many iterations is too short for the snapshots that it is to keep."""
+    cycles = config.schedule.cycles
+    if config.snapshots and cycles > iterations:
+        raise UserError(f"schedule.cycles is {cycles}: the run has no more than {iterations} iterations")
 
 
 def check_length(config: Config, epochs: float) -> None:

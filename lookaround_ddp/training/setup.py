@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lookaround_ddp.averaging import Lookaround, Nodes, Outer, content_digest
 from lookaround_ddp.checkpoint import Checkpoints
-from lookaround_ddp.config import Config, check_length, iterations_of, lengths
+from lookaround_ddp.config import Config, check_cycles, check_length, iterations_of, lengths
 from lookaround_ddp.data import Dataset, Iterations, make_batches, prepare
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
@@ -34,8 +34,7 @@ def set_up(config: Config, world: World) -> Run:
     per_epoch = batches.plan.iterations
     total = config.length(per_epoch)
     check_length(config, total / per_epoch)
-    if config.snapshots and config.schedule.cycles > total:
-        raise UserError(f"schedule.cycles is {config.schedule.cycles}: the run has no more than {total} iterations")
+    check_cycles(config, total)
     around = make_lookaround(config, replicas, per_epoch, world)
     record = Record(config, world.main, total)
     test, validation = make_evaluators(config, dataset, world)

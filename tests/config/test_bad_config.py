@@ -200,3 +200,10 @@ def test_the_command_line_says_one_line(arguments: tuple[str, ...]) -> None:
     (line,) = job.said().splitlines()
     assert line.startswith("error: ")
     assert len(line) < 2100
+
+
+def test_more_snapshots_than_iterations() -> None:
+    """Where the run's length is in iterations, no data is needed to tell."""
+    values = ["snapshots=true", "schedule.cycles=9"]
+    assert mistake("", *values, "iterations=8") == "schedule.cycles is 9: the run has no more than 8 iterations"
+    assert load_config(None, [*values, "iterations=9"]).schedule.cycles == 9
