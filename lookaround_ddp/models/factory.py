@@ -35,6 +35,17 @@ CIFAR: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+TRAINER_SETS = {  # arguments of timm.create_model -> what to set instead of them in model.options
+    "num_classes": "the data says how many classes there are",
+    "in_chans": "the data says how many channels there are",
+    "model_name": "set model.name",
+    "pretrained": "set model.pretrained",
+    "checkpoint_path": "set model.pretrained to the file",
+    "drop_rate": "set model.dropout",
+    "features_only": "a network that is trained has a head",
+}
+
+
 def create_model(config: ModelConfig, num_classes: int, in_chans: int = 3) -> nn.Module:
     """Makes the network, with a head for `num_classes`, on the CPU, initialized from torch's global generator.
 
@@ -136,18 +147,21 @@ def compensate_norm_momentum(model: nn.Module, replicas: int) -> None:
             module.momentum = 1 - (1 - momentum) ** replicas  # type: ignore[assignment]  # a norm layer's float
 
 
-def refuse_unsafe_layout(model: nn.Module) -> None:
+def refuse_unsafe_layout(model: nn.Module, setting: str) -> None:
     """Raises UserError for a network whose gradients a CPU computes wrongly in channels_last.
 
     The backward pass of a strided 1x1 convolution with fewer input channels than a vector register holds
     writes outside its buffer, silently or with a crash (oneDNN issue 6035, seen with torch 2.14.1).
+
+    Args:
+        setting: the key of the config that asks for this layout; a compiled network has it on a CPU, too.
     """
     for name, module in model.named_modules():
         strided = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
         if strided and module.in_channels // module.groups < 16:
             raise UserError(
-                f"channels_last on a CPU corrupts memory in {name} (a strided 1x1 convolution of "
-                f"{module.in_channels} channels; oneDNN issue 6035): set channels_last=false or a width of 16"
+                f"{setting} on a CPU corrupts memory in {name} (a strided 1x1 convolution of "
+                f"{module.in_channels} channels; oneDNN issue 6035): set {setting}=false or a width of 16"
             )
 
 
@@ -163,6 +177,11 @@ def _timm_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Modu
     if not timm.is_model(name.partition(".")[0]):
         raise UserError(f"timm has no model {name!r}: {_nearest(name, timm.list_models())}")
     _refuse_width(config)
+    for key in sorted(config.options.keys() & TRAINER_SETS.keys()):
+        raise UserError(f"model.options.{key} would contradict what the trainer sets: {TRAINER_SETS[key]}")
+    overlay = [key for key in ("pretrained_cfg", "pretrained_cfg_overlay") if key in config.options]
+    if overlay and isinstance(config.pretrained, str):
+        raise UserError(f"model.options.{overlay[0]} and model.pretrained both say where weights are: keep one of them")
     arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **config.options}
     if config.dropout is not None:
         arguments["drop_rate"] = config.dropout

@@ -13,6 +13,17 @@ from lookaround_ddp.errors import UserError
 PLAIN_SGD = ("sgd", "momentum")
 
 
+TRAINER_SETS = {  # arguments of timm.optim.create_optimizer_v2 -> what to set instead of them in optimizer.options
+    "model_or_params": "the network's parameters are trained",
+    "opt": "set optimizer.name",
+    "lr": "set optimizer.lr",
+    "weight_decay": "set optimizer.weight_decay",
+    "momentum": "set optimizer.momentum",
+    "nesterov": "set optimizer.nesterov",
+    "filter_bias_and_bn": "set optimizer.no_decay",
+}
+
+
 FUSED = (*PLAIN_SGD, "adam", "adamw")  # for these PyTorch has a kernel that does all of a step
 
 
@@ -27,6 +38,8 @@ def create_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.O
     """
     from timm.optim import create_optimizer_v2, list_optimizers  # timm takes seconds to import
 
+    for key in sorted(config.options.keys() & TRAINER_SETS.keys()):
+        raise UserError(f"optimizer.options.{key} would contradict what the trainer sets: {TRAINER_SETS[key]}")
     options = dict(config.options)
     if config.name in FUSED and not {"foreach", "fused", "capturable", "differentiable"} & options.keys():
         # The fused kernel is 4 times as fast on a CPU, too; it takes neither complex parameters nor mixed devices.

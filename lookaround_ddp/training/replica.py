@@ -31,8 +31,9 @@ class Replica:
         seed = config.seed if config.model.seed is None else config.model.seed
         seeds.seed_torch(world.device, seed, seeds.INITIAL)
         model = create_model(config.model, dataset.classes, dataset.channels)
-        if config.channels_last and world.device.type == "cpu":
-            refuse_unsafe_layout(model)
+        for setting in ("channels_last", "compile"):
+            if getattr(config, setting) and world.device.type == "cpu":
+                refuse_unsafe_layout(model, setting)
         layout = torch.channels_last if config.channels_last else torch.preserve_format
         self.model: nn.Module = model.to(world.device).to(memory_format=layout)
         if config.compile:

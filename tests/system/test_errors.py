@@ -66,6 +66,17 @@ MISTAKES = {
     "too many images": (["data.train_images=2000"], "more than the 1000 training images of digits"),
     "no milestones": (["schedule.name=multistep"], "schedule.milestones is empty"),
     "unsafe layout": (["channels_last=true"], "channels_last on a CPU corrupts memory in stages.1.0.shortcut.0"),
+    "unsafe when compiled": (["compile=true"], "compile on a CPU corrupts memory in stages.1.0.shortcut.0"),
+    "classes of the trainer": (
+        ["model.name=timm:resnet18", "model.options={num_classes: 7}", "model.width=16"],
+        "model.options.num_classes would contradict what the trainer sets: the data says how many",
+    ),
+    "a rate among the options": (
+        ["optimizer.options={lr: 1}"],
+        "optimizer.options.lr would contradict what the trainer sets: set optimizer.lr",
+    ),
+    "a key twice": (["optimizer={lr: 0.1, lr: 0.2}"], "lr stands twice, in line 1: keep one of them"),
+    "augmentation arguments": (["replicas=[[{mixup: {alpha: -1}}]]"], "alpha is -1: should be greater than"),
     "not key=value": (["a", "b"], "one config at a time: a or b?"),
     "no such config": (["nowhere.yaml"], "config nowhere.yaml: No such file or directory"),
 }
