@@ -92,6 +92,18 @@ def members(config: Config, device: torch.device) -> Iterator[nn.Module]:
         yield read_network(path, config.model)[0].to(device)
 
 
+def refuse_foreign_config(folder: Path) -> None:
+    """Raises UserError if the folder has a config.yaml and nothing that a run leaves beside it.
+
+    Somebody wrote it, and a training would write the resolved config over its comments and bases.
+    """
+    left = (".lock", "metrics.jsonl", "LATEST", CHECKPOINTS, MODEL, RESULT)
+    if (folder / "config.yaml").exists() and not any((folder / name).exists() for name in left):
+        raise UserError(
+            f"{folder}/config.yaml is no run's, and a training would overwrite it: rename it, or give another `out`"
+        )
+
+
 PREEMPTED = "PREEMPTED"  # the file in the folder of a run that a signal ended
 
 
@@ -100,11 +112,12 @@ def run_folder(config: Config, world: World) -> Iterator[None]:
     """Makes the run folder, and locks it while the block runs. Collective.
 
     Raises:
-        UserError: it cannot be made, or another training is in it.
+        UserError: it cannot be made, another training is in it, or a config.yaml that no run wrote.
     """
     with ExitStack() as held:
         with world.together():
             if world.main:
+                refuse_foreign_config(Path(config.out))
                 Path(config.out).mkdir(parents=True, exist_ok=True)
                 held.enter_context(locked(Path(config.out)))
         yield

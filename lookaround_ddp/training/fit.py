@@ -11,7 +11,7 @@ from lookaround_ddp.data import get_ready
 from lookaround_ddp.distributed import PreemptionHandler, World, lost_connection
 from lookaround_ddp.optim import ends_cycle, learning_rate
 from lookaround_ddp.training.results import finish, save_snapshot
-from lookaround_ddp.training.rounds import average, training_line
+from lookaround_ddp.training.rounds import average, training_line, unreached
 from lookaround_ddp.training.run import Run, due, load_batches
 from lookaround_ddp.training.saving import finish_checkpoint, save_or_leave
 from lookaround_ddp.training.setup import set_up
@@ -80,6 +80,8 @@ def begin(run: Run) -> None:
     if run.world.main:
         (Path(run.config.out) / PREEMPTED).unlink(missing_ok=True)
     run.record.say(describe(run))
+    for warning in unreached(run):
+        run.record.say(f"warning: {warning}")
     if run.config.average.hide:
         run.record.say("average.hide has no effect any more: the average step is waited for, see average.delay")
     if run.iteration > 0:

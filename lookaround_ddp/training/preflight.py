@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lookaround_ddp.checkpoint import locked, read_result
+from lookaround_ddp.checkpoint import locked, read_result, refuse_foreign_config
 from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
 from lookaround_ddp.training.setup import set_up
@@ -24,6 +24,7 @@ def rehearse(config: Config, processes: int, alone: bool) -> None:
     Raises:
         UserError: as `fit` would on every rank, and again whenever the ranks are restarted.
     """
+    refuse_foreign_config(Path(config.out))
     run = set_up(config, World(0, 1, 1, torch.device("cpu"), "none"))
     shards = max(1, processes // len(config.replicas))
     run.batches.plan.check(shards)

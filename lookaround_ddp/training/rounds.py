@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from lookaround_ddp.averaging import check_agreement
 from lookaround_ddp.checkpoint import State
+from lookaround_ddp.config import iterations_of, lengths
 from lookaround_ddp.optim import Swad
 from lookaround_ddp.training.run import Run, evaluation_weights
 
@@ -55,6 +58,32 @@ def compare_ranks(run: Run) -> None:
     else:
         run.around.look()
         check_agreement([replica.model for replica in run.replicas], buffers, run.iteration, gather)
+
+
+def unreached(run: Run) -> Iterator[str]:
+    """Yields a line on each kind of average step of the config to which no round of the run comes."""
+    average, total, start = run.config.average, run.total, run.around.start
+    rounds = lengths(average.k, run.per_epoch)
+    if run.world.replicas == 1 or not rounds:
+        return
+    ends = f"the run ends after iteration {total}, and the first average"
+    first = start + next(length for begin, length in reversed(rounds) if begin <= start)
+    if first > total:
+        yield (
+            f"{ends} step would be after {first} (average.start, average.k): each replica trains for itself, and they "
+            "are averaged once, in the end"
+        )
+        return
+    if average.nodes is not None and (first := start + iterations_of(average.nodes.k, run.per_epoch)) > total:
+        yield f"{ends} over all would be after {first} (average.nodes.k): till the end each node is averaged for itself"
+    end = start
+    for number, (_, length) in enumerate(rounds):
+        until = min(rounds[number + 1][0], total) if number + 1 < len(rounds) else total
+        if end < until:
+            end += -(-(until - end) // length) * length
+        elif until > start and isinstance(average.k, tuple):
+            epoch, k = average.k[number]
+            yield f"average.k is {k} from epoch {epoch:g} on, but no round begins then: an earlier one is under way"
 
 
 def shows_distances(run: Run, iteration: int) -> bool:

@@ -21,6 +21,8 @@ REFUSED = {
     "optimizer.name=blub": "unknown optimizer 'blub'",
     "average.buffers=[nix]": "average: ",
     "replicas=[[nix],[crop],[crop]]": "unknown augmentation 'nix'",
+    "replicas=[[{hflip: {p: 2}}]]": "augmentation hflip with {'p': 2}: p is 2: should be less than or equal to 1",
+    "compile=true": "compile on a CPU corrupts memory in stages.1.0.shortcut.0",
 }
 
 
@@ -43,6 +45,22 @@ def test_a_run_folder_of_another_config(tmp_path: Path) -> None:
     rehearse(load_config(None, [f"out={tmp_path}/run", *TINY]), 3, alone=True)
     with pytest.raises(UserError, match=r"was made with another config \(optimizer.lr: 0.1 -> 0.2\)"):
         rehearse(load_config(None, [f"out={tmp_path}/run", *TINY, "optimizer.lr=0.2"]), 3, alone=True)
+
+
+def test_a_config_that_no_run_wrote_is_not_overwritten(tmp_path: Path) -> None:
+    """Nobody's: found before the ranks start, and by them; a run's own, with or without a checkpoint, is."""
+    own = tmp_path / "config.yaml"
+    own.write_text("# how I train\nepochs: 1\n")
+    said = rf"{own} is no run's, and a training would overwrite it: rename it, or give another `out`"
+    with pytest.raises(UserError, match=said):
+        rehearse(load_config(own, [f"out={tmp_path}", *TINY]), 3, alone=True)
+    assert sorted(tmp_path.iterdir()) == [own]
+    job = Job("train", str(own), f"out={tmp_path}", *TINY)
+    assert job.wait() == [2]
+    assert job.said() == f"error: {said}\n"
+    assert own.read_text() == "# how I train\nepochs: 1\n"
+    (tmp_path / "metrics.jsonl").write_text("")
+    rehearse(load_config(own, [f"out={tmp_path}", *TINY]), 3, alone=True)
 
 
 @pytest.mark.parametrize(("nodes", "code"), [(1, 2), (3, 0)])
