@@ -10,7 +10,7 @@ import torch
 
 import lookaround_ddp
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Batch, Dataset, make_batches
+from lookaround_ddp.data import Dataset, make_batches
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError, shortened
 from lookaround_ddp.optim import learning_rate
@@ -63,8 +63,6 @@ def try_out(config: Config, dataset: Dataset, shards: int) -> None:
     cpu = torch.device("cpu")
     try:
         batches = make_batches(plain, dataset, World(0, 1, len(config.replicas), cpu, "none"))[0]
-        for number, own in enumerate(batches):
-            check_sizes(own, number, dataset)
         replica = Replica(plain, 0, dataset, World(0, 1, 1, cpu, "none"))
         for iteration, batch in enumerate([batch for own in batches for batch in own][:2]):
             replica.step([batch], iteration, learning_rate(config, iteration, len(dataset.train)))
@@ -76,17 +74,6 @@ def try_out(config: Config, dataset: Dataset, shards: int) -> None:
             f"{idle[0]} and {len(idle) - 1} other parameters of {config.model.name} take no part in the loss: start at "
             f"most {len(config.replicas)} processes, one for each replica"
         )
-
-
-def check_sizes(batches: list[Batch], number: int, dataset: Dataset) -> None:
-    """Raises UserError unless the replica's augmentations make images of the size and channels of the data."""
-    wanted = (dataset.channels, dataset.size, dataset.size)
-    for which, batch in enumerate(batches):
-        if tuple(batch.images.shape[1:]) != wanted:
-            raise UserError(
-                f"augmentation {which} of replica {number} makes images of shape {list(batch.images.shape[1:])}, "
-                f"not {list(wanted)}: see data.size"
-            )
 
 
 def as_mistake(error: Exception, config: Config, dataset: Dataset) -> UserError:
