@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lookaround_ddp.cli.commands import main
+from lookaround_ddp.cli import main
 
 if __name__ == "__main__":
     main()

@@ -1,3 +1,5 @@
-from lookaround_ddp.cli.commands import main
+"""The command line."""
+
+from lookaround_ddp.cli.start import main
 
 __all__ = ["main"]

@@ -1,4 +1,4 @@
-"""The command line: `python -m lookaround_ddp train | reproduce | evaluate | ensemble | soup | report | ...`.
+"""What `python -m lookaround_ddp train | reproduce | evaluate | ensemble | soup | report | ...` do.
 
 A command imports what it works with when its arguments are known to be right: images, networks and tables take
 seconds to import, which help and a mistake need not wait for.
@@ -11,13 +11,12 @@ import errno
 import os
 import signal
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lookaround_ddp.cli.arguments import named_config, paths, runs_named, values
-from lookaround_ddp.cli.parser import parse
+from lookaround_ddp.cli.say import say_once
 from lookaround_ddp.config import load_config
 from lookaround_ddp.distributed import LostRanks, PreemptionHandler, adopt_step, idle_gpus, join, processes_here
 from lookaround_ddp.errors import (
@@ -27,7 +26,6 @@ from lookaround_ddp.errors import (
     UserError,
     explained,
     is_main_rank,
-    shortened,
     status_of_signal,
 )
 
@@ -37,17 +35,16 @@ INTERRUPTED = status_of_signal(signal.SIGINT)
 FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of writing to what has no name, such as standard output
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def run(options: argparse.Namespace) -> None:
     """Runs a command; a user's mistake is one line from one rank, and exit status 2."""
     try:
         adopt_step()
-        options = parse(arguments)
         COMMANDS[options.command](options)
     except UserError as error:
-        _say_once(f"error: {error}")
+        say_once(f"error: {error}")
         sys.exit(MISTAKE)
     except FloatingPointError as error:
-        _say_once(f"stopped: {error}")
+        say_once(f"stopped: {error}")
         sys.exit(FAILED)
     except LostRanks as error:
         if os.environ.get("RANK", "0") == str(error.speaker):
@@ -58,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.filename is None and error.errno not in FULL:  # no matter of files
             raise
-        _say_once(f"error: {explained(error)}")
+        say_once(f"error: {explained(error)}")
         sys.exit(MISTAKE)
     except Preempted as error:
         if is_main_rank():
@@ -215,7 +212,7 @@ def bench(options: argparse.Namespace) -> None:
                 if options.json is not None and is_main_rank():
                     machine.write_figures(options.json, figures)
     except KeyboardInterrupt:
-        _say_once("interrupted: every process that was started has ended")
+        say_once("interrupted: every process that was started has ended")
         sys.exit(INTERRUPTED)
 
 
@@ -237,16 +234,3 @@ def _print_scores(scores: Mapping[str, Any]) -> None:
                 print(f"{name.removesuffix('s')} {number} {score_text(each)}")
         else:
             print(f"{name} {score_text(score)}")
-
-
-def _say_once(text: str) -> None:
-    """Prints a line on rank 0; on another rank only if that still lives when rank 0 should have ended the job.
-
-    One line, whatever names and values are in it.
-    """
-    text = shortened(" ".join(text.splitlines()), 2000)
-    rank = os.environ.get("RANK", "0")
-    if rank != "0":
-        time.sleep(3)
-        text = f"rank {rank}: {text}"
-    print(text, file=sys.stderr, flush=True)

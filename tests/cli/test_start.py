@@ -16,7 +16,7 @@ HEAVY = ("torchvision", "timm", "matplotlib", "sklearn", "lookaround_ddp.data", 
 # Calls main with each command line in turn, and tells: its exit status, and which of the watched modules are loaded.
 CALLS = """
 import json, sys
-from lookaround_ddp.cli.commands import main
+from lookaround_ddp.cli import main
 told = []
 for arguments in json.loads(sys.argv[1]):
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lookaround_ddp.checkpoint import save_made
-from lookaround_ddp.cli.commands import main
+from lookaround_ddp.cli import main
 from lookaround_ddp.config import Config, Recipe, Sweep, load_cell, load_config
 from lookaround_ddp.report.cells import CONFIGS, Cell, read_cells
 from lookaround_ddp.report.paper import paper_page

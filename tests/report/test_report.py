@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lookaround_ddp.cli.commands import main
+from lookaround_ddp.cli import main
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.report.runs import read_run, shipped
 from lookaround_ddp.report.table import results_table, show

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lookaround_ddp.cli.commands import main
+from lookaround_ddp.cli import main
 from lookaround_ddp.config import Config, load_config
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.report import read_run

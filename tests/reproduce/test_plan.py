@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lookaround_ddp.cli.commands import main
+from lookaround_ddp.cli import main
 from lookaround_ddp.config import DataConfig, load_config
 from lookaround_ddp.data.datasets import open_dataset
 from lookaround_ddp.errors import UserError

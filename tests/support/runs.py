@@ -203,7 +203,7 @@ def _rank(
         prepare(rank)
     import torch
 
-    from lookaround_ddp.cli.commands import main
+    from lookaround_ddp.cli import main
 
     torch.set_num_threads(1)
     main(arguments)

@@ -91,7 +91,7 @@ def test_a_round_that_diverges_leaves_the_others(
 ) -> None:
     """Rounds from checkpoint 10 diverge; those from 5 and 15 are what they are without it. If all do, it stops."""
     from lookaround_ddp.analysis.continuation import Continuation
-    from lookaround_ddp.cli.commands import main
+    from lookaround_ddp.cli import main
 
     train = Continuation.train
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lookaround_ddp.cli.commands import main
+from lookaround_ddp.cli import main
 from tests.support.runs import TINY, Job, train
 
 MISTAKES = {

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lookaround_ddp.cli.commands import main
+from lookaround_ddp.cli import main
 from lookaround_ddp.config import Config, DataConfig, ModelConfig
 from lookaround_ddp.data.datasets import open_dataset
 from lookaround_ddp.models.factory import create_model

@@ -1,0 +1,22 @@
+"""What the ranks of a job say to the user, once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from lookaround_ddp.errors import shortened
+
+
+def say_once(text: str) -> None:
+    """Prints a line on rank 0; on another rank only if that still lives when rank 0 should have ended the job.
+
+    One line, whatever names and values are in it.
+    """
+    text = shortened(" ".join(text.splitlines()), 2000)
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(3)
+        text = f"rank {rank}: {text}"
+    print(text, file=sys.stderr, flush=True)
