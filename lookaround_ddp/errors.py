@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import signal
+from collections.abc import Iterable
 
 FAILED, MISTAKE = 1, 2  # exit statuses; 0: done
 
@@ -21,6 +23,16 @@ def shortened(text: str, most: int = 200) -> str:
     """Returns a text of more than `most` characters without its middle."""
     half = most // 2
     return text if len(text) <= most else f"{text[:half]}[... {len(text) - 2 * half} characters ...]{text[-half:]}"
+
+
+def nearest(name: str, known: Iterable[str], called: str = "known are") -> str:
+    """Returns a question for the known name that is most like an unknown one, or some of the known ones."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]}?"
+    more = f" and {len(known) - 15} more" if len(known) > 15 else ""
+    return f"{called} {', '.join(known[:15]) or 'none'}{more}"
 
 
 def explained(error: OSError) -> str:

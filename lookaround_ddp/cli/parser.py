@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from lookaround_ddp.analysis.arguments import add_analyses
+from lookaround_ddp.config import keys_named
 from lookaround_ddp.errors import UserError
 
 DESCRIPTION = "Trains networks with Lookaround, or with what it is compared with, and looks at what came of it."
@@ -28,11 +30,26 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options, rest = parser.parse_known_args(arguments)
     named = next((name for name in ("arguments", "overrides", "runs") if hasattr(options, name)), None)
     if rest and (named is None or any(each.startswith("-") for each in rest)):
-        raise UserError(f"unrecognized arguments: {' '.join(rest)}: see {parser.prog} {options.command} --help")
+        mend = _as_value(sys.argv[1:] if arguments is None else arguments, rest) if named in WITH_VALUES else ""
+        raise UserError(f"unrecognized arguments: {' '.join(rest)}{mend}: see {parser.prog} {options.command} --help")
     if rest and named is not None:
         kind = Path if named == "runs" else str
         setattr(options, named, [*getattr(options, named), *map(kind, rest)])
     return options
+
+
+WITH_VALUES = ("arguments", "overrides")  # of commands that take key.path=value
+
+
+def _as_value(arguments: Sequence[str], rest: Sequence[str]) -> str:
+    """Returns how an option that is none would be written as a value of the config, if there is such a key."""
+    option = next(each for each in rest if each.startswith("-"))
+    key, equals, value = option.lstrip("-").replace("-", "_").partition("=")
+    following = list(arguments)[list(arguments).index(option) + 1 :]
+    if not equals:
+        value = following[0] if following and not following[0].startswith("-") else "true"
+    known = keys_named(key)
+    return f" (did you mean {known[0]}={value}?)" if known else ""
 
 
 class _Parser(argparse.ArgumentParser):

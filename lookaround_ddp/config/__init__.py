@@ -5,6 +5,7 @@ from lookaround_ddp.config.changes import changed_keys
 from lookaround_ddp.config.load import (
     check_cycles,
     check_length,
+    keys_named,
     load_cell,
     load_config,
     load_ingredients,
@@ -48,6 +49,7 @@ __all__ = [
     "is_never_averaged",
     "iterations_of",
     "k_text",
+    "keys_named",
     "lengths",
     "load_cell",
     "load_config",

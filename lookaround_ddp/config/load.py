@@ -5,7 +5,6 @@ the mend.
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from lookaround_ddp.config.recipe import Recipe, check_recipe
 from lookaround_ddp.config.rounds import check_k, check_length_of_round, k_text
 from lookaround_ddp.config.schema import Config
 from lookaround_ddp.config.sweep import Point, Sweep, check_selection, combinations
-from lookaround_ddp.errors import UserError, shortened
+from lookaround_ddp.errors import UserError, nearest, shortened
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -202,11 +201,12 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
         for part in sections:
             annotation: Any = section.model_fields[part].annotation
             section = (get_args(annotation) or [annotation])[0]  # of `Section | None`, the section
-        known = list(section.model_fields)
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = (
-            f"did you mean {'.'.join([*sections, close[0]])}?" if close else f"known here: {', '.join(known) or 'none'}"
-        )
+        elsewhere = [] if sections else keys_named(name, kind)
+        hint = nearest(name, section.model_fields, "known here:")
+        if elsewhere:
+            hint = f"did you mean {' or '.join(elsewhere)}?"
+        elif sections:
+            hint = hint.replace("did you mean ", f"did you mean {'.'.join(sections)}.")
         return f"unknown key {shortened('.'.join(map(str, location)))}: {hint}"
     message = first["msg"].replace("tuple", "list").removeprefix("Input ").removeprefix("Value error, ")
     if location[:2] == ["average", "k"]:
@@ -215,6 +215,16 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
         return f"{'.'.join(map(str, location))} is missing"
     where, value = shortened(".".join(map(str, location))), shortened(repr(first["input"]))
     return f"{where} is {value}: {message}"
+
+
+def keys_named(name: str, kind: type[BaseModel] = Config) -> list[str]:
+    """Returns the keys of a config that have this name, there or in a section: optimizer.lr for lr, and for itself."""
+    found = [name] if name in kind.model_fields else []
+    for key, field in kind.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            found += [f"{key}.{each}" for each in section.model_fields if name in (each, f"{key}.{each}")]
+    return found
 
 
 def _location(error: Any) -> list[int | str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from lookaround_ddp.config import Augmentation, AugmentConfig
 from lookaround_ddp.data.augmentations import MIXES, NAMES, checked
 from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.draws import Draws
-from lookaround_ddp.errors import UserError
+from lookaround_ddp.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -108,9 +107,8 @@ def _transform(name: str, arguments: dict[str, Any], dataset: Dataset) -> Callab
             return _imported(name, arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"augmentation {name} with {arguments}: {error}") from None
-    close = difflib.get_close_matches(name, [*NAMES, *MIXES], n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join([*NAMES, *MIXES])}"
-    raise UserError(f"unknown augmentation {name!r}: {hint} An own one is a dotted path, such as my.module.Class")
+    hint = nearest(name, [*NAMES, *MIXES])
+    raise UserError(f"unknown augmentation {name!r}: {hint} (an own one is a dotted path, such as my.module.Class)")
 
 
 def _imported(path: str, arguments: dict[str, Any]) -> Callable[[Any], Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lookaround_ddp.config import ModelConfig
-from lookaround_ddp.errors import UserError
+from lookaround_ddp.errors import UserError, nearest
 from lookaround_ddp.models.resnet import BasicBlock, Bottleneck, GroupedBottleneck, ResNet
 from lookaround_ddp.models.vgg import VGG
 
@@ -64,7 +63,7 @@ def create_model(config: ModelConfig, num_classes: int, in_chans: int = 3) -> nn
         model = CIFAR[config.name](num_classes, in_chans, **options)
     else:
         raise UserError(
-            f"unknown model {config.name!r}: {_nearest(config.name, [*SMALL, *CIFAR])} Any timm model is timm:NAME"
+            f"unknown model {config.name!r}: {nearest(config.name, [*SMALL, *CIFAR])} (any timm model is timm:NAME)"
         )
     if config.pretrained is True:
         raise UserError(
@@ -175,7 +174,7 @@ def _timm_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Modu
 
     name = config.name.removeprefix("timm:")
     if not timm.is_model(name.partition(".")[0]):
-        raise UserError(f"timm has no model {name!r}: {_nearest(name, timm.list_models())}")
+        raise UserError(f"timm has no model {name!r}: {nearest(name, timm.list_models())}")
     _refuse_width(config)
     for key in sorted(config.options.keys() & TRAINER_SETS.keys()):
         raise UserError(f"model.options.{key} would contradict what the trainer sets: {TRAINER_SETS[key]}")
@@ -196,9 +195,3 @@ def _timm_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Modu
 def _refuse_width(config: ModelConfig) -> None:
     if config.width != ModelConfig().width:
         raise UserError(f"model.width is for {', '.join(SMALL)}, not for {config.name}")
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known[:12])}."

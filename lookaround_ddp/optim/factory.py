@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-
 import torch
 from torch import nn
 
 from lookaround_ddp.config import OptimizerConfig
-from lookaround_ddp.errors import UserError
+from lookaround_ddp.errors import UserError, nearest
 
 PLAIN_SGD = ("sgd", "momentum")
 
@@ -50,10 +48,7 @@ def create_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.O
         raise UserError(f"optimizer.nesterov is for sgd: timm has {config.name}'s variants as names of their own")
     known = [str(name) for name in list_optimizers()]
     if config.name not in known:
-        close = difflib.get_close_matches(config.name, known, n=1)
-        raise UserError(
-            f"unknown optimizer {config.name!r}: {f'did you mean {close[0]}?' if close else ', '.join(known)}"
-        )
+        raise UserError(f"unknown optimizer {config.name!r}: {nearest(config.name, known)}")
     try:
         return create_optimizer_v2(
             model,
