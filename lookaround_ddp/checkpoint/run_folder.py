@@ -16,7 +16,7 @@ from torch import nn
 
 from lookaround_ddp.checkpoint.checkpoints import CHECKPOINTS, State
 from lookaround_ddp.checkpoint.model_file import read_network
-from lookaround_ddp.config import Config, dump, load_config
+from lookaround_ddp.config import Config, load_config
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.files import write_atomically
@@ -143,5 +143,4 @@ def write_config(config: Config, world: World) -> None:
     """Writes the resolved config into the run folder; collective."""
     with world.together():
         if world.main:
-            text = dump(config.model_dump(mode="json"))
-            write_atomically(Path(config.out) / "config.yaml", text.encode())
+            write_atomically(Path(config.out) / "config.yaml", config.text().encode())

@@ -17,7 +17,7 @@ from typing import Any
 
 from lookaround_ddp.cli.arguments import named_config, paths, runs_named, values
 from lookaround_ddp.cli.say import say_once
-from lookaround_ddp.config import load_config
+from lookaround_ddp.config import about, load_config, names
 from lookaround_ddp.distributed import LostRanks, PreemptionHandler, adopt_step, idle_gpus, join, processes_here
 from lookaround_ddp.errors import (
     FAILED,
@@ -89,6 +89,34 @@ def train(options: argparse.Namespace) -> None:
             run = read_run(Path(config.out))
             draw_curves(grouped([run]), Path(config.out) / "curves.png")
             show(results_table(grouped([run])))
+
+
+def show_config(options: argparse.Namespace) -> None:
+    """Prints the whole config as YAML, with comments on what it would train; trains nothing."""
+    named = paths(options.arguments)
+    config = load_config(named[0] if named else None, values(options.arguments))
+    print(config.text(), end="", flush=True)
+
+    from lookaround_ddp.training import facts
+
+    with join(config.model_copy(update={"replicas": config.replicas[:1]})) as world:
+        for line in facts(config, world):
+            print(f"# {line}", flush=True)
+
+
+def list_configs(options: argparse.Namespace) -> None:
+    """Prints the names of the configs that come with the package, with a line on each."""
+    chosen = [name for name in names() if options.word in name]
+    paper = [name for name in chosen if name.startswith("paper/")]
+    if not options.word:
+        chosen = [name for name in chosen if name not in paper]
+    if not chosen:
+        raise UserError(f"no config has {options.word!r} in its name: `configs` lists them")
+    width = max(map(len, chosen))
+    for name in chosen:
+        print(f"{name:{width}}  {about(name)}")
+    if not options.word:
+        print(f"and {len(paper)} cells of the paper's tables and figures: `configs paper` lists them")
 
 
 def processes(options: argparse.Namespace) -> None:
@@ -217,8 +245,9 @@ def bench(options: argparse.Namespace) -> None:
 
 
 COMMANDS = {
-    command.__name__: command
-    for command in (train, processes, reproduce, evaluate, ensemble, soup, report, analyze, bench)
+    **{each.__name__: each for each in (train, processes, reproduce, evaluate, ensemble, soup, report, analyze, bench)},
+    "show": show_config,
+    "configs": list_configs,
 }
 
 

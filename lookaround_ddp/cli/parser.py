@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from lookaround_ddp import __version__
 from lookaround_ddp.analysis.arguments import add_analyses
 from lookaround_ddp.config import keys_named
 from lookaround_ddp.errors import UserError
@@ -69,10 +70,19 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m lookaround_ddp", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"lookaround_ddp {__version__}")
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
 
     command = commands.add_parser("train", help="train, or go on with, the run that a config describes")
     command.add_argument("arguments", nargs="*", metavar="[CONFIG] [key.path=value ...]", help=TRAIN_HELP)
+
+    command = commands.add_parser(
+        "show", help="print a whole config, and what it would train: processes, iterations, time"
+    )
+    command.add_argument("arguments", nargs="*", metavar="[CONFIG] [key.path=value ...]", help=TRAIN_HELP)
+
+    command = commands.add_parser("configs", help="list the configs that come with the package")
+    command.add_argument("word", nargs="?", default="", help="only those with this in their names, such as paper/cifar")
 
     command = commands.add_parser("processes", help="for launchers: processes for this node, run folder")
     command.add_argument("arguments", nargs="*", metavar="[CONFIG] [key.path=value ...]", help=TRAIN_HELP)

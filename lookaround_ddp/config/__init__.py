@@ -25,6 +25,7 @@ from lookaround_ddp.config.schema import (
     TrajectoryConfig,
 )
 from lookaround_ddp.config.section import ListOf, Section
+from lookaround_ddp.config.shipped import about, names, shipped
 from lookaround_ddp.config.sweep import Sweep, is_never_averaged
 from lookaround_ddp.config.text import dump
 
@@ -42,6 +43,7 @@ __all__ = [
     "Section",
     "Sweep",
     "TrajectoryConfig",
+    "about",
     "changed_keys",
     "check_cycles",
     "check_length",
@@ -55,5 +57,7 @@ __all__ = [
     "load_config",
     "load_ingredients",
     "make_config",
+    "names",
+    "shipped",
     "validated",
 ]

@@ -16,6 +16,7 @@ from lookaround_ddp.config.read import read_file, replace_values
 from lookaround_ddp.config.recipe import Recipe, check_recipe
 from lookaround_ddp.config.rounds import check_k, check_length_of_round, k_text
 from lookaround_ddp.config.schema import Config
+from lookaround_ddp.config.shipped import find_config
 from lookaround_ddp.config.sweep import Point, Sweep, check_selection, combinations
 from lookaround_ddp.errors import UserError, nearest, shortened
 
@@ -56,7 +57,7 @@ def load_cell(path: str | Path, overrides: Sequence[str] = ()) -> Config | Recip
         UserError: as `load_config` does; also for each point of a sweep, and for cells that a recipe names and that
             are not there.
     """
-    path = Path(path)
+    path = find_config(Path(path))
     values = read_file(path)
     if RECIPE in values:
         recipe = validated(Recipe, values, f"recipe {path}: ")

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from lookaround_ddp.config.average import AverageConfig
 from lookaround_ddp.config.section import Count, Epochs, ListOf, PathText, Seconds, Section, Seed
+from lookaround_ddp.config.text import dump
 
 Augmentation = str | dict[str, dict[str, Any]]  # hflip, "crop+hflip", my.module.Class, or {rotation: {degrees: 30}}
 
@@ -212,6 +213,10 @@ class Config(Section):
     def length(self, per_epoch: int) -> int:
         """Returns the run's length in iterations, of which an epoch has `per_epoch`."""
         return self.epochs * per_epoch if self.iterations is None else self.iterations
+
+    def text(self) -> str:
+        """Returns the whole config as YAML."""
+        return dump(self.model_dump(mode="json"))
 
     def identity(self) -> dict[str, Any]:
         """Returns the values that decide the weights: not where files are or what a damaged one does, who loads, which

@@ -11,12 +11,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lookaround_ddp.config import Config, Recipe, Sweep, load_cell, load_ingredients
+from lookaround_ddp.config import Config, Recipe, Sweep, load_cell, load_ingredients, shipped
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.report.runs import RunRecord, without_seeds
 from lookaround_ddp.report.table import METRICS
 
-CONFIGS = Path("configs/paper")  # in a clone
+CONFIGS = shipped() / "paper"
 
 
 HOW = ("precision", "channels_last", "compile")  # how a cell may be computed without being another

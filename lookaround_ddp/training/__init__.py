@@ -4,6 +4,7 @@ from lookaround_ddp.training.fit import fit
 from lookaround_ddp.training.preflight import rehearse
 from lookaround_ddp.training.replica import shown
 from lookaround_ddp.training.setup import build, make_lookaround
+from lookaround_ddp.training.show import facts
 from lookaround_ddp.training.state import check_resumable, parts
 
-__all__ = ["build", "check_resumable", "fit", "make_lookaround", "parts", "rehearse", "shown"]
+__all__ = ["build", "check_resumable", "facts", "fit", "make_lookaround", "parts", "rehearse", "shown"]

@@ -1,0 +1,47 @@
+"""The configs that come with the package: found by name from any folder, as configs/... are in a clone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lookaround_ddp.errors import UserError, nearest
+
+PACKAGED = Path(__file__).parents[1] / "configs"
+
+
+def shipped() -> Path:
+    """Returns the folder of the configs that come with the package; in a clone's top folder its short name."""
+    here = Path(PACKAGED.name)
+    return here if here.is_dir() and here.resolve() == PACKAGED.resolve() else PACKAGED
+
+
+def find_config(path: Path) -> Path:
+    """Returns a config's file: the path, if there is one, or that of a shipped config of this name.
+
+    digits/resnet8-lookaround, configs/digits/resnet8-lookaround.yaml: both are found from any folder.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if path.exists() or path.is_absolute():
+        return path
+    name = path.as_posix().removeprefix("configs/").removesuffix(".yaml")
+    found = shipped() / f"{name}.yaml"
+    if ".." not in path.parts and found.is_file():
+        return found
+    if path.suffix in (".yaml", ".yml"):
+        return path  # reading it says what is wrong
+    raise UserError(f"there is no config {path}: {nearest(name, names())}")
+
+
+def names() -> list[str]:
+    """Returns the names of all shipped configs, such as digits/resnet8-lookaround."""
+    folder = shipped()
+    files = (path for path in folder.rglob("*.yaml") if path.parent.name != "base")  # what others are based on
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files)
+
+
+def about(name: str) -> str:
+    """Returns the first line of a shipped config's comment."""
+    with (shipped() / f"{name}.yaml").open(encoding="utf-8") as file:
+        return file.readline().removeprefix("#").strip()
