@@ -1,12 +1,15 @@
-"""Files that are written whole or not at all, and errors that name the file."""
+"""Files that are written whole or not at all, never through a symbolic link, and errors that name the file."""
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 
 @contextmanager
@@ -21,13 +24,16 @@ def with_filename(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    """Writes a file, which is on the disk when this returns; removes it if it cannot be written.
+    """Writes a new file, which is on the disk when this returns; removes it if it cannot be written.
+
+    What has its name is removed first: a killed process left it, or it is a link that would lead elsewhere.
 
     Raises:
         OSError: it cannot be written; the error has its name.
     """
     try:
-        with with_filename(path), path.open("wb") as file:
+        path.unlink(missing_ok=True)
+        with with_filename(path), path.open("xb") as file:
             try:
                 fill(file)
             except RuntimeError as error:  # torch raises this one in place of the system's
@@ -47,6 +53,49 @@ def write_atomically(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
+def write_picture(path: Path, figure: Any, dpi: int) -> None:
+    """Writes a figure of matplotlib atomically; a name without a suffix gets `.png`.
+
+    Raises:
+        ValueError: the suffix names no format.
+        OSError: the file cannot be written.
+    """
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:] or "png", dpi=dpi)
+    write_atomically(path if path.suffix else path.with_name(f"{path.name}.png"), content.getvalue())
+
+
+def open_in_place(path: Path, mode: str) -> IO[str]:
+    """Opens a text file to write where it is; raises OSError, with its name, where it is a symbolic link."""
+    return open(path, mode, opener=_not_through_links)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder of what a run leaves, if there is none.
+
+    Raises:
+        OSError: it cannot be made, or is a symbolic link; the error has its name.
+    """
+    refuse_link(path)
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def refuse_link(path: Path) -> None:
+    """Raises OSError if a file or folder is a symbolic link."""
+    if path.is_symlink():
+        raise OSError(
+            errno.ELOOP, "it is a symbolic link, and nothing is written through one: delete the link", str(path)
+        )
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link (not what it leads to), or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def sync(folder: Path) -> None:
     """Makes renames in the folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -54,6 +103,15 @@ def sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _not_through_links(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            refuse_link(Path(path))
+        raise
 
 
 def _root(error: Exception) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.files import write_atomically
+from lookaround_ddp.files import write_atomically, write_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ class Output:
             "\n".join(without_formulas(line) for line in textwrap.wrap(title, width, break_on_hyphens=False)),
             fontsize=10,
         )
-        figure.savefig(self.png, dpi=110)
+        write_picture(self.png, figure, dpi=110)
 
 
 def empty_figure(width: float, height: float) -> Figure:

@@ -16,7 +16,7 @@ from lookaround_ddp.checkpoint.part_file import Part, file_digest, load_part, re
 from lookaround_ddp.checkpoint.writer import Writer, snapshot
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.files import sync, write, write_atomically
+from lookaround_ddp.files import make_folder, remove, sync, write, write_atomically
 
 CHECKPOINTS = "checkpoints"  # the folder of a run that has them
 
@@ -71,9 +71,10 @@ class Checkpoints:
         temporary = self.folder / f".writing-{iteration}"
         with self.world.together():
             if self.world.main:
+                make_folder(self.folder)
                 for left in self.folder.glob(".writing-*"):  # a killed process left it
-                    shutil.rmtree(left)
-                temporary.mkdir(parents=True)
+                    remove(left)
+                temporary.mkdir()
         state = snapshot({**state, "iteration": iteration})
         writer = Writer(temporary, parts, self.world.device)
         self.under_way = UnderWay(temporary, self.folder / str(iteration), state, writer)
@@ -156,7 +157,7 @@ class Checkpoints:
     def iterations(self) -> list[int]:
         """Returns the iterations of the checkpoints, newest first."""
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
-        return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+        return sorted((int(name) for name in names if name.isascii() and name.isdigit()), reverse=True)
 
     def inspect(self, iteration: int, names: Sequence[str] = ()) -> tuple[dict[str, Any], str | None]:
         """Returns a checkpoint's state, and what is wrong with it or its files of these names: None if nothing is."""
@@ -208,15 +209,14 @@ class Checkpoints:
         text = json.dumps({**state, "digest": _json_digest(state)}, indent=1)
         write(temporary / "run.json", lambda file: file.write(text.encode()))
         sync(temporary)
-        if final.exists():  # it is damaged, or the run would have resumed from it
-            shutil.rmtree(final)
+        remove(final)  # if there is one, it is damaged, or the run would have resumed from it
         temporary.rename(final)
         sync(self.folder)
         write_atomically(self.folder.parent / "LATEST", f"{final.name}\n".encode())
         found, newest = self.iterations(), int(final.name)
         later = [iteration for iteration in found if iteration > newest]  # they are damaged: `restore` passed over them
         for old in later + [iteration for iteration in found if iteration <= newest][self.keep :]:
-            shutil.rmtree(self.folder / str(old))
+            remove(self.folder / str(old))
 
 
 def _json_digest(state: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from lookaround_ddp.checkpoint.model_file import read_network
 from lookaround_ddp.config import Config, load_config
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.files import write_atomically
+from lookaround_ddp.files import open_in_place, refuse_link, write_atomically
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process trains here (its number and host).
     """
-    with (folder / ".lock").open("a+") as file:
+    with open_in_place(folder / ".lock", "a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -62,6 +62,9 @@ def run_of(path: Path) -> tuple[Path, int | None]:
     """Returns the run folder that a path names, and the iteration if it names one of its checkpoints."""
     found = path.parent.name == CHECKPOINTS and path.name.isdigit() and not (path / "config.yaml").exists()
     return (path.parent.parent, int(path.name)) if found else (path, None)
+
+
+FOLDERS = (CHECKPOINTS, "members", "snapshots")  # of a run, for files
 
 
 MODEL, TRAJECTORY, RESULT = "model.safetensors", "trajectory.safetensors", "result.json"
@@ -112,13 +115,16 @@ def run_folder(config: Config, world: World) -> Iterator[None]:
     """Makes the run folder, and locks it while the block runs. Collective.
 
     Raises:
-        UserError: it cannot be made, another training is in it, or a config.yaml that no run wrote.
+        UserError: it cannot be made, another training is in it, it has a config.yaml that no run wrote, or a folder in it
+            is a link to elsewhere.
     """
     with ExitStack() as held:
         with world.together():
             if world.main:
                 refuse_foreign_config(Path(config.out))
                 Path(config.out).mkdir(parents=True, exist_ok=True)
+                for name in FOLDERS:
+                    refuse_link(Path(config.out) / name)
                 held.enter_context(locked(Path(config.out)))
         yield
 

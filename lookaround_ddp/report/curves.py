@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookaround_ddp.errors import UserError
+from lookaround_ddp.files import write_picture
 from lookaround_ddp.report.runs import Group, RunRecord, shipped
 from lookaround_ddp.report.table import augmentation_name
 
@@ -62,7 +63,7 @@ def draw_curves(groups: Sequence[Group], path: Path) -> None:
         if any(line.get_marker() == "*" for line in accuracy.lines):
             figure.supxlabel("* average along time, or ensemble of snapshots, at the end", fontsize=8)
     try:
-        figure.savefig(path, dpi=120)
+        write_picture(path, figure, dpi=120)
     except (OSError, ValueError) as error:
         raise UserError(f"curves cannot be drawn into {path}: {error}") from None
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lookaround_ddp.config import Config
 from lookaround_ddp.errors import Preempted
 from lookaround_ddp.evaluation import score_text
-from lookaround_ddp.files import with_filename, write_atomically
+from lookaround_ddp.files import open_in_place, with_filename, write_atomically
 
 FINISH_SECONDS = 60  # that Weights & Biases may take in the end to send what is left, and would take for ever otherwise
 
@@ -50,7 +50,7 @@ class Record:
             self.say(f"{path}: {damaged} of its lines are damaged, and left out from now on")
         kept = [line for line in lines if line["iteration"] <= iteration]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self.metrics = path.open("a")
+        self.metrics = open_in_place(path, "a")
         self.tracker = self._start_wandb(self.config.record.wandb)
         if self.console.is_terminal:
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

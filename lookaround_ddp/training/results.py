@@ -10,7 +10,7 @@ from torch import nn
 from lookaround_ddp.checkpoint import MODEL, RESULT, TRAJECTORY, State, save_model
 from lookaround_ddp.config import Config
 from lookaround_ddp.evaluation import score_run
-from lookaround_ddp.files import write_atomically
+from lookaround_ddp.files import make_folder, write_atomically
 from lookaround_ddp.optim import Swad
 from lookaround_ddp.training.rounds import share_single, update_weight_averages
 from lookaround_ddp.training.run import Run, evaluation_weights
@@ -76,7 +76,7 @@ def save_shared_model(run: Run, name: str, model: nn.Module) -> None:
 def _write_model(run: Run, name: str, model: nn.Module) -> None:
     """Writes a model into the run's folder, with what its readers need to build the network without the data."""
     path = Path(run.config.out) / name
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     metadata = {
         "classes": run.dataset.classes,
         "channels": run.dataset.channels,

@@ -51,7 +51,7 @@ def test_digests_are_of_the_files_as_they_were_written(tmp_path: Path, monkeypat
     saving = checkpoints(tmp_path)
     saving.begin(3, parts, {})
     saving.finish()
-    assert modes == ["wb"] * 4  # two parts, run.json, LATEST
+    assert modes == ["xb"] * 4  # two parts, run.json, LATEST
     monkeypatch.undo()
     folder = tmp_path / "checkpoints" / "3"
     digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in parts}

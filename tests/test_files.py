@@ -1,0 +1,66 @@
+"""Files that are written whole, and never through a link that somebody has put in their place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from lookaround_ddp.checkpoint import locked
+from lookaround_ddp.files import make_folder, open_in_place, remove, write_atomically, write_picture
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    path = tmp_path / "victim"
+    path.write_text("mine")
+    return path
+
+
+@pytest.mark.parametrize("name", ["config.yaml", ".writing-config.yaml"])
+def test_a_link_is_replaced_and_what_it_leads_to_stays(victim: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to(victim)
+    write_atomically(tmp_path / "config.yaml", b"seed: 1\n")
+    assert victim.read_text() == "mine"
+    assert (tmp_path / "config.yaml").read_text() == "seed: 1\n"
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.is_symlink()) == ["config.yaml", "victim"]
+
+
+def test_what_a_killed_process_left_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".writing-LATEST").write_text("half")
+    write_atomically(tmp_path / "LATEST", b"10\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["LATEST"]
+
+
+def test_a_picture_is_not_drawn_through_a_link(victim: Path, tmp_path: Path) -> None:
+    (tmp_path / "curves.png").symlink_to(victim)
+    write_picture(tmp_path / "curves.png", Figure(), dpi=20)
+    write_picture(tmp_path / "curves", Figure(), dpi=20)  # the same file: matplotlib adds the suffix
+    assert victim.read_text() == "mine"
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "curves").exists()
+
+
+def test_what_is_opened_in_place_is_no_link(victim: Path, tmp_path: Path) -> None:
+    message = "it is a symbolic link, and nothing is written through one: delete the link"
+    for name in (".lock", "metrics.jsonl"):
+        (tmp_path / name).symlink_to(victim)
+    with pytest.raises(OSError, match=message) as caught, locked(tmp_path):
+        pass
+    assert caught.value.filename == str(tmp_path / ".lock")
+    with pytest.raises(OSError, match=message):
+        open_in_place(tmp_path / "metrics.jsonl", "a")
+    assert victim.read_text() == "mine"
+
+
+def test_a_folder_that_is_a_link_is_neither_filled_nor_emptied(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "7").mkdir(parents=True)
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="nothing is written through one"):
+        make_folder(tmp_path / "checkpoints")
+    remove(tmp_path / "checkpoints")
+    assert not (tmp_path / "checkpoints").exists()
+    assert (tmp_path / "elsewhere" / "7").is_dir()
+    remove(tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere").exists()
