@@ -35,10 +35,17 @@ def _add(
             "--split", choices=("test", "train", "validation"), default=split, help="images to score on"
         )
         command.add_argument("--images", type=int, metavar="N", help="so many of them alone, always the same")
+        add_trust(command)
     message = f"PREFIX.png and PREFIX.json are written; by default {default}"
     command.add_argument("--out", type=Path, metavar="PREFIX", help=message)
     command.set_defaults(analysis=name)
     return command
+
+
+def add_trust(command: argparse.ArgumentParser) -> None:
+    """Adds the option that lets a command which only reads runs run their code, too."""
+    about = "run augmentations that are somebody's own code (by dotted path), as training the run does"
+    command.add_argument("--trust", action="store_true", help=about)
 
 
 def _add_quadratic(commands: Commands) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lookaround_ddp.checkpoint import Checkpoints
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import load, prepare
+from lookaround_ddp.data import Code, load, prepare
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
@@ -24,21 +24,24 @@ class Continuation:
     up to nothing, and their mean is the same without. They are plain, and over all replicas, also of one with
     `average.outer` or `average.nodes`. Collective, like all methods.
 
+    Args:
+        code: what becomes of an augmentation's dotted path.
+
     Raises:
         UserError: the run has no rounds, or one replica.
     """
 
-    def __init__(self, run: Path, config: Config, world: World) -> None:
+    def __init__(self, run: Path, config: Config, world: World, code: Code) -> None:
         if len(config.replicas) < 2 or config.average.k == "never":
             raise UserError(f"{run} has no replicas that are averaged: name a run of Lookaround")
         self.run, self.world = run, world
         self.dataset = prepare(config, world)
         with world.together():
-            self.original = resolved(config, self.dataset)
+            self.original = resolved(config, self.dataset, code)
             model = config.model.model_copy(update={"pretrained": False})  # its weights are those of a checkpoint
             average = config.average.model_copy(update={"delay": 0, "outer": None})
             self.config = self.original.model_copy(update={"model": model, "average": average})
-            self.batches, self.replicas = build(self.config, self.dataset, world)
+            self.batches, self.replicas = build(self.config, self.dataset, world, code)
         self.per_epoch = self.batches.plan.iterations
         self.around = make_lookaround(self.config, self.replicas, self.per_epoch, world)
         for replica in self.replicas:

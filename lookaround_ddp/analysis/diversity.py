@@ -16,7 +16,14 @@ import torch
 from lookaround_ddp.analysis.arguments import select_checkpoints
 from lookaround_ddp.analysis.continuation import Continuation
 from lookaround_ddp.analysis.output import Numbers, Output, empty_figure
-from lookaround_ddp.analysis.scoring import default_output, describe_images, lone_scorer, map_over_ranks, parameters_of
+from lookaround_ddp.analysis.scoring import (
+    code_of,
+    default_output,
+    describe_images,
+    lone_scorer,
+    map_over_ranks,
+    parameters_of,
+)
 from lookaround_ddp.config import Config, k_text
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
@@ -41,10 +48,12 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     run, config = runs[0], configs[0]
     with world.together():
         output = Output(default_output(options, run, "diversity"))
-    going = Continuation(run, config, world)
+    going = Continuation(run, config, world, code_of(options))
     with world.together():
         starts = select_checkpoints(options.at, going.checkpoints(), run)
-        scorer = lone_scorer(config, going.dataset, world, options.split, options.images, options.recalibrate)
+        scorer = lone_scorer(
+            config, going.dataset, world, options.split, options.images, options.recalibrate, code_of(options)
+        )
     rows: list[Numbers] = []
     diverged: list[str] = []
     for start in starts:

@@ -16,6 +16,7 @@ from lookaround_ddp.analysis.geometry import axis, plane_through
 from lookaround_ddp.analysis.output import Output
 from lookaround_ddp.analysis.plane_figure import draw_plane
 from lookaround_ddp.analysis.scoring import (
+    code_of,
     default_output,
     describe_images,
     lone_scorer,
@@ -43,7 +44,9 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     with world.together():
         output = Output(default_output(options, runs[0], "plane"))
         networks = _networks(options, runs, configs, dataset, world)
-        scorer = lone_scorer(config, dataset, world, options.split, options.images, options.recalibrate)
+        scorer = lone_scorer(
+            config, dataset, world, options.split, options.images, options.recalibrate, code_of(options)
+        )
         names, states = list(networks), list(networks.values())
         if shapes(states[0]) != shapes(scorer.model.state_dict()):  # the checkpoints were not asked yet
             raise UserError(

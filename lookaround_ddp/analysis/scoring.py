@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lookaround_ddp import seeds
 from lookaround_ddp.checkpoint import Checkpoints, run_of
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Dataset, Images, Subset
+from lookaround_ddp.data import Code, Dataset, Images, Subset, imported, refused
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import Scorer, State, check_classes, check_same_data, mean_state, shipped_model
@@ -32,6 +32,7 @@ def lone_scorer(
     split: str = "test",
     images: int | None = None,
     update_bn: bool = False,
+    code: Code = refused,
 ) -> Scorer:
     """Makes a scorer that a rank uses by itself, on a split or on so many of its images, always the same ones.
 
@@ -39,7 +40,7 @@ def lone_scorer(
     """
     alone = World(0, 1, world.replicas, world.device, "none")
     found = choose_images(dataset, split, images)
-    return Scorer(config, dataset, found, alone, update_bn=update_bn, keep=dataset.native is not None)
+    return Scorer(config, dataset, found, alone, update_bn=update_bn, code=code, keep=dataset.native is not None)
 
 
 def choose_images(dataset: Dataset, split: str, images: int | None) -> Images:
@@ -169,6 +170,11 @@ def describe_images(options: argparse.Namespace, scorer: Scorer) -> str:
     """Says which images a figure's losses are of."""
     kind = {"test": "test", "train": "training", "validation": "held-out"}[options.split]
     return f"{len(scorer.images):,} {kind} images"
+
+
+def code_of(options: argparse.Namespace) -> Code:
+    """Returns what becomes of an augmentation's dotted path: it is run where the user trusts its maker."""
+    return imported if options.trust else refused
 
 
 def default_output(options: argparse.Namespace, run: Path, name: str) -> Path:

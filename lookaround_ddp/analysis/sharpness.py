@@ -18,7 +18,14 @@ from torch.nn.functional import cross_entropy
 from lookaround_ddp import seeds
 from lookaround_ddp.analysis.hessian import hessian_vector_product, top_eigenvalue
 from lookaround_ddp.analysis.output import Numbers, Output, empty_figure, legend_below, short_names, without_formulas
-from lookaround_ddp.analysis.scoring import default_output, describe_images, lone_scorer, map_over_ranks, shipped_states
+from lookaround_ddp.analysis.scoring import (
+    code_of,
+    default_output,
+    describe_images,
+    lone_scorer,
+    map_over_ranks,
+    shipped_states,
+)
 from lookaround_ddp.config import Config
 from lookaround_ddp.data import Batch, load, prepare
 from lookaround_ddp.distributed import World
@@ -40,7 +47,9 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     with world.together():
         output = Output(default_output(options, runs[0], "sharpness"))
         states = shipped_states(runs, configs, dataset, world)
-        scorer = lone_scorer(config, dataset, world, options.split, options.images, options.recalibrate)
+        scorer = lone_scorer(
+            config, dataset, world, options.split, options.images, options.recalibrate, code_of(options)
+        )
     radii = [options.radius * (step + 1) / options.steps for step in range(options.steps)]
     places: list[Place] = [(run, None, 0.0) for run in range(len(runs))]
     places += [(run, way, radius) for radius in radii for way in range(options.directions) for run in range(len(runs))]
@@ -56,7 +65,9 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
     rows = {str(run): _row(number, places, scores) for number, run in enumerate(runs)}
     if options.hessian_images:
         with world.together():
-            hessian = lone_scorer(config, dataset, world, "train", options.hessian_images, options.recalibrate)
+            hessian = lone_scorer(
+                config, dataset, world, "train", options.hessian_images, options.recalibrate, code_of(options)
+            )
         found = map_over_ranks(len(runs), lambda run: eigenvalue(hessian, states[run], options), world, "eigenvalues")
         for row, each in zip(rows.values(), found, strict=True):
             row["hessian"] = each

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lookaround_ddp.analysis.arguments import select_checkpoints
 from lookaround_ddp.analysis.continuation import Continuation
 from lookaround_ddp.analysis.output import Numbers, Output, empty_figure, legend_below, without_formulas
-from lookaround_ddp.analysis.scoring import Pace, default_output, describe_images, lone_scorer, map_over_ranks
+from lookaround_ddp.analysis.scoring import Pace, code_of, default_output, describe_images, lone_scorer, map_over_ranks
 from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
@@ -37,10 +37,12 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         raise UserError(f"--lr has {min(rates):g}: give learning rates greater than 0")
     with world.together():
         output = Output(default_output(options, run, "trajectory"))
-    going = Continuation(run, config, world)
+    going = Continuation(run, config, world, code_of(options))
     with world.together():
         start = select_checkpoints(None if options.at is None else [options.at], going.checkpoints(), run)[-1]
-        scorer = lone_scorer(config, going.dataset, world, options.split, options.images, options.recalibrate)
+        scorer = lone_scorer(
+            config, going.dataset, world, options.split, options.images, options.recalibrate, code_of(options)
+        )
     pace = Pace(len(rates) * (options.iterations + 1), "iterations with their scores", world)
     curves: list[Numbers] = []
     for rate in rates:

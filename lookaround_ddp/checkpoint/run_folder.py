@@ -115,8 +115,8 @@ def run_folder(config: Config, world: World) -> Iterator[None]:
     """Makes the run folder, and locks it while the block runs. Collective.
 
     Raises:
-        UserError: it cannot be made, another training is in it, it has a config.yaml that no run wrote, or a folder in it
-            is a link to elsewhere.
+        UserError: it cannot be made, another training is in it, it has a config.yaml that no run wrote, or a folder in
+            it is a link to elsewhere.
     """
     with ExitStack() as held:
         with world.together():

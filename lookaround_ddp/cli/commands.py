@@ -178,10 +178,12 @@ def soup(options: argparse.Namespace) -> None:
     """Averages the weights of finished runs, prints what it is worth, and saves it if asked to."""
     runs, configs = runs_named(options.arguments)
 
+    from lookaround_ddp.data import imported, refused
     from lookaround_ddp.evaluation import cook, score_text
 
     with join(configs[0]) as world:
-        made = cook(runs, configs, options.recipe, world, update_bn=options.update_bn, out=options.out)
+        code = imported if options.trust else refused
+        made = cook(runs, configs, options.recipe, world, update_bn=options.update_bn, code=code, out=options.out)
         if world.main:
             for name, score in made.ingredients.items():
                 print(f"{name}: {score_text(score)} ({made.split}){'' if name in made.chosen else ', left out'}")

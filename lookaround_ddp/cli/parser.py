@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lookaround_ddp import __version__
-from lookaround_ddp.analysis.arguments import add_analyses
+from lookaround_ddp.analysis.arguments import add_analyses, add_trust
 from lookaround_ddp.config import keys_named
 from lookaround_ddp.errors import UserError
 
@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--recipe", default="greedy", metavar="uniform|top:N|greedy", help="by default greedy")
     command.add_argument("--update-bn", action="store_true", help="measure batch-norm's statistics of mixtures anew")
     command.add_argument("--out", type=Path, metavar="DIR", help="save the soup, as a run's folder")
+    add_trust(command)
 
     command = commands.add_parser("report", help="a table of runs' scores; runs that differ in seeds are one row")
     command.add_argument("runs", nargs="*", type=Path, metavar="RUN")

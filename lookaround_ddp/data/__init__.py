@@ -5,6 +5,7 @@ from lookaround_ddp.data.datasets import Dataset, open_dataset, split_seed
 from lookaround_ddp.data.images import Arrays, Files, Images, Subset, in_memory
 from lookaround_ddp.data.loader import load
 from lookaround_ddp.data.mixing import mixed
+from lookaround_ddp.data.own_code import Code, imported, left_out, refused
 from lookaround_ddp.data.pipeline import make_batches, prepare
 from lookaround_ddp.data.transforms import Pipeline, evaluation_transform, train_pipelines
 from lookaround_ddp.data.workers import get_ready
@@ -12,6 +13,7 @@ from lookaround_ddp.data.workers import get_ready
 __all__ = [
     "Arrays",
     "Batch",
+    "Code",
     "Dataset",
     "EvaluationBatches",
     "Files",
@@ -22,12 +24,15 @@ __all__ = [
     "Subset",
     "evaluation_transform",
     "get_ready",
+    "imported",
     "in_memory",
+    "left_out",
     "load",
     "make_batches",
     "mixed",
     "open_dataset",
     "prepare",
+    "refused",
     "split_seed",
     "train_pipelines",
 ]

@@ -8,6 +8,7 @@ from lookaround_ddp.config import Config
 from lookaround_ddp.data.batches import NO_SINGLE, Iterations, Plan, Single
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.device.batches import DeviceIterations, batched, pixels, resolved
+from lookaround_ddp.data.own_code import Code
 from lookaround_ddp.data.transforms import train_pipelines
 from lookaround_ddp.distributed import World
 
@@ -24,8 +25,11 @@ def prepare(config: Config, world: World) -> Dataset:
     return dataset
 
 
-def make_batches(config: Config, dataset: Dataset, world: World) -> Iterations:
+def make_batches(config: Config, dataset: Dataset, world: World, code: Code) -> Iterations:
     """Returns the batches of the hosted replicas, made by workers or on the device as the config says.
+
+    Args:
+        code: what becomes of an augmentation's dotted path.
 
     Raises:
         UserError: an augmentation that is unknown or does not fit, or too few images for each rank.
@@ -39,11 +43,11 @@ def make_batches(config: Config, dataset: Dataset, world: World) -> Iterations:
     )
     plan.check(world.shards)
     pipelines = {
-        number: train_pipelines(config.augment, config.replicas[number], dataset, config.label_smoothing)
+        number: train_pipelines(config.augment, config.replicas[number], dataset, config.label_smoothing, code)
         for number in world.hosted
     }
-    single = single_phase(config, dataset, plan.iterations)
-    if resolved(config, dataset).data.pipeline == "device":
+    single = single_phase(config, dataset, plan.iterations, code)
+    if resolved(config, dataset, code).data.pipeline == "device":
         own = {number: [batched(each) for each in pipelines[number]] for number in pipelines}
         single = replace(single, pipelines=[batched(each) for each in single.pipelines])
         stored = pixels(dataset.train, world.device)
@@ -52,12 +56,12 @@ def make_batches(config: Config, dataset: Dataset, world: World) -> Iterations:
     return Iterations(dataset.train, plan, pipelines, world.shard, world.shards, single, skip, config.data.workers)
 
 
-def single_phase(config: Config, dataset: Dataset, per_epoch: int) -> Single:
+def single_phase(config: Config, dataset: Dataset, per_epoch: int, code: Code) -> Single:
     """Returns the phase before the rounds in which one network trains for all replicas; NO_SINGLE if there is none."""
     if config.average.before_start == "replicas":
         return NO_SINGLE
     own = [each for entries in config.replicas for each in entries]
-    pipelines = train_pipelines(config.augment, own, dataset, config.label_smoothing)
+    pipelines = train_pipelines(config.augment, own, dataset, config.label_smoothing, code)
     return Single(
         until=max(1, round(config.average.start * per_epoch)),
         pipelines=pipelines,

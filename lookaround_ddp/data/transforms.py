@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from lookaround_ddp.config import Augmentation, AugmentConfig
 from lookaround_ddp.data.augmentations import MIXES, NAMES, checked
 from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.draws import Draws
+from lookaround_ddp.data.own_code import Code, imported
 from lookaround_ddp.errors import UserError, nearest
 
 
@@ -35,14 +35,21 @@ class Pipeline:
 
 
 def train_pipelines(
-    augment: AugmentConfig, own: Sequence[Augmentation], dataset: Dataset, smoothing: float
+    augment: AugmentConfig,
+    own: Sequence[Augmentation],
+    dataset: Dataset,
+    smoothing: float,
+    code: Code = imported,
 ) -> list[Pipeline]:
     """Makes a pipeline of each of a replica's own augmentations, with `before` and `after` around it.
+
+    Args:
+        code: what becomes of a dotted path.
 
     Raises:
         UserError: an unknown name (with the nearest known one), or arguments that do not fit.
     """
-    return [_pipeline([*augment.before, each, *augment.after], dataset, smoothing) for each in own]
+    return [_pipeline([*augment.before, each, *augment.after], dataset, smoothing, code) for each in own]
 
 
 def evaluation_transform(dataset: Dataset) -> Callable[[Any], Tensor]:
@@ -57,7 +64,7 @@ def evaluation_transform(dataset: Dataset) -> Callable[[Any], Tensor]:
     return T.Compose([*steps, _to_tensor(dataset)])
 
 
-def _pipeline(entries: Sequence[Augmentation], dataset: Dataset, smoothing: float) -> Pipeline:
+def _pipeline(entries: Sequence[Augmentation], dataset: Dataset, smoothing: float, code: Code) -> Pipeline:
     steps: list[tuple[str, Any]] = []
     mixes: dict[str, float] = {}
     custom = cropped = False
@@ -66,7 +73,7 @@ def _pipeline(entries: Sequence[Augmentation], dataset: Dataset, smoothing: floa
             if name in MIXES:
                 mixes[name] = checked(name, arguments, dataset.channels).get("alpha") or MIXES[name]
                 continue
-            steps.append((name, _transform(name, arguments, dataset)))
+            steps.append((name, _transform(name, arguments, dataset, code)))
             custom |= name not in NAMES
             cropped |= name == "random_resized_crop"
     if not cropped:
@@ -99,26 +106,16 @@ def _parts(entry: Augmentation) -> list[tuple[str, dict[str, Any]]]:
     return list(entry.items())
 
 
-def _transform(name: str, arguments: dict[str, Any], dataset: Dataset) -> Callable[[Any], Any]:
+def _transform(name: str, arguments: dict[str, Any], dataset: Dataset, code: Code) -> Callable[[Any], Any]:
     if name in NAMES:
         return NAMES[name](dataset, **checked(name, arguments, dataset.channels))
     try:
         if "." in name:
-            return _imported(name, arguments)
+            return code(name, arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"augmentation {name} with {arguments}: {error}") from None
     hint = nearest(name, [*NAMES, *MIXES])
     raise UserError(f"unknown augmentation {name!r}: {hint} (an own one is a dotted path, such as my.module.Class)")
-
-
-def _imported(path: str, arguments: dict[str, Any]) -> Callable[[Any], Any]:
-    """Imports the class of that dotted path and makes an instance, or imports a function and binds the arguments."""
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"augmentation {path}: {error}") from None
-    return found(**arguments) if isinstance(found, type) else partial(found, **arguments)
 
 
 def _to_tensor(dataset: Dataset) -> Callable[[Any], Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Batch, Dataset, EvaluationBatches, Images, load, make_batches
+from lookaround_ddp.data import Batch, Code, Dataset, EvaluationBatches, Images, load, make_batches, refused
 from lookaround_ddp.distributed import World
 from lookaround_ddp.evaluation.evaluator import Score, make_evaluator
 from lookaround_ddp.evaluation.recalibrate import recalibrate
@@ -23,6 +23,7 @@ class Scorer:
     Args:
         images: the split to score on.
         update_bn: measure batch-norm's statistics of each state anew, over the first training batches of a round.
+        code: what becomes of an augmentation's dotted path, with `update_bn`.
         keep: make each batch once and keep it: for small images that are scored hundreds of times.
     """
 
@@ -34,6 +35,7 @@ class Scorer:
         world: World,
         *,
         update_bn: bool = False,
+        code: Code = refused,
         keep: bool = False,
     ) -> None:
         self.config, self.world, self.images = config, world, images
@@ -41,7 +43,9 @@ class Scorer:
         self.model = placed(network, config.channels_last, world.device)
         self.normalize = Normalize(dataset.mean, dataset.std, world.device, config.channels_last)
         self.evaluator = make_evaluator(config, dataset, images, world)
-        self.training, self.update_bn = make_batches(config, dataset, world), update_bn
+        self.update_bn = update_bn
+        if update_bn:  # nothing else needs the augmentations, which may be somebody's code
+            self.training = make_batches(config, dataset, world, code)
         self.keep, self.kept = keep, list[list[list[Batch]]]()
         if keep:
             old = self.evaluator.batches

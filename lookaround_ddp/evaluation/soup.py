@@ -13,7 +13,7 @@ from torch import nn
 
 from lookaround_ddp.checkpoint import MODEL, check_free, save_made, save_model
 from lookaround_ddp.config import Config, Recipe
-from lookaround_ddp.data import Dataset, open_dataset, split_seed
+from lookaround_ddp.data import Code, Dataset, open_dataset, refused, split_seed
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation.evaluator import Score, make_evaluator
@@ -44,6 +44,7 @@ def cook(
     world: World,
     *,
     update_bn: bool = False,
+    code: Code = refused,
     out: Path | None = None,
 ) -> Soup:
     """Averages the runs' models and scores the result. Collective.
@@ -53,6 +54,7 @@ def cook(
         recipe: uniform: all of them; top:N: the N best on held-out images; greedy: from the best on, each that
             makes the held-out accuracy strictly higher.
         update_bn: measure batch-norm's statistics of every mixture over the training data.
+        code: what becomes of an augmentation's dotted path, with `update_bn`.
         out: a folder to save the soup into, as a finished run.
 
     Raises:
@@ -66,7 +68,7 @@ def cook(
         check_recipe(recipe, runs, configs)
         states, start = read_ingredients(runs, configs, dataset)
     selection = dataset.test if dataset.validation is None else dataset.validation
-    scorer = Scorer(configs[0], dataset, selection, world, update_bn=update_bn)
+    scorer = Scorer(configs[0], dataset, selection, world, update_bn=update_bn, code=code)
     scores = {name: scorer.score(state) for name, state in states.items()}
     ranked = sorted(states, key=lambda name: scores[name]["top1"], reverse=True)
     barriers = {

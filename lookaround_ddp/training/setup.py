@@ -9,7 +9,7 @@ from pathlib import Path
 from lookaround_ddp.averaging import Lookaround, Nodes, Outer, content_digest
 from lookaround_ddp.checkpoint import Checkpoints
 from lookaround_ddp.config import Config, check_cycles, check_length, iterations_of, lengths
-from lookaround_ddp.data import Dataset, Iterations, make_batches, prepare
+from lookaround_ddp.data import Code, Dataset, Iterations, imported, make_batches, prepare
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
@@ -21,16 +21,19 @@ from lookaround_ddp.training.replica import Replica
 from lookaround_ddp.training.run import Run
 
 
-def set_up(config: Config, world: World) -> Run:
+def set_up(config: Config, world: World, code: Code = imported) -> Run:
     """Makes all parts of a run, at its start; writes nothing. Collective.
+
+    Args:
+        code: what becomes of an augmentation's dotted path.
 
     Raises:
         UserError: a mistake in the config, or in the data.
     """
     dataset = prepare(config, world)
     with world.together():
-        config = resolved(config, dataset)
-        batches, replicas = build(config, dataset, world)
+        config = resolved(config, dataset, code)
+        batches, replicas = build(config, dataset, world, code)
     per_epoch = batches.plan.iterations
     total = config.length(per_epoch)
     check_length(config, total / per_epoch)
@@ -56,9 +59,9 @@ def set_up(config: Config, world: World) -> Run:
     )
 
 
-def build(config: Config, dataset: Dataset, world: World) -> tuple[Iterations, list[Replica]]:
+def build(config: Config, dataset: Dataset, world: World, code: Code) -> tuple[Iterations, list[Replica]]:
     """Makes the batches of this rank, and the replicas that it trains on them."""
-    batches = make_batches(config, dataset, world)
+    batches = make_batches(config, dataset, world, code)
     return batches, [Replica(config, number, dataset, world) for number in world.hosted]
 
 

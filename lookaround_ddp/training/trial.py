@@ -10,7 +10,7 @@ import torch
 
 import lookaround_ddp
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Dataset, make_batches
+from lookaround_ddp.data import Dataset, left_out, make_batches
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError, shortened
 from lookaround_ddp.optim import learning_rate
@@ -50,7 +50,7 @@ MENDS = (  # what a message of PyTorch or timm speaks of, and what to do about i
 def try_out(config: Config, dataset: Dataset, shards: int) -> None:
     """Makes two images with each of the config's augmentations, and trains a network on the first two pairs.
 
-    On the CPU, in fp32 and without compiling, whatever the config says of these.
+    On the CPU, in fp32 and without compiling, whatever the config says of these, and without code that it names.
 
     Args:
         shards: processes that share a replica.
@@ -62,7 +62,7 @@ def try_out(config: Config, dataset: Dataset, shards: int) -> None:
     plain = config.model_copy(update={"data": small, "compile": False, "precision": "fp32", "channels_last": False})
     cpu = torch.device("cpu")
     try:
-        batches = make_batches(plain, dataset, World(0, 1, len(config.replicas), cpu, "none"))[0]
+        batches = make_batches(plain, dataset, World(0, 1, len(config.replicas), cpu, "none"), left_out)[0]
         replica = Replica(plain, 0, dataset, World(0, 1, 1, cpu, "none"))
         for iteration, batch in enumerate([batch for own in batches for batch in own][:2]):
             replica.step([batch], iteration, learning_rate(config, iteration, len(dataset.train)))

@@ -15,6 +15,7 @@ from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.device.batches import batched, pixels, resolved
 from lookaround_ddp.data.images import Files, Subset
 from lookaround_ddp.data.loader import load
+from lookaround_ddp.data.own_code import imported
 from lookaround_ddp.data.transforms import train_pipelines
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
@@ -71,7 +72,7 @@ def test_what_a_device_cannot_do_is_named(own: Augmentation, message: str) -> No
 
 def test_auto_is_the_device_where_it_can_do_all() -> None:
     def pipeline(data: Dataset, *values: str) -> str:
-        return resolved(load_config(None, values), data).data.pipeline
+        return resolved(load_config(None, values), data, imported).data.pipeline
 
     data = dataset()
     files = Files(["one.png"], [0])
@@ -120,7 +121,7 @@ def test_the_loader_makes_them_in_its_own_process_whatever_the_workers() -> None
     world = World(0, 1, 3, torch.device("cpu"), "none")
     asked = {name: config.data.model_copy(update={"pipeline": name}) for name in ("workers", "device")}
     made = {
-        name: make_batches(config.model_copy(update={"data": data}), open_dataset(data, 0), world)
+        name: make_batches(config.model_copy(update={"data": data}), open_dataset(data, 0), world, imported)
         for name, data in asked.items()
     }
     assert {name: batches.workers for name, batches in made.items()} == {"workers": 2, "device": 0}

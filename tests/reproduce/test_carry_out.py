@@ -64,7 +64,15 @@ def test_carrying_out_goes_on_after_failures(table: Path, capfd: pytest.CaptureF
     assert carry_out(plan, fakes.train, fakes.score) == ["runs/table/mixed-s0", "runs/table/soup-s0"]
     assert fakes.trained == ["../other/b-s0"]
     runs = [f"runs/table/{name}" for name in POINTS] + ["runs/other/b-s0"]
-    out = ["--out", "runs/table/soup-s0", "--recipe", "top:2", "--update-bn", "evaluate.recalibrate_iterations=null"]
+    out = [
+        "--out",
+        "runs/table/soup-s0",
+        "--recipe",
+        "top:2",
+        "--update-bn",
+        "--trust",
+        "evaluate.recalibrate_iterations=null",
+    ]
     assert fakes.scored == [
         ["ensemble", *runs, "--out", "runs/table/mixed-s0"],
         ["soup", "runs/other/b-s0", "runs/table/a-s0", *out],

@@ -21,11 +21,12 @@ from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.device.transforms import INSTEAD, make_steps
 from lookaround_ddp.data.draws import Draws
 from lookaround_ddp.data.images import Images, in_memory, stored_pixels
+from lookaround_ddp.data.own_code import Code
 from lookaround_ddp.data.transforms import Pipeline, train_pipelines
 from lookaround_ddp.errors import UserError
 
 
-def resolved(config: Config, dataset: Dataset) -> Config:
+def resolved(config: Config, dataset: Dataset, code: Code) -> Config:
     """Returns the config with data.pipeline "workers" or "device"; it replaces "auto".
 
     "auto" becomes "device" wherever that can do all that is asked, and "workers" elsewhere.
@@ -40,7 +41,7 @@ def resolved(config: Config, dataset: Dataset) -> Config:
     if config.data.pipeline == "workers":
         return config
     own = [each for entries in config.replicas for each in entries]
-    pipelines = train_pipelines(config.augment, own, dataset, config.label_smoothing)
+    pipelines = train_pipelines(config.augment, own, dataset, config.label_smoothing, code)
     try:
         _check_in_memory(dataset.train)
         for pipeline in pipelines:
