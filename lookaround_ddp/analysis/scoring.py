@@ -154,11 +154,11 @@ def shipped_states(runs: Sequence[Path], configs: Sequence[Config], dataset: Dat
 
 
 def replica_states(run: Path, config: Config, iteration: int, world: World) -> list[State]:
-    """Returns the weights of the replicas in a run's checkpoint, on the CPU; see `Checkpoints.newest_model`."""
+    """Returns the weights of the replicas in a run's checkpoint, on the CPU; see `Checkpoints.replica_state`."""
     checkpoints = Checkpoints(run, 1, world, print)
     if iteration not in (known := checkpoints.iterations()):
         raise UserError(f"{run} has no checkpoint {iteration}: it has {', '.join(map(str, sorted(known))) or 'none'}")
-    return [checkpoints.newest_model(number, iteration) for number in range(len(config.replicas))]
+    return [checkpoints.replica_state(number, iteration) for number in range(len(config.replicas))]
 
 
 def shapes(state: State) -> list[tuple[str, torch.Size]]:

@@ -2,9 +2,10 @@
 
 from lookaround_ddp.checkpoint.checkpoints import Checkpoints, State
 from lookaround_ddp.checkpoint.made import check_free, check_network, save_made
-from lookaround_ddp.checkpoint.model_file import read_network, save_model
+from lookaround_ddp.checkpoint.model_file import load_state, read_network, save_model
 from lookaround_ddp.checkpoint.part_file import Part
 from lookaround_ddp.checkpoint.run_folder import (
+    METRICS,
     MODEL,
     PREEMPTED,
     RESULT,
@@ -13,15 +14,16 @@ from lookaround_ddp.checkpoint.run_folder import (
     member_files,
     members,
     members_differ,
-    read_result,
     refuse_foreign_config,
     run_config,
     run_folder,
     run_of,
     write_config,
 )
+from lookaround_ddp.checkpoint.shipped import check_shipped, read_result, write_result
 
 __all__ = [
+    "METRICS",
     "MODEL",
     "PREEMPTED",
     "RESULT",
@@ -31,6 +33,8 @@ __all__ = [
     "State",
     "check_free",
     "check_network",
+    "check_shipped",
+    "load_state",
     "locked",
     "member_files",
     "members",
@@ -44,4 +48,5 @@ __all__ = [
     "save_made",
     "save_model",
     "write_config",
+    "write_result",
 ]

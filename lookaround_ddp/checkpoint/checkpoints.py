@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lookaround_ddp.checkpoint.part_file import Part, file_digest, load_part, restore_part
+from lookaround_ddp.checkpoint.digests import file_digest, json_digest
+from lookaround_ddp.checkpoint.part_file import Part, load_part, restore_part
 from lookaround_ddp.checkpoint.writer import Writer, snapshot
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
@@ -156,45 +156,47 @@ class Checkpoints:
 
     def iterations(self) -> list[int]:
         """Returns the iterations of the checkpoints, newest first."""
-        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
-        return sorted((int(name) for name in names if name.isascii() and name.isdigit()), reverse=True)
+        return checkpoints_in(self.folder)
 
     def inspect(self, iteration: int, names: Sequence[str] = ()) -> tuple[dict[str, Any], str | None]:
         """Returns a checkpoint's state, and what is wrong with it or its files of these names: None if nothing is."""
-        path = self.folder / str(iteration)
-        try:
-            state = json.loads((path / "run.json").read_text())
-            digest = state.pop("digest")
-            if digest != _json_digest(state):
-                return {}, "run.json: its checksum differs"
-            for name in names:
-                if file_digest(path / name) != state["files"].get(name):
-                    return {}, f"{name}: its checksum differs"
-        except FileNotFoundError as error:
-            return {}, f"{Path(error.filename).name} is missing"
-        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-            return {}, f"run.json: {error}"
-        return state, None
+        return inspect(self.folder / str(iteration), names)
 
-    def newest_model(self, replica: int, iteration: int | None = None) -> dict[str, Tensor]:
-        """Returns a replica's state dict from the newest checkpoint in which it is whole; not collective.
+    def newest_whole(self, names: Sequence[str]) -> int:
+        """Returns the iteration of the newest checkpoint in which all ranks find their files whole; collective.
 
         Args:
-            iteration: of the only checkpoint to consider; None considers all.
+            names: of the files that this rank needs.
 
         Raises:
             UserError: there is none.
         """
-        name = f"replica-{replica}.pt"
-        for each in self.iterations() if iteration is None else [iteration]:
-            problem = self.inspect(each, [name])[1]
-            if problem is None:
-                state = load_part(self.folder / str(each) / name)
-                return state.get("shown", state["model"])
-            self._pass_over(each, problem)
+        for each in self.world.share(self.iterations()):
+            problems = [text for text in self.world.gather(self.inspect(each, names)[1]) if text]
+            if not problems:
+                return each
+            self._pass_over(each, problems[0])
         raise UserError(
             f"no whole checkpoint in {self.folder}: only the mean model can be evaluated (evaluate.replicas=false)"
         )
+
+    def replica_state(self, replica: int, iteration: int) -> dict[str, Tensor]:
+        """Returns the state dict of a replica's network from a checkpoint; not collective.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        name = f"replica-{replica}.pt"
+        problem = self.inspect(iteration, [name])[1]
+        if problem is not None:
+            raise UserError(f"checkpoint {iteration} in {self.folder} is damaged ({problem}): choose another")
+        path = self.folder / str(iteration) / name
+        state = load_part(path)
+        try:
+            found: dict[str, Tensor] = state.get("shown", state["model"])
+        except (LookupError, AttributeError, TypeError):
+            raise UserError(f"{path} holds no replica of this package") from None
+        return found
 
     def _pass_over(self, iteration: int, problem: str) -> None:
         """Warns that a damaged checkpoint is not used."""
@@ -206,7 +208,7 @@ class Checkpoints:
         missing = [name for name in digests if not (temporary / name).is_file()]
         if missing:
             raise UserError(f"{temporary} has no {missing[0]}: `out` must be a folder that all nodes share")
-        text = json.dumps({**state, "digest": _json_digest(state)}, indent=1)
+        text = json.dumps({**state, "digest": json_digest(state)}, indent=1)
         write(temporary / "run.json", lambda file: file.write(text.encode()))
         sync(temporary)
         remove(final)  # if there is one, it is damaged, or the run would have resumed from it
@@ -219,6 +221,24 @@ class Checkpoints:
             remove(self.folder / str(old))
 
 
-def _json_digest(state: dict[str, Any]) -> str:
-    """Returns the SHA-256 of a state, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+def checkpoints_in(folder: Path) -> list[int]:
+    """Returns the iterations of the checkpoints in a folder, newest first."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted((int(name) for name in names if name.isascii() and name.isdigit()), reverse=True)
+
+
+def inspect(path: Path, names: Sequence[str] = ()) -> tuple[dict[str, Any], str | None]:
+    """Returns the state of a checkpoint, and what is wrong with it or its files of these names: None if nothing is."""
+    try:
+        state = json.loads((path / "run.json").read_text())
+        digest = state.pop("digest")
+        if digest != json_digest(state):
+            return {}, "run.json: its checksum differs"
+        for name in names:
+            if file_digest(path / name) != state["files"].get(name):
+                return {}, f"{name}: its checksum differs"
+    except FileNotFoundError as error:
+        return {}, f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        return {}, f"run.json: {error}"
+    return state, None

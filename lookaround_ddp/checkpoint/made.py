@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lookaround_ddp.checkpoint.run_folder import MODEL, RESULT
+from lookaround_ddp.checkpoint.run_folder import METRICS, MODEL, RESULT
+from lookaround_ddp.checkpoint.shipped import write_result
 from lookaround_ddp.config import Config, dump
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.files import write_atomically
@@ -19,7 +20,7 @@ from lookaround_ddp.files import write_atomically
 
 def check_free(out: Path) -> None:
     """Raises UserError if the folder holds a run, or something that was made whole."""
-    if out.is_file() or any((out / name).exists() for name in (RESULT, "metrics.jsonl")):
+    if out.is_file() or any((out / name).exists() for name in (RESULT, METRICS)):
         raise UserError(f"{out} is there already: give another --out")
 
 
@@ -41,7 +42,7 @@ def save_made(
     whole = [each.identity() | {"evaluate": each.evaluate.model_dump(mode="json")} for each in configs]
     of = [{"run": str(run), "config": each} for run, each in zip(runs, whole, strict=True)]
     left = {**result, "recipe": dict(how), "of": of, "iterations": 0, "epochs": 0, "seconds": 0.0, "best": None}
-    write_atomically(out / RESULT, json.dumps(left, indent=1).encode())
+    write_result(config.model_copy(update={"out": str(out)}), left)
 
 
 def check_network(run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,41 @@ def save_model(path: Path, state: dict[str, Tensor], metadata: dict[str, Any]) -
     write_atomically(path, save(tensors, metadata={METADATA: json.dumps(metadata, sort_keys=True)}))
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Returns the metadata of a file that `save_model` wrote.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    return _read(path, lambda file: {})[1]
+
+
 def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Returns the state dict and the metadata of a file that `save_model` wrote.
 
     Raises:
         UserError: there is no such file, or it is damaged.
     """
+    return _read(path, load_file)
+
+
+def _read(path: Path, read: Callable[[Path], dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             metadata = json.loads(file.metadata()[METADATA])
-        return load_file(path), metadata
+        if not (isinstance(metadata, dict) and all(_is_count(metadata[key]) for key in ("classes", "channels"))):
+            raise ValueError("its metadata are of something else")
+        return read(path), metadata
     except FileNotFoundError:
         raise UserError(
             f"there is no {path}: the run has not finished; the same train command goes on with it"
         ) from None
     except Exception as error:  # safetensors' own exception type, a missing key, bad JSON: all mean the same
         raise UserError(f"{path} is not a model of this package: {error}") from None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 < value < 10**7  # of classes: more would fill the memory, whatever the file is
 
 
 def read_network(path: Path, config: ModelConfig) -> tuple[nn.Module, dict[str, Any]]:
@@ -52,8 +72,13 @@ def read_network(path: Path, config: ModelConfig) -> tuple[nn.Module, dict[str, 
     """
     state, metadata = load_model(path)
     model = empty_model(config, metadata["classes"], metadata["channels"])
+    load_state(model, state, config, str(path))
+    return model, metadata
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], config: ModelConfig, name: str) -> None:
+    """Loads a state dict, which is that of `name`, into a network; raises UserError if it is of another network."""
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit {config.name}: {' '.join(str(error).split())[:200]}") from None
-    return model, metadata
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(f"{name} does not fit {config.name}: {' '.join(str(error).split())[:200]}") from None

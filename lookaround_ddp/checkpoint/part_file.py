@@ -86,15 +86,6 @@ def restore_part(path: Path, part: Part) -> None:
         ) from None
 
 
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _line(error: Exception) -> str:
     """Returns the error's message in one short line."""
     return shortened(" ".join(str(error).split()), 150)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lookaround_ddp.checkpoint.checkpoints import CHECKPOINTS, State
+from lookaround_ddp.checkpoint.checkpoints import CHECKPOINTS
 from lookaround_ddp.checkpoint.model_file import read_network
 from lookaround_ddp.config import Config, load_config
 from lookaround_ddp.distributed import World
@@ -60,14 +59,15 @@ def run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
 
 def run_of(path: Path) -> tuple[Path, int | None]:
     """Returns the run folder that a path names, and the iteration if it names one of its checkpoints."""
-    found = path.parent.name == CHECKPOINTS and path.name.isdigit() and not (path / "config.yaml").exists()
+    named = path.parent.name == CHECKPOINTS and path.name.isascii() and path.name.isdigit()
+    found = named and not (path / "config.yaml").exists()
     return (path.parent.parent, int(path.name)) if found else (path, None)
 
 
 FOLDERS = (CHECKPOINTS, "members", "snapshots")  # of a run, for files
 
 
-MODEL, TRAJECTORY, RESULT = "model.safetensors", "trajectory.safetensors", "result.json"
+MODEL, TRAJECTORY, RESULT, METRICS = "model.safetensors", "trajectory.safetensors", "result.json", "metrics.jsonl"
 
 
 def member_files(config: Config) -> list[Path]:
@@ -127,22 +127,6 @@ def run_folder(config: Config, world: World) -> Iterator[None]:
                     refuse_link(Path(config.out) / name)
                 held.enter_context(locked(Path(config.out)))
         yield
-
-
-def read_result(config: Config) -> State | None:
-    """Returns what result.json of the run folder holds; None if there is none.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    path = Path(config.out) / RESULT
-    try:
-        result = json.loads(path.read_text()) if path.is_file() else None
-        if result is not None and not isinstance(result, dict):
-            raise ValueError("it is no result")
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): delete it, and the same command writes it anew") from None
-    return result
 
 
 def write_config(config: Config, world: World) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lookaround_ddp.checkpoint import check_network, run_config, run_of
+from lookaround_ddp.checkpoint import check_network, check_shipped, run_config, run_of
 from lookaround_ddp.config import Config, changed_keys
 from lookaround_ddp.errors import UserError, is_main_rank
 
@@ -38,11 +38,13 @@ def named_config(run: Path, values: Sequence[str]) -> Config:
     """Returns a run's config with these values instead of its own; warns where it was trained with others.
 
     Raises:
-        UserError: it is no run's folder, or that of scores which other runs' models have.
+        UserError: it is no run's folder, or that of scores which other runs' models have; a file in it is not what the
+            run left.
     """
     check_network(run)
-    config = run_config(run, values)
-    changes = list(changed_keys(run_config(run).identity(), config.identity()))
+    config, own = run_config(run, values), run_config(run)
+    check_shipped(own)
+    changes = list(changed_keys(own.identity(), config.identity()))
     if changes and is_main_rank():
         print(f"warning: {run} was trained with other values: {'; '.join(changes)}", file=sys.stderr)
     return config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ from torch import nn
 
 from lookaround_ddp.checkpoint import (
     MODEL,
+    RESULT,
     TRAJECTORY,
     Checkpoints,
     check_free,
+    load_state,
     member_files,
     members,
     members_differ,
@@ -47,8 +49,8 @@ def evaluate_run(run: Path, config: Config, world: World) -> Scores:
     """Returns the run's scores on the data that the config names, of everything that it left. Collective.
 
     The mean model's; the average's along time; the replicas', if the config asks for them or they were never
-    averaged, from the newest checkpoint: as they were just before the last average step; the members' of an
-    ensemble, and that of their mean prediction.
+    averaged, from the newest checkpoint that is whole for all: as they were just before the last average step; the
+    members' of an ensemble, and that of their mean prediction.
 
     Raises:
         UserError: the run has not finished; its model and the data have different numbers of classes.
@@ -58,11 +60,7 @@ def evaluate_run(run: Path, config: Config, world: World) -> Scores:
     evaluators = make_evaluators(config, dataset, world)
     scores: Scores = {}
     if config.evaluate.replicas or config.average.k == "never":
-        with world.together():
-            models = [
-                placed(model, config.channels_last, world.device) for model in _replicas(run, config, dataset, world)
-            ]
-        scores["replicas"] = evaluators[0].replicas(models)
+        scores["replicas"] = evaluators[0].replicas(_replicas(run, config, dataset, world))
     return score_run(run, config, dataset, evaluators, world, scores)
 
 
@@ -163,15 +161,23 @@ def check_classes(run: Path, classes: int, dataset: Dataset) -> None:
         raise UserError(f"the model in {run} has {classes} classes, the data has {dataset.classes}")
 
 
-def _replicas(run: Path, config: Config, dataset: Dataset, world: World) -> Iterator[nn.Module]:
-    """Yields the replicas that this rank hosts, from the newest checkpoint."""
-    if not (run / "result.json").is_file():
-        raise UserError(f"the run in {run} has not finished; the same train command goes on with it")
-    checkpoints = Checkpoints(run, config.checkpoint.keep, world, print)
-    for iteration in checkpoints.iterations():
+def _replicas(run: Path, config: Config, dataset: Dataset, world: World) -> list[nn.Module]:
+    """Returns the replicas that this rank hosts, from the newest checkpoint in which all are whole. Collective.
+
+    Raises:
+        UserError: the run has not finished, has no such checkpoint, or that is of other data or another network.
+    """
+    with world.together():
+        if not (run / RESULT).is_file():
+            raise UserError(f"the run in {run} has not finished; the same train command goes on with it")
+    checkpoints = Checkpoints(run, config.checkpoint.keep, world, print if world.main else lambda line: None)
+    iteration = checkpoints.newest_whole([f"replica-{number}.pt" for number in world.hosted])
+    models = []
+    with world.together():
         state, _ = checkpoints.inspect(iteration)
         check_classes(run, state.get("classes", dataset.classes), dataset)
-    for number in world.hosted:
-        model = empty_model(config.model, dataset.classes, dataset.channels)
-        model.load_state_dict(checkpoints.newest_model(number))
-        yield model
+        for number in world.hosted:
+            model = empty_model(config.model, dataset.classes, dataset.channels)
+            load_state(model, checkpoints.replica_state(number, iteration), config.model, f"{run}: replica {number}")
+            models.append(placed(model, config.channels_last, world.device))
+    return models

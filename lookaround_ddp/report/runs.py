@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from lookaround_ddp.checkpoint import run_config
+from lookaround_ddp.checkpoint import METRICS, check_shipped, read_result, run_config
 from lookaround_ddp.config import Config, make_config
 from lookaround_ddp.errors import UserError
 
@@ -84,13 +84,14 @@ def read_runs(folders: Iterable[Path]) -> list[RunRecord]:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Reads a run's folder; raises UserError if it is not a run's, or its record is damaged."""
+    """Reads a run's folder; raises UserError if it is not a run's, or a file in it is damaged."""
     config = run_config(folder)
+    check_shipped(config)
+    result = read_result(folder)
     try:
-        whole, _, _ = _text(folder / "metrics.jsonl").rpartition("\n")  # the last line may still be written
+        whole, _, _ = _text(folder / METRICS).rpartition("\n")  # the last line may still be written
         lines = [json.loads(line) for line in whole.splitlines()]
-        result = json.loads(_text(folder / "result.json") or "null")
-        if result is not None and not (isinstance(result, dict) and "seconds" in result):
+        if result is not None and "seconds" not in result:
             raise ValueError("result.json is not a run's result")
         of = tuple(make_config(each["config"]) for each in (result or {}).get("of", ()))
     except (ValueError, LookupError, TypeError, UserError) as error:

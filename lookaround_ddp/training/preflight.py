@@ -39,5 +39,5 @@ def rehearse(config: Config, processes: int, alone: bool) -> None:
     state = next((state for state in found if state), None)
     if state is not None:
         check_resumable(run.config, run.dataset, state)
-    if read_result(config) is None:
+    if read_result(folder) is None:
         try_out(run.config, run.dataset, shards)

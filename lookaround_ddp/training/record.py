@@ -13,6 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lookaround_ddp.checkpoint import METRICS
 from lookaround_ddp.config import Config
 from lookaround_ddp.errors import Preempted
 from lookaround_ddp.evaluation import score_text
@@ -44,7 +45,7 @@ class Record:
         """Begins, or goes on after `iteration`: later lines of a run that was killed are dropped."""
         if not self.main:
             return
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / METRICS
         lines, damaged = _lines(path)
         if damaged:
             self.say(f"{path}: {damaged} of its lines are damaged, and left out from now on")
@@ -100,7 +101,7 @@ class Record:
             self.progress.stop()
             self.progress = None
         if self.main and hasattr(self, "metrics"):
-            path = self.folder / "metrics.jsonl"
+            path = self.folder / METRICS
             with with_filename(path) if error is None else suppress(OSError):  # a line that had no room still has none
                 self.metrics.close()
         if isinstance(error, Preempted):
@@ -108,7 +109,7 @@ class Record:
         self._wandb(lambda: self.tracker.finish(exit_code=0 if error is None else 1))
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        with with_filename(self.folder / "metrics.jsonl"):
+        with with_filename(self.folder / METRICS):
             self.metrics.write(json.dumps(line) + "\n")
             self.metrics.flush()
         self._wandb(lambda: self.tracker.log(_flat(line), step=line["iteration"]))

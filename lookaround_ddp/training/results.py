@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from torch import nn
 
-from lookaround_ddp.checkpoint import MODEL, RESULT, TRAJECTORY, State, save_model
+from lookaround_ddp.checkpoint import MODEL, TRAJECTORY, State, save_model, write_result
 from lookaround_ddp.config import Config
 from lookaround_ddp.evaluation import score_run
-from lookaround_ddp.files import make_folder, write_atomically
+from lookaround_ddp.files import make_folder
 from lookaround_ddp.optim import Swad
 from lookaround_ddp.training.rounds import share_single, update_weight_averages
 from lookaround_ddp.training.run import Run, evaluation_weights
@@ -51,8 +50,8 @@ def finish(run: Run) -> State:
     }
     with world.together():
         if world.main:
-            write_atomically(Path(config.out) / RESULT, json.dumps(result, indent=1).encode())
-    return result
+            result = write_result(config, result)
+    return world.share(result)
 
 
 def save_snapshot(run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from lookaround_ddp.averaging import Lookaround
 from lookaround_ddp.checkpoint import Part, State, read_result
@@ -30,7 +31,7 @@ def restore(run: Run) -> State | None:
     kept = parts(run.replicas, run.weight_averages, run.around)
     state = run.checkpoints.restore(kept, lambda found: check_resumable(config, run.dataset, found))
     with world.together():
-        finished = read_result(config) if world.main else None
+        finished = read_result(Path(config.out)) if world.main else None
     finished = world.share(finished)
     if finished is not None:
         return finished
