@@ -2,7 +2,7 @@
 
 from lookaround_ddp.checkpoint.checkpoints import Checkpoints, State
 from lookaround_ddp.checkpoint.made import check_free, check_network, save_made
-from lookaround_ddp.checkpoint.model_file import load_state, read_network, save_model
+from lookaround_ddp.checkpoint.model_file import load_model, load_state, read_network, save_model
 from lookaround_ddp.checkpoint.part_file import Part
 from lookaround_ddp.checkpoint.run_folder import (
     METRICS,
@@ -34,6 +34,7 @@ __all__ = [
     "check_free",
     "check_network",
     "check_shipped",
+    "load_model",
     "load_state",
     "locked",
     "member_files",

@@ -36,6 +36,7 @@ class Dataset:
     std: tuple[float, ...]
     policy: AutoAugmentPolicy
     validation: Images | None = None
+    class_names: tuple[str, ...] = ()  # empty: their numbers
 
     @cached_property
     def trained_on(self) -> str:
@@ -123,7 +124,8 @@ def _fashion_mnist(config: DataConfig) -> Dataset:
             Arrays(split.data.numpy(), split.targets.tolist())
             for split in _torchvision_splits(torchvision.datasets.FashionMNIST, config)
         )
-    return Dataset(train, test, 10, 1, 28, 28, (0.2860,), (0.3530,), AutoAugmentPolicy.CIFAR10)
+    names = tuple(torchvision.datasets.FashionMNIST.classes)
+    return Dataset(train, test, 10, 1, 28, 28, (0.2860,), (0.3530,), AutoAugmentPolicy.CIFAR10, class_names=names)
 
 
 def _cifar10(config: DataConfig) -> Dataset:
@@ -135,13 +137,16 @@ def _cifar100(config: DataConfig) -> Dataset:
 
 
 def _cifar(config: DataConfig, kind: type, classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Dataset:
-    train, test = (Arrays(split.data, split.targets) for split in _torchvision_splits(kind, config))
-    return Dataset(train, test, classes, 3, 32, 32, mean, std, AutoAugmentPolicy.CIFAR10)
+    splits = _torchvision_splits(kind, config)
+    train, test = (Arrays(split.data, split.targets) for split in splits)
+    names = tuple(splits[0].classes)
+    return Dataset(train, test, classes, 3, 32, 32, mean, std, AutoAugmentPolicy.CIFAR10, class_names=names)
 
 
 def _imagefolder(config: DataConfig) -> Dataset:
     """Opens `root`/train/CLASS/*.jpg to train and `root`/val/CLASS/*.jpg to test; ImageNet is such a folder."""
-    return _photographs(*class_folders(Path(config.root), config.missing_class == "allow"))
+    train, val, names = class_folders(Path(config.root), config.missing_class == "allow")
+    return _photographs(train, val, len(names), names)
 
 
 def _stanford_cars(config: DataConfig) -> Dataset:
@@ -161,14 +166,16 @@ def _stanford_cars(config: DataConfig) -> Dataset:
                 "cars_test/, cars_test_annos_withlabels.mat and devkit/"
             ) from None
         splits.append(Files(paths, labels))
+        names = tuple(split.classes)
     train, test = splits
-    return _photographs(train, test, 196)
+    return _photographs(train, test, 196, names)
 
 
-def _photographs(train: Files, test: Files, classes: int) -> Dataset:
+def _photographs(train: Files, test: Files, classes: int, names: tuple[str, ...]) -> Dataset:
     """Makes a dataset of photos, seen by the network at 224 px, normalized and augmented as ImageNet usually is."""
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return Dataset(train, test, classes, 3, 224, None, mean, std, AutoAugmentPolicy.IMAGENET)
+    policy = AutoAugmentPolicy.IMAGENET
+    return Dataset(train, test, classes, 3, 224, None, mean, std, policy, class_names=names)
 
 
 def _noise(config: DataConfig) -> Dataset:

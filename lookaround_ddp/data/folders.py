@@ -14,8 +14,8 @@ from lookaround_ddp.errors import UserError
 Samples = list[tuple[str, int]]  # files and their labels
 
 
-def class_folders(root: Path, allow_missing: bool) -> tuple[Files, Files, int]:
-    """Returns the images of `root`/train/CLASS/ and of `root`/val/CLASS/, and the number of classes.
+def class_folders(root: Path, allow_missing: bool) -> tuple[Files, Files, tuple[str, ...]]:
+    """Returns the images of `root`/train/CLASS/ and of `root`/val/CLASS/, and the names of the classes.
 
     The classes of both are numbered in the order of their names. What begins with a dot is neither a class nor an
     image.
@@ -38,7 +38,7 @@ def class_folders(root: Path, allow_missing: bool) -> tuple[Files, Files, int]:
                 f"{lacking[0]!r}: add some, or go on with data.missing_class=allow"
             )
     train, val = (Files([path for path, _ in found], [label for _, label in found]) for found in samples.values())
-    return train, val, len(names)
+    return train, val, tuple(names)
 
 
 def _classes(path: Path, root: Path) -> set[str]:

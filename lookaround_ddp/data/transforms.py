@@ -21,6 +21,8 @@ from lookaround_ddp.data.draws import Draws
 from lookaround_ddp.data.own_code import Code, imported
 from lookaround_ddp.errors import UserError, nearest
 
+INTERPOLATION = T.InterpolationMode.BILINEAR  # of images that are resized to be scored
+
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -53,15 +55,22 @@ def train_pipelines(
 
 
 def evaluation_transform(dataset: Dataset) -> Callable[[Any], Tensor]:
-    """Makes the transform for scoring: a PIL image -> uint8 (C, size, size), without randomness.
+    """Makes the transform for scoring: a PIL image -> uint8 (C, size, size), without randomness."""
+    return central_square(dataset.size, dataset.channels, crop_of(dataset), INTERPOLATION.value)
 
-    It shows the whole image or, of a photograph, a central square of 87.5 % of the shorter side (the usual 224 of 256).
+
+def crop_of(dataset: Dataset) -> float:
+    """Returns the share of an image's shorter side that is shown for scoring.
+
+    All of it or, of a photograph, 87.5 % (the usual 224 of 256).
     """
-    if dataset.native is None:
-        steps: list[Any] = [T.Resize(round(dataset.size / 0.875)), T.CenterCrop(dataset.size)]
-    else:
-        steps = _resize(dataset)
-    return T.Compose([*steps, _to_tensor(dataset)])
+    return 0.875 if dataset.native is None else 1.0
+
+
+def central_square(size: int, channels: int, crop: float, interpolation: str) -> Callable[[Any], Tensor]:
+    """Makes a transform that shows the central square of this share of the shorter side, in `size` pixels."""
+    resize = T.Resize(round(size / crop), T.InterpolationMode(interpolation))
+    return T.Compose([resize, T.CenterCrop(size), _to_tensor(size, channels)])
 
 
 def _pipeline(entries: Sequence[Augmentation], dataset: Dataset, smoothing: float, code: Code) -> Pipeline:
@@ -86,7 +95,7 @@ def _pipeline(entries: Sequence[Augmentation], dataset: Dataset, smoothing: floa
             label_smoothing=smoothing,
             num_classes=dataset.classes,
         )
-    composed = T.Compose([*(transform for _, transform in steps), _to_tensor(dataset)])
+    composed = T.Compose([*(transform for _, transform in steps), _to_tensor(dataset.size, dataset.channels)])
     return Pipeline(composed, mix, custom, tuple(steps))
 
 
@@ -118,8 +127,8 @@ def _transform(name: str, arguments: dict[str, Any], dataset: Dataset, code: Cod
     raise UserError(f"unknown augmentation {name!r}: {hint} (an own one is a dotted path, such as my.module.Class)")
 
 
-def _to_tensor(dataset: Dataset) -> Callable[[Any], Tensor]:
-    return partial(_tensor, expected=(dataset.channels, dataset.size, dataset.size))
+def _to_tensor(size: int, channels: int) -> Callable[[Any], Tensor]:
+    return partial(_tensor, expected=(channels, size, size))
 
 
 def _tensor(image: Any, expected: tuple[int, ...]) -> Tensor:

@@ -1,5 +1,6 @@
 """Exact scores on any number of ranks: of models, ensembles, soups."""
 
+from lookaround_ddp.evaluation.classifier import Classifier, read_classifier
 from lookaround_ddp.evaluation.evaluator import (
     Evaluator,
     Score,
@@ -21,6 +22,7 @@ from lookaround_ddp.evaluation.scorer import Scorer, State, loss_barrier
 from lookaround_ddp.evaluation.soup import check_recipe, cook, mean_state
 
 __all__ = [
+    "Classifier",
     "Evaluator",
     "Score",
     "Scorer",
@@ -36,6 +38,7 @@ __all__ = [
     "make_evaluator",
     "make_evaluators",
     "mean_state",
+    "read_classifier",
     "recalibrate",
     "score_run",
     "score_text",

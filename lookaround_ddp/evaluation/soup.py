@@ -13,7 +13,7 @@ from torch import nn
 
 from lookaround_ddp.checkpoint import MODEL, check_free, save_made, save_model
 from lookaround_ddp.config import Config, Recipe
-from lookaround_ddp.data import Code, Dataset, open_dataset, refused, split_seed
+from lookaround_ddp.data import Code, Dataset, described, open_dataset, refused, split_seed
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation.evaluator import Score, make_evaluator
@@ -184,5 +184,5 @@ def _save_model(
 ) -> None:
     """Saves the soup so that `evaluate`, `ensemble` and `soup` read it like a finished run's model."""
     out.mkdir(parents=True, exist_ok=True)
-    metadata = {"classes": dataset.classes, "channels": dataset.channels, "soup": list(chosen)}
-    save_model(out / MODEL, model.state_dict(), metadata | {"start": start, "config": _own(config).identity()})
+    metadata = {"soup": list(chosen), "start": start, "config": _own(config).identity()}
+    save_model(out / MODEL, model.state_dict(), described(dataset) | metadata)

@@ -8,6 +8,7 @@ from torch import nn
 
 from lookaround_ddp.checkpoint import MODEL, TRAJECTORY, State, save_model, write_result
 from lookaround_ddp.config import Config
+from lookaround_ddp.data import described
 from lookaround_ddp.evaluation import score_run
 from lookaround_ddp.files import make_folder
 from lookaround_ddp.optim import Swad
@@ -73,16 +74,11 @@ def save_shared_model(run: Run, name: str, model: nn.Module) -> None:
 
 
 def _write_model(run: Run, name: str, model: nn.Module) -> None:
-    """Writes a model into the run's folder, with what its readers need to build the network without the data."""
+    """Writes a model into the run's folder, with what it takes to build the network and to show it images."""
     path = Path(run.config.out) / name
     make_folder(path.parent)
-    metadata = {
-        "classes": run.dataset.classes,
-        "channels": run.dataset.channels,
-        "start": run.start,
-        "config": run.config.identity(),
-    }
-    save_model(path, model.state_dict(), metadata)
+    metadata = {"start": run.start, "config": run.config.identity()}
+    save_model(path, model.state_dict(), described(run.dataset) | metadata)
 
 
 def _save_members(run: Run) -> None:
