@@ -19,6 +19,7 @@ from lookaround_ddp.checkpoint import (
     members,
     members_differ,
     read_network,
+    read_result,
     save_made,
 )
 from lookaround_ddp.config import Config, Recipe
@@ -60,7 +61,10 @@ def evaluate_run(run: Path, config: Config, world: World) -> Scores:
     evaluators = make_evaluators(config, dataset, world)
     scores: Scores = {}
     if config.evaluate.replicas or config.average.k == "never":
-        scores["replicas"] = evaluators[0].replicas(_replicas(run, config, dataset, world))
+        iteration, models = _replicas(run, config, dataset, world)
+        last = (read_result(run) or {}).get("iterations", iteration)
+        name = "replicas" if iteration == last else f"iteration {iteration}'s replicas"  # the newest file was damaged
+        scores[name] = evaluators[0].replicas(models)
     return score_run(run, config, dataset, evaluators, world, scores)
 
 
@@ -161,8 +165,10 @@ def check_classes(run: Path, classes: int, dataset: Dataset) -> None:
         raise UserError(f"the model in {run} has {classes} classes, the data has {dataset.classes}")
 
 
-def _replicas(run: Path, config: Config, dataset: Dataset, world: World) -> list[nn.Module]:
-    """Returns the replicas that this rank hosts, from the newest checkpoint in which all are whole. Collective.
+def _replicas(run: Path, config: Config, dataset: Dataset, world: World) -> tuple[int, list[nn.Module]]:
+    """Returns the iteration of the newest checkpoint in which all replicas are whole, and those of this rank from it.
+
+    Collective.
 
     Raises:
         UserError: the run has not finished, has no such checkpoint, or that is of other data or another network.
@@ -180,4 +186,4 @@ def _replicas(run: Path, config: Config, dataset: Dataset, world: World) -> list
             model = empty_model(config.model, dataset.classes, dataset.channels)
             load_state(model, checkpoints.replica_state(number, iteration), config.model, f"{run}: replica {number}")
             models.append(placed(model, config.channels_last, world.device))
-    return models
+    return iteration, models

@@ -139,7 +139,10 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(runs: dict[str, tuple[Path, 
     assert said.count(warning) == 1
     first, _ = (line["replicas"] for line in lines(run, "replicas"))  # all of one checkpoint
     # the ensemble's members are files of their own
-    assert [line for line in said if line != warning] == independent(first, result(run)["ensemble"])
+    expected = independent(first, result(run)["ensemble"])
+    found = [line.removeprefix("iteration 5's ") for line in said if line != warning]
+    assert found == expected
+    assert sum(line.startswith("iteration 5's replica ") for line in said) == 3
 
 
 @pytest.mark.parametrize("average", ["average.k=3", "average.k=never"])

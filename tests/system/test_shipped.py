@@ -190,7 +190,10 @@ def test_scores_of_replicas_are_of_one_checkpoint(
     printed = said(capsys, "evaluate", run)
     assert "checkpoint 10 is damaged (replica-2.pt: its checksum differs): passed over for the one before" in printed
     for number, score in enumerate(five):
-        assert f"replica {number} top-1 {score['top1']:.2f} top-5 {score['top5']:.2f} NLL {score['nll']:.4f}" in printed
+        assert (
+            f"iteration 5's replica {number} top-1 {score['top1']:.2f} top-5 {score['top5']:.2f} NLL {score['nll']:.4f}"
+            in printed
+        )
 
 
 def test_a_shipped_file_classifies_alone(runs: Path) -> None:
