@@ -120,7 +120,7 @@ def validated(kind: type[Kind], values: Mapping[str, Any], where: str = "") -> K
 
 def _check(config: Config) -> None:
     """Checks what one field alone cannot tell."""
-    if not config.replicas or not all(config.replicas):
+    if not config.replicas or not all(own and all(own) for own in config.replicas):
         raise UserError(
             "replicas: give at least one replica, and each at least one augmentation ('none' for no change)"
         )
@@ -191,11 +191,11 @@ def _check_method(config: Config) -> None:
 
 def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     errors = error.errors(include_url=False)
-    location = _location(errors[0])
-    # of a union, the member whose type the value has
-    same = [each for each in errors if _location(each)[: len(location)] == location]
-    first = min(same, key=lambda each: each["type"].endswith("_type"))
-    location = _location(first)
+    first, location = errors[0], _location(errors[0])
+    if location[:2] != ["average", "k"]:  # which has a message of its own
+        same = [each for each in errors if _location(each)[: len(location)] == location]
+        first = min(same, key=lambda each: each["type"].endswith("_type"))  # of a union, the member that it is meant as
+        location = _location(first)
     if first["type"] == "extra_forbidden":
         *sections, name = map(str, location)
         section = kind

@@ -113,7 +113,7 @@ class ScheduleConfig(Section):
     """Linear, per iteration."""
     per: Literal["epoch", "iteration"] = "iteration"
     """How often the cosine moves."""
-    milestones: ListOf[float] = ()
+    milestones: ListOf[Epochs] = ()
     """Epochs at which the learning rate is multiplied by gamma."""
     gamma: float = Field(0.2, gt=0)
     min_lr: float = Field(0.0, ge=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lookaround_ddp.errors import UserError, nearest
@@ -23,11 +24,11 @@ def find_config(path: Path) -> Path:
     Raises:
         UserError: there is neither.
     """
-    if path.exists() or path.is_absolute():
+    if os.path.exists(path) or path.is_absolute():  # Path.exists raises where a value is too long for a file's name
         return path
     name = path.as_posix().removeprefix("configs/").removesuffix(".yaml")
     found = shipped() / f"{name}.yaml"
-    if ".." not in path.parts and found.is_file():
+    if ".." not in path.parts and os.path.isfile(found):
         return found
     if path.suffix in (".yaml", ".yml"):
         return path  # reading it says what is wrong

@@ -161,6 +161,8 @@ def test_averages_that_cannot_be(overrides: list[str], message: str) -> None:
         ("checkpoint.every=1e308", "checkpoint.every is 1e+308: should be less than"),
         ("timeout=1e308", "timeout is 1e+308: should be less than or equal to 10000000"),
         ("out=~nobody-of-that-name/x", "out is '~nobody-of-that-name/x': there is no such home; a folder of that name"),
+        ("schedule.milestones=[-5]", "schedule.milestones.0 is -5: should be greater than or equal to 0"),
+        ("replicas=[[hflip], [{}]]", "give at least one replica, and each at least one augmentation ('none' for no ch"),
         ("out=''", "out is '': String should have at least 1 character"),
     ],
 )

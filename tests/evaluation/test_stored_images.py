@@ -35,7 +35,8 @@ def test_images_in_memory_are_shown_as_they_are_stored(channels: int, monkeypatc
     whole = Arrays(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), [i % 10 for i in range(23)])
     whole.pixels.flags.writeable = False  # as those of idx files are
     part = Subset(whole, [20, 3, 3, 7, 0, 22, 11])
-    data = replace(open_dataset(DataConfig(), seed=0), size=5, native=5, mean=(0.5,) * channels, std=(0.3,) * channels)
+    data = replace(open_dataset(DataConfig(), seed=0), size=5, native=5, channels=channels)
+    data = replace(data, mean=(0.5,) * channels, std=(0.3,) * channels)
     config, opened, image = Config(evaluate=EvaluateConfig(batch_size=4)), [], Arrays.image
     monkeypatch.setattr(Arrays, "image", lambda split, index: opened.append(index) or image(split, index))
     for split in (whole, part, Subset(part, [6, 0, 2])):

@@ -139,6 +139,7 @@ def test_bases_that_cannot_be_read(tmp_path: Path, text: str, message: str) -> N
         ("trajectory.every=-3", "greater than or equal to 1"),
         ("trajectory.start=.inf", "finite number"),
         ("evaluate.every=.nan", "finite number"),
+        ("out=!!timestamp 2024-13-45", "not YAML: month must be in 1..12"),
         ("optimizer.lookahead.alpha=2", "less than or equal to 1"),
         ("optimizer.lookahead.momentum=pull", "'keep', 'reset' or 'pullback'"),
     ],
