@@ -16,6 +16,7 @@ from lookaround_ddp.averaging import expect_lost_ranks, neighbours
 from lookaround_ddp.config import Config, NodesConfig, changed_keys
 from lookaround_ddp.distributed.environment import number_in, place_in_job
 from lookaround_ddp.distributed.heartbeat import Heartbeat, LostRanks, lost_connection, short
+from lookaround_ddp.distributed.listening import listen
 from lookaround_ddp.distributed.world import World
 from lookaround_ddp.errors import Preempted, UserError
 
@@ -81,7 +82,9 @@ def check_size(processes: int, replicas: int) -> None:
 def _meet(rank: int, size: int, backend: str, timeout: float) -> Heartbeat:
     """Waits until all ranks are there, and starts this one's heartbeat."""
     try:
+        opened = listen(rank)
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        del opened  # the process group has it now
         return Heartbeat(rank, size, timeout)
     except RuntimeError as error:
         if "EADDRINUSE" in str(error):

@@ -53,7 +53,7 @@ def read_classifier(path: Path, device: torch.device | None = None) -> Classifie
             f"{path} does not say how its network is shown images (it has no {error}): it was written by an older "
             "version of this package; `evaluate` can read it, with the run's data"
         ) from None
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except (UserError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{path} is not a model of this package: {error}") from None
     network = empty_model(config.model, metadata["classes"], metadata["channels"])
     load_state(network, state, config.model, str(path))
