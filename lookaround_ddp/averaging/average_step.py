@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lookaround_ddp.averaging import mean
-from lookaround_ddp.averaging.collectives import gather_segments_, mean_by_all_reduce_, mean_by_collectives_
-from lookaround_ddp.averaging.mean import Task, Write, mean_within_reach_
+from lookaround_ddp.averaging.exchange import Part, average_matrices_
+from lookaround_ddp.averaging.mean import Write
 from lookaround_ddp.averaging.nodes import matrix_near, shared_parts
 from lookaround_ddp.averaging.outer import OuterStep
-from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup, size_of, wire
-from lookaround_ddp.averaging.rows import Matrix, Rows
-from lookaround_ddp.averaging.tensors import averaged_tensors
-from lookaround_ddp.averaging.verdict import Verdict
-
-Part = Literal["all", "buffers"]
+from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup, size_of
+from lookaround_ddp.averaging.rows import Rows
+from lookaround_ddp.averaging.tensors import Shapes, averaged_tensors, change_of, shapes_of
+from lookaround_ddp.averaging.verdict import UnlikeReplicasError, Verdict
 
 
 class AverageStep:
@@ -56,11 +52,13 @@ class AverageStep:
         self.models, self.extra, self.exact = models, extra, exact
         self.verdict: Verdict | None = None
         self.members, self.near, self.shards = members, near, shards
-        self.were_finite: Tensor | None = None  # the hosted replicas, in nodes, since somebody looked at them all
+        self.began_from: float | None = None  # a sum of all replicas' parameters, until they are compared with it
+        self._compared = members.replicas == 1
+        self._before: Tensor | None = None  # sums of the hosted replicas, in nodes, since somebody looked at them all
         parts = members.ranks if near is None else shared_parts(members, len(near.teams[0]))
         self.rows = Rows(members, parts * size_of(shards))
-        self.rows.open(*averaged_tensors(models[0], extra))
-        self.rows.take(self.tensors())
+        self._shapes: Shapes = {}
+        self._open(self.tensors())
         self.device = self.rows.matrices[0].own.device if self.rows.matrices else torch.device("cpu")
         self.later = self.device.type == "cuda"
 
@@ -74,16 +72,21 @@ class AverageStep:
         return [averaged_tensors(model, self.extra)[0] for model in self.models]
 
     def restart(self, outer: OuterStep | None, begins: bool) -> None:
-        """Forgets what was bad before all replicas got the same weights, and lets an outer optimizer start anew.
+        """Forgets what was before all replicas got the same weights, and lets an outer optimizer start anew.
 
         Args:
             begins: from these weights, not from the next mean.
         """
-        self.were_finite = None
+        tensors, fits = self._taken()
+        if not fits:
+            self._open(tensors)
+        if not self._compared:
+            self.began_from = self.rows.sums(of_parameters=True)[0].item()
+        self._before = None
         if outer is not None:
             outer.begin(self.parameters()[0] if begins else None)
 
-    def check(self, step: int, later: bool = False) -> Verdict:
+    def check(self, step: int, later: bool = False, *, compare: bool = False, others: Sequence[Tensor] = ()) -> Verdict:
         """Puts the tensors into their rows, and asks all ranks whether the replicas can be averaged.
 
         On a GPU a rank whose tensors alone have changed takes part in this average with its old rows, so that the
@@ -92,20 +95,39 @@ class AverageStep:
         Args:
             step: the number of the replicas' last step.
             later: whether the host is not to wait for the answer.
+            compare: whether to warn of replicas that have trained and are all the same, if nobody has compared them.
+            others: further tensors that must be alike on all ranks.
 
         Raises:
             FloatingPointError, UnlikeReplicasError: see `Verdict.look`; also of the last average, if nobody has looked.
+            UnlikeReplicasError: on all ranks: their models have changed alike, and not in their dtypes alone.
         """
         self.look()
         tensors, fits = self._taken()
-        finite = self.rows.finite() if self.were_finite is None else self.rows.finite() * self.were_finite
-        self.were_finite = None
-        self.verdict = Verdict(finite, self.rows.digests(tensors), self.members, step, later)
+        began_from = self.began_from if compare else None
+        sums = self.rows.sums(of_parameters=began_from is not None)
+        if self._before is not None:
+            sums = sums + 0 * self._before  # not finite if they were not
+        self._before = None
+        self.verdict = Verdict(sums, self.rows.digests(tensors, others), self.members, step, later, began_from)
         if not fits and self.verdict.alike():  # the other ranks' do not fit either
-            self.rows.open(*averaged_tensors(self.models[0], self.extra))
-            self.rows.take(tensors)
-            self.verdict = Verdict(self.rows.finite(), self.rows.digests(tensors), self.members, step, later)
+            if change := change_of(self._shapes, shapes_of(self.models[0])):
+                self.verdict = None
+                raise UnlikeReplicasError(
+                    f"{change} since Lookaround was made: call restart(), which gives all replicas the first one's "
+                    "weights, or make a new one; on all ranks"
+                )
+            self._open(tensors)
+            self.verdict = Verdict(self.rows.sums(), self.rows.digests(tensors, others), self.members, step, later)
+        if compare:
+            self.began_from, self._compared = None, True
         return self.verdict
+
+    def _open(self, tensors: Sequence[Sequence[Tensor]]) -> None:
+        """Makes rows for the models as they are, and puts their tensors into them; collective."""
+        self.rows.open(*averaged_tensors(self.models[0], self.extra))
+        self.rows.take(tensors)
+        self._shapes = shapes_of(self.models[0])
 
     def _taken(self) -> tuple[list[list[Tensor]], bool]:
         """Puts the tensors into their rows if they fit, as `Rows.fit` says; returns them, and whether they do."""
@@ -124,7 +146,13 @@ class AverageStep:
             verdict.look()
 
     def average(
-        self, step: int, *, measure: bool, write: Write = "mean", outer: OuterStep | None = None
+        self,
+        step: int,
+        *,
+        measure: bool,
+        write: Write = "mean",
+        outer: OuterStep | None = None,
+        others: Sequence[Tensor] = (),
     ) -> Tensor | None:
         """Checks and averages the replicas, and returns when all have the mean.
 
@@ -133,11 +161,12 @@ class AverageStep:
             measure: whether to return distances, as `exchange` does.
             write: see `mean.Task`.
             outer: moves the mean on.
+            others: further tensors that must be alike on all ranks.
 
         Raises:
-            ValueError: see `OuterStep.lay_out`; before any weight is touched.
+            ValueError: see `check` and `OuterStep.lay_out`; before any weight is touched.
         """
-        verdict = self.check(step, self.later)
+        verdict = self.check(step, self.later, compare=write == "mean", others=others)
         if self.members.replicas == 1:
             return torch.zeros(1, dtype=torch.float64) if measure else None
         if outer is not None and outer.begun:
@@ -158,9 +187,10 @@ class AverageStep:
         """
         assert self.near is not None
         tensors, fits = self._taken()
-        finite = self.rows.finite()
-        self.were_finite = finite if self.were_finite is None else self.were_finite * finite
-        ok = Verdict(finite * int(fits), self.rows.digests(tensors), self.near, step, later=True).ok
+        sums = self.rows.sums()
+        self._before = sums if self._before is None else self._before + sums
+        sums = sums if fits else torch.full_like(sums, torch.nan)
+        ok = Verdict(sums, self.rows.digests(tensors), self.near, step, later=True).ok
         if self.later or ok:
             matrices = [matrix_near(matrix, self.members, self.near) for matrix in self.rows.matrices]
             average_matrices_(matrices, self.near, self.shards, ok=ok if self.later else None, exact=self.exact)
@@ -195,60 +225,3 @@ class AverageStep:
             write=write,
             part=part,
         )
-
-
-def average_matrices_(
-    matrices: Sequence[Matrix],
-    members: ReplicaGroup,
-    shards: dist.ProcessGroup | None,
-    *,
-    ok: Tensor | None = None,
-    exact: bool = True,
-    measure: bool = False,
-    write: Write = "mean",
-    part: Part = "all",
-) -> Tensor | None:
-    """Averages rows of one or more dtypes; see `AverageStep.exchange`. Collective."""
-    total: Tensor | None = None
-    for matrix in matrices:
-        own = matrix.own
-        start, stop = matrix.buffers if part == "buffers" else 0, matrix.columns
-        low, high = _segment(start, stop, shards)
-        blocks = -(-matrix.columns // mean.BLOCK_ELEMENTS)
-        squares = own.new_zeros(blocks, members.replicas, dtype=torch.float64) if measure else None
-        way = mean_within_reach_ if len(matrix.rows) == members.replicas else mean_by_collectives_
-        way = way if exact else mean_by_all_reduce_
-        way(matrix, members, Task(low, high, write, None if ok is None else ok.to(own.device), squares))
-        if shards is not None:
-            rows = own[:1] if write == "first" else own
-            gather_segments_(rows[:, start:stop], rows[:, low:high], shards, wire(shards, own.device))
-        if squares is not None:
-            measured = _summed(squares, members, shards)
-            total = measured if total is None else total + measured.to(total.device)
-    if measure and total is None:
-        return torch.zeros(members.replicas, dtype=torch.float64)
-    return total
-
-
-def _segment(start: int, stop: int, shards: dist.ProcessGroup | None) -> tuple[int, int]:
-    """Returns the columns that this rank of a replica averages, out of those from start to stop."""
-    if shards is None:
-        return start, stop
-    size = (stop - start) // size_of(shards)
-    return start + dist.get_rank(shards) * size, start + (dist.get_rank(shards) + 1) * size
-
-
-def _summed(squares: Tensor, members: ReplicaGroup, shards: dist.ProcessGroup | None) -> Tensor:
-    """Sums squared distances of shape (blocks, replicas), each of which some rank has measured; collective."""
-    device = squares.device
-    for group in (members.group, shards):
-        if size_of(group) > 1:
-            squares = squares.to(wire(group, device))
-            dist.all_reduce(squares, group=group)  # but for cut blocks each number is zero on all ranks but one
-    squares = squares.to(device)
-    if device.type != "cpu":
-        return squares.sum(0)
-    total = torch.zeros(members.replicas, dtype=torch.float64)
-    for row in squares:  # in their order, so the bits do not depend on which rank measured which
-        total += row
-    return total

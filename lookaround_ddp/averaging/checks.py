@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
-from lookaround_ddp.averaging.replica_group import ReplicaGroup
+from lookaround_ddp.averaging.nodes import Nodes
+from lookaround_ddp.averaging.outer import Outer
+from lookaround_ddp.averaging.replica_group import ReplicaGroup, require_member
 from lookaround_ddp.averaging.rounds import Rounds
-from lookaround_ddp.averaging.tensors import digest, mean_digest
+from lookaround_ddp.averaging.tensors import digest, mean_digest, trouble_with
 
 
 def check_agreement(
@@ -36,31 +39,74 @@ def check_agreement(
             )
 
 
-WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
+STRUCTURE = "structure of the model (digest)"
+
+SHARDED = (
+    "which spreads one replica's weights over its ranks: Lookaround cannot average these; let each rank hold a whole "
+    "replica, or train one replica on several ranks with DDP (see `shards`)"
+)
+WRAPPERS = {  # what is wrong with each, and the mend
+    "DistributedDataParallel": (
+        "which averages the gradients of its ranks and so keeps their replicas alike: pass the bare module "
+        "(model.module). Where each rank has a replica of its own, also train the bare module; where several ranks "
+        "train one replica, wrap it with them as DDP's process_group, give the same group as `shards`, and as `group` "
+        "the ranks that hold different replicas"
+    ),
+    "FullyShardedDataParallel": SHARDED,
+    "FSDPModule": SHARDED,
+}
 
 
-def check(models: Sequence[nn.Module], members: ReplicaGroup, optimizers: int, arguments: Mapping[str, Any]) -> None:
-    """Raises ValueError on all ranks if there is something wrong with one of them. Collective.
+def check(
+    models: Sequence[nn.Module],
+    members: ReplicaGroup,
+    optimizers: Sequence[torch.optim.Optimizer],
+    groups: Mapping[str, object],
+    arguments: Mapping[str, Any],
+) -> Rounds:
+    """Returns when rounds end, or raises ValueError on all ranks if there is something wrong with one. Collective.
 
     Args:
-        optimizers: how many were given.
+        groups: the process groups beside that of the replicas.
         arguments: the others of `Lookaround`, which all ranks must give alike.
+
+    Raises:
+        ValueError: also on a rank where all is well; or what else a rank met, on that rank.
     """
-    k: int | None = None
-    refusal: ValueError | None = None
+    rounds, found, refusal = Rounds(None, 0), {}, None
     try:
-        start, delay = arguments["start"], arguments["delay"]
-        k = Rounds(arguments["k"], start, delay).length(start)  # a function is compared by what it gives first
-        check_arguments(k, start, delay, arguments["optimizer_state"], len(models), optimizers)
+        rounds = Rounds(arguments["k"], arguments["start"], arguments["delay"])
+        k, delay = rounds.length(rounds.start), rounds.delay  # a function is compared by what it gives first
+        check_arguments(k, rounds.start, delay, arguments["optimizer_state"], len(models), len(optimizers))
+        for name, group in groups.items():
+            require_member(name, group)
+        for name, kind in (("outer", Outer), ("nodes", Nodes)):
+            if not isinstance(arguments[name], kind | None):
+                raise ValueError(f"{name} is {arguments[name]!r}: give {kind.__name__}(...), or None")
         if arguments["outer"] is not None:
             arguments["outer"].check(k, delay, members.replicas)
         if arguments["nodes"] is not None:
-            arguments["nodes"].check(arguments["k"], delay, members.replicas)
+            arguments["nodes"].check(rounds.k, delay, members.replicas)
         check_models(models, arguments["buffers"])
+        check_optimizers(models, optimizers)
+        whole_numbers = {"k": k, "start": rounds.start, "delay": delay}
+        buffers = sorted(set(arguments["buffers"]))
+        found = {**arguments, **whole_numbers, "buffers": buffers, STRUCTURE: digest(models[0])}
+    except Exception as error:  # of any kind: the other ranks must hear of it, not wait for this one
+        refusal = error
+    check_ranks(members, found, refusal)
+    return rounds
+
+
+def check_again(models: Sequence[nn.Module], members: ReplicaGroup, buffers: Collection[str]) -> None:
+    """Raises ValueError on all ranks if models that may have changed can no longer be replicas. Collective."""
+    found, refusal = {}, None
+    try:
+        check_models(models, buffers)
+        found = {STRUCTURE: digest(models[0])}
     except ValueError as error:
-        refusal = error  # the other ranks must hear of it, not wait for this one
-    structure = None if refusal else digest(models[0])
-    check_ranks(members, {**arguments, "k": k, "structure of the model (digest)": structure}, refusal)
+        refusal = error
+    check_ranks(members, found, refusal)
 
 
 def check_arguments(k: int | None, start: int, delay: int, optimizer_state: str, models: int, optimizers: int) -> None:
@@ -84,17 +130,21 @@ def check_models(models: Sequence[nn.Module], extra: Collection[str]) -> None:
     if not models:
         raise ValueError("no model: every rank hosts at least one replica")
     for model in models:
-        wrapped = {c.__name__ for m in model.modules() for c in type(m).__mro__}.intersection(WRAPPERS)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"no model, but of type {type(model).__name__}: give an nn.Module, or a list of several")
+        classes = [c.__name__ for m in model.modules() for c in type(m).__mro__]
+        wrapped = next((name for name in WRAPPERS if name in classes), None)
         if wrapped:
-            raise ValueError(
-                f"the model is wrapped in {wrapped.pop()}, whose ranks hold one replica together: pass the "
-                f"bare module (model.module), and the group of ranks that hold different replicas as `group`"
-            )
+            raise ValueError(f"the model is wrapped in {wrapped}, {WRAPPERS[wrapped]}")
         if any(nn.parameter.is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
             raise ValueError("the model has lazy parameters or buffers without a shape: run one forward pass first")
-        unknown = set(extra) - {name for name, _ in model.named_buffers()}
-        if unknown:
-            raise ValueError(f"no buffer named {sorted(unknown)[0]!r} in the model: see model.named_buffers()")
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if trouble := trouble_with(tensor):
+                raise ValueError(f"{name!r} of the model {trouble}")
+        names = {name for name, _ in model.named_buffers()}
+        for name in extra:
+            if name not in names:
+                raise ValueError(f"no buffer named {name!r} in the model: see model.named_buffers()")
     if len({digest(model) for model in models}) > 1:
         raise ValueError("the hosted models differ in structure: names, shapes and dtypes must be the same")
     owners: dict[int, int] = {}
@@ -107,9 +157,24 @@ def check_models(models: Sequence[nn.Module], extra: Collection[str]) -> None:
                 )
 
 
-def check_ranks(members: ReplicaGroup, settings: Mapping[str, object], refusal: ValueError | None) -> None:
-    """Raises ValueError on all ranks if one of them refuses its arguments, or was given others. Collective."""
-    everyone = members.gather_objects((None if refusal is None else str(refusal), settings))
+def check_optimizers(models: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Raises ValueError if an optimizer is that of another model."""
+    for number, (model, optimizer) in enumerate(zip(models, optimizers, strict=False)):
+        theirs = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if theirs.isdisjoint(map(id, model.parameters())):
+            raise ValueError(
+                f"optimizer {number} holds no parameter of model {number}: give the optimizers of these models, in "
+                "their order"
+            )
+
+
+def check_ranks(members: ReplicaGroup, settings: Mapping[str, object], refusal: Exception | None) -> None:
+    """Raises ValueError on all ranks if one of them refuses its arguments, or was given others. Collective.
+
+    The one that refuses raises its own error.
+    """
+    kind = "" if isinstance(refusal, ValueError) else f"{type(refusal).__name__}: "
+    everyone = members.gather_objects((None if refusal is None else f"{kind}{refusal}", settings))
     if refusal is not None:
         raise refusal
     for rank, (refused, theirs) in enumerate(everyone):

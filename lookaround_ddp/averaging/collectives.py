@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lookaround_ddp.averaging import mean as within
+from lookaround_ddp.averaging.matrix import UNIT, Matrix
 from lookaround_ddp.averaging.mean import Scratch, Task, blocks, measure, write
 from lookaround_ddp.averaging.replica_group import ReplicaGroup, all_gather_
-from lookaround_ddp.averaging.rows import UNIT, Matrix
 
 PIECE_BYTES = {
     "cpu": 2 * 2**20,

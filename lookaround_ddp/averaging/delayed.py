@@ -8,10 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lookaround_ddp.averaging.average_step import AverageStep, average_matrices_
+from lookaround_ddp.averaging.average_step import AverageStep
 from lookaround_ddp.averaging.background import UnderWay, begin
+from lookaround_ddp.averaging.exchange import average_matrices_
+from lookaround_ddp.averaging.matrix import Matrix
 from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup
-from lookaround_ddp.averaging.rows import Matrix
 
 
 class Corrections:
@@ -52,7 +53,7 @@ class Corrections:
         """
         self.drop()
         average, rows = self._average, self._average.rows
-        ok = average.check(step, average.later).ok
+        ok = average.check(step, average.later, compare=True).ok
         average.exchange(average.members, ok, measure=False, part="buffers")
         rows.give()
         if not rows.holds_parameters_as(self._matrices):
@@ -84,9 +85,18 @@ class Corrections:
         """Corrects the replicas' parameters; returns what the exchange returned, as `AverageStep.exchange` does.
 
         The corrections are zero if the replicas of step t could not be averaged, of which a GPU's host hears later.
+
+        Raises:
+            ValueError: the parameters have become others than those of step t.
         """
         try:
             distances = self._arrived()
+            for row, values in zip(parameters, self._values, strict=True):
+                if [parameter.shape for parameter in row] != [value.shape for value in values]:
+                    raise ValueError(
+                        "parameters have become others while their mean was on its way: change them right after "
+                        "average(), which leaves none on its way, and call restart(); on all ranks"
+                    )
             for row, values in zip(parameters, self._values, strict=True):
                 if row:  # PyTorch takes no empty list
                     torch._foreach_add_(list(row), [v.to(p.device) for p, v in zip(row, values, strict=True)])

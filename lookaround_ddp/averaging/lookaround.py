@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from lookaround_ddp.averaging.average_step import AverageStep
 from lookaround_ddp.averaging.background import background_members
-from lookaround_ddp.averaging.checks import check
+from lookaround_ddp.averaging.checks import check, check_again
 from lookaround_ddp.averaging.delayed import Corrections
 from lookaround_ddp.averaging.nodes import Nodes, nearby
 from lookaround_ddp.averaging.optimizer_state import average_states_, reset_state, same_states
 from lookaround_ddp.averaging.outer import Outer, OuterStep
 from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup, broadcast_, broadcast_to_all_
-from lookaround_ddp.averaging.rounds import K, Rounds
-from lookaround_ddp.averaging.tensors import as_list, local_tensors, preserved
+from lookaround_ddp.averaging.rounds import K
+from lookaround_ddp.averaging.tensors import as_list, as_models, local_tensors, preserved
 
 
 class Lookaround:
@@ -106,27 +106,26 @@ class Lookaround:
         outer: Outer | None = None,
         nodes: Nodes | None = None,
     ) -> None:
-        self.models = as_list(models)
-        self.delay, self.nodes = delay, nodes
-        self.k, self.start, self.exact, self.measure = k, start, exact, measure
-        self.rounds = Rounds(k, start, delay)
-        self.extra_buffers = frozenset(buffers)
-        self.optimizers, self.optimizer_state = list(optimizers), optimizer_state
-        self.shards, self.steps = shards, 0
+        self.models, self.optimizers = as_models(models), as_list(optimizers, torch.optim.Optimizer)
+        self.nodes, self.exact, self.measure, self.optimizer_state = nodes, exact, measure, optimizer_state
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
         self.members = ReplicaGroup.of(group, hosted=len(self.models))
+        named = as_list(buffers, str)
         settings: dict[str, Any] = {"k": k, "start": start, "delay": delay, "optimizer_state": optimizer_state}
-        settings |= {"buffers": sorted(self.extra_buffers), "exact": exact, "measure": measure, "outer": outer}
-        settings["nodes"] = nodes
-        check(self.models, self.members, len(self.optimizers), settings)
+        settings |= {"buffers": named, "exact": exact, "measure": measure, "outer": outer, "nodes": nodes}
+        groups = {"beside": beside, "inside": inside, "shards": shards}
+        self.rounds = check(self.models, self.members, self.optimizers, groups, settings)
+        self.k, self.start, self.delay = self.rounds.k, self.rounds.start, self.rounds.delay
+        self.extra_buffers, self.shards = frozenset(named), shards
+        self.steps, self._lent = 0, False
         neighbours = None if nodes is None else nearby(self.members, nodes.size, inside)
         self._average = AverageStep(self.models, self.members, neighbours, shards, self.extra_buffers, exact=exact)
-        background = background_members(self.members, beside) if delay else self.members
+        background = background_members(self.members, beside) if self.delay else self.members
         self.corrections = Corrections(self._average, background, shards)
         self.outer = OuterStep(outer) if outer is not None and outer.moves else None
         self.distances: Tensor | None = None
-        self.restart()
+        self._start_anew()
 
     @property
     def replicas(self) -> int:
@@ -150,7 +149,9 @@ class Lookaround:
             FloatingPointError, ValueError: see `average`; or k, if it is a function, gives no steps for the round that
                 is to begin, or no more than the delay. On a GPU, whose host does not wait for the answer, `average`'s
                 at the next average step or call of `look`: nothing has been written then.
+            ValueError: it is called while `averaged` lends the mean model; so are the methods below.
         """
+        self._refuse_while_lent("step")
         self.steps += 1
         due = self.rounds.reach(self.steps)
         if self.corrections.due == self.steps:
@@ -165,8 +166,10 @@ class Lookaround:
         Raises:
             FloatingPointError: on every rank, before any weight is touched, if a replica is not finite, or was not when
                 its node averaged (which leaves its ranks' replicas as they are).
-            ValueError: on every rank, before any weight is touched, if optimizer states to average differ.
+            ValueError: on every rank, before any weight is touched, if optimizer states to average differ; if the ranks
+                are at different steps; if parameters or buffers have become others, but for their dtype.
         """
+        self._refuse_while_lent("average")
         self.corrections.drop()  # they leave the mean as it is
         self._begin(now=True)
 
@@ -186,23 +189,42 @@ class Lookaround:
 
         It is the plain mean of the replicas as they are, also with `outer`. Collective; on leaving, the replica is
         restored bit for bit, integer and other buffers included. Buffers that are not averaged are replica 0's then.
+        Of a model that torch.compile made, the module that it compiles is lent; the compiled one has phi's weights too.
 
         Raises:
             FloatingPointError: on every rank, if a replica is not finite.
+            ValueError: on every rank: see `average`; another block lends the mean model already.
         """
+        self._refuse_while_lent("averaged")
         self.synchronize_shards()
         model = self.models[0]
         with preserved([*model.parameters(), *model.buffers()]):
             with torch.no_grad():
-                self._average.average(self.steps, measure=False, write="first")
+                others = local_tensors(model, self.extra_buffers)
+                self._average.average(self.steps, measure=False, write="first", others=others)
                 self._average.look()
-                broadcast_(local_tensors(model, self.extra_buffers), self.members.group)
-            yield model
+                broadcast_(others, self.members.group)
+            self._lent = True
+            try:
+                yield model
+            finally:
+                self._lent = False
+
+    def restart(self) -> None:
+        """Gives all replicas the parameters and buffers of the first one, a new start of `outer` too; collective.
+
+        The models may have become others in the meantime.
+
+        Raises:
+            ValueError: on all ranks, unless the models are alike.
+        """
+        self._refuse_while_lent("restart")
+        self.look()
+        check_again(self.models, self.members, self.extra_buffers)
+        self._start_anew()
 
     @torch.no_grad()
-    def restart(self) -> None:
-        """Gives all replicas the parameters and buffers of the first one, a new start of `outer` too; collective."""
-        self.look()
+    def _start_anew(self) -> None:
         self.corrections.drop()
         broadcast_to_all_([[*model.parameters(), *model.buffers()] for model in self.models], self.members.group)
         self._average.restart(self.outer, begins=self.steps >= self.start)
@@ -242,6 +264,7 @@ class Lookaround:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes what `state_dict` returned; without its own state, an outer optimizer begins with the next mean."""
         self.steps, distances = int(state["steps"]), state["distances"]
+        self._average.began_from = None  # the weights are loaded too, perhaps those of a mean
         self.distances = None if distances is None else torch.tensor(distances, dtype=torch.float64)
         self.rounds.reach(self.steps)
         self.corrections.due = state.get("correction_due")
@@ -267,6 +290,12 @@ class Lookaround:
             average_states_(states, members, exact=self.exact)
         for optimizer in self.optimizers if self.optimizer_state == "reset" else ():
             reset_state(optimizer)
+
+    def _refuse_while_lent(self, method: str) -> None:
+        if self._lent:
+            raise ValueError(
+                f"{method}() inside averaged(): a replica has the mean's weights there; leave the block first"
+            )
 
     def _measured(self, squares: Tensor | None) -> None:
         """Keeps distances, from their squares, if they were measured."""

@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lookaround_ddp.averaging.matrix import UNIT, Matrix
 from lookaround_ddp.averaging.replica_group import ReplicaGroup
-from lookaround_ddp.averaging.rows import UNIT, Matrix
 
 BLOCK_ELEMENTS = 2**15  # on a CPU the fp64 sums stay in the cache; half and twice as many take a fifth longer
 

@@ -9,8 +9,9 @@ from math import lcm
 import torch.distributed as dist
 
 from lookaround_ddp.averaging.background import new_group
+from lookaround_ddp.averaging.matrix import Matrix
 from lookaround_ddp.averaging.replica_group import ReplicaGroup, size_of
-from lookaround_ddp.averaging.rows import Matrix
+from lookaround_ddp.averaging.rounds import whole
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Nodes:
 
     def check(self, k: int | Callable[[int], int] | None, delay: int, replicas: int) -> None:
         """Raises ValueError, saying what to do, unless they go with the replicas, and with other settings."""
+        if whole(self.size) is None or whole(self.k) is None:
+            raise ValueError(f"nodes is {self}: size and k are whole numbers")
         if self.size < 2 or self.size >= replicas or replicas % self.size:
             raise ValueError(
                 f"nodes.size is {self.size}: give 2 or more, and such that it divides the {replicas} replicas into "

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from lookaround_ddp.averaging.average_step import average_matrices_
+from lookaround_ddp.averaging.exchange import average_matrices_
 from lookaround_ddp.averaging.replica_group import ReplicaGroup
 from lookaround_ddp.averaging.rows import Rows
 from lookaround_ddp.averaging.tensors import is_number

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lookaround_ddp.averaging.matrix import Matrix
 from lookaround_ddp.averaging.mean import BLOCK_ELEMENTS, Task, write
-from lookaround_ddp.averaging.rows import Matrix, Rows
+from lookaround_ddp.averaging.rows import Rows
 from lookaround_ddp.averaging.tensors import SUM_DTYPES
 
 GPU_BLOCK_ELEMENTS = 2**22  # moved at a time: the memory for it stays small, and so does the number of kernels
@@ -38,7 +41,8 @@ class Outer:
 
     def check(self, k: int | None, delay: int, replicas: int) -> None:
         """Raises ValueError, saying what to do, unless the settings are in order and go with the others."""
-        if self.lr <= 0 or not 0 <= self.momentum < 1:
+        numbers = all(isinstance(each, Real) for each in (self.lr, self.momentum))
+        if not numbers or not 0 < self.lr < inf or not 0 <= self.momentum < 1:
             raise ValueError(f"outer is {self}: lr is greater than 0, momentum at least 0 and less than 1")
         if k is None:
             raise ValueError("outer moves phi when a round ends, and k=None has none: give a k, or outer=None")

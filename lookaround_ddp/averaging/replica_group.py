@@ -57,7 +57,12 @@ class ReplicaGroup:
 
     @classmethod
     def of(cls, group: dist.ProcessGroup | None, hosted: int) -> ReplicaGroup:
-        """Makes it from what each rank says of itself; collective."""
+        """Makes it from what each rank says of itself; collective.
+
+        Raises:
+            ValueError: see `require_member`.
+        """
+        require_member("group", group)
         counts = [hosted] * size_of(group)
         if group is not None:
             dist.all_gather_object(counts, hosted, group=group)
@@ -127,6 +132,16 @@ class ReplicaGroup:
         """Waits until all ranks are here."""
         if self.ranks > 1:
             dist.all_reduce(torch.zeros(1), group=self.group)  # takes gloo two thirds of a barrier's time
+
+
+def require_member(name: str, group: object) -> None:
+    """Raises ValueError unless this rank is in a group, or the group is None."""
+    if group is None:
+        return
+    if not isinstance(group, dist.ProcessGroup | int):  # dist.new_group gives an int to the ranks that it leaves out
+        raise ValueError(f"{name} is {group!r}: give a process group, as dist.new_group makes it")
+    if isinstance(group, int) or dist.get_rank(group) < 0:
+        raise ValueError(f"this rank is not in `{name}`: only the ranks of a group create a Lookaround with it")
 
 
 def size_of(group: dist.ProcessGroup | None) -> int:

@@ -8,16 +8,29 @@ from collections.abc import Callable
 K = int | Callable[[int], int] | None
 
 
+def whole(value: object) -> int | None:
+    """Returns a whole number of any library as an int; None for anything else, such as 2.0 or True."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
 class Rounds:
     """Where the rounds of a training end, by the count of its steps alone.
 
     Args:
         k, start, delay: see `Lookaround`.
+
+    Raises:
+        ValueError: one of them is no whole number.
     """
 
     def __init__(self, k: K, start: int, delay: int = 0) -> None:
-        self.k, self.start, self.delay = k, start, delay
-        self._began = start  # steps before the round that is under way, or an earlier one
+        self.k = k if k is None or callable(k) else _whole("k", k, "in a round; None never averages")
+        self.start = _whole("start", start, "before the first round")
+        self.delay = _whole("delay", delay, "until a mean arrives")
+        self._began = self.start  # steps before the round that is under way, or an earlier one
 
     def length(self, begun: int) -> int | None:
         """Returns the steps in a round that begins after `begun` steps; None: it never ends.
@@ -29,11 +42,8 @@ class Rounds:
 
     def _asked(self, k: Callable[[int], int], begun: int) -> int:
         found = k(begun)
-        try:
-            steps = 0 if isinstance(found, bool) else operator.index(found)
-        except TypeError:
-            steps = 0
-        if steps < 1:
+        steps = whole(found)
+        if steps is None or steps < 1:
             raise ValueError(f"k({begun}) is {found!r}: a round has a whole number of steps, 1 or more")
         if steps <= self.delay:
             raise ValueError(f"k({begun}) is {steps} and delay {self.delay}: a mean arrives before the next round ends")
@@ -59,3 +69,10 @@ class Rounds:
             while (end := self._began + self._asked(self.k, self._began)) <= steps:
                 self._began = end
         return due
+
+
+def _whole(name: str, value: object, what: str) -> int:
+    number = whole(value)
+    if number is None:
+        raise ValueError(f"{name} is {value!r}: give a whole number of steps {what}")
+    return number

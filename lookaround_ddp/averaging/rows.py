@@ -4,62 +4,15 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
+from lookaround_ddp.averaging.matrix import UNIT, Matrix, Place, Size, allocated, laid_out
 from lookaround_ddp.averaging.replica_group import ReplicaGroup
-from lookaround_ddp.averaging.shared_memory import shared_memory
 from lookaround_ddp.averaging.tensors import SUM_DTYPES, Kind, Layout, as_real, flat_of, kinds_of, layout_of, write_back
-
-ALIGNMENT = 64  # bytes: a cache line, and what vector units like
-UNIT = 16  # elements: a rank's share of a row is a multiple of it
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A row of elements for each replica within reach, all of one real dtype; complex elements are two.
-
-    Attributes:
-        rows: of all replicas where they are within reach, shape (replicas, columns): one rank hosts them, or the ranks
-            share memory. Elsewhere as `own`.
-        own: those of the hosted replicas, shape (hosted, columns).
-        parameters: the column before which the parameters end.
-        buffers: the column at which the running statistics begin; between the two is nothing but zeros.
-    """
-
-    rows: Tensor
-    own: Tensor
-    parameters: int
-    buffers: int
-
-    @property
-    def columns(self) -> int:
-        return self.own.shape[1]
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a tensor lies: in which matrix, and at which columns."""
-
-    matrix: int
-    start: int
-    stop: int
-    is_parameter: bool
-
-
-@dataclass(frozen=True)
-class _Size:
-    """Of a matrix: see `Matrix`."""
-
-    dtype: torch.dtype
-    device: torch.device
-    parameters: int
-    buffers: int
-    columns: int
 
 
 class Rows:
@@ -85,7 +38,7 @@ class Rows:
         self._kinds: list[Kind] = []
         self._digest = 0
         self._layouts: list[Layout] = []
-        self._where: list[_Place] = []
+        self._where: list[Place] = []
         self._places: list[list[Tensor]] = []  # of each hosted replica, its tensors' places
         self._tensors: Sequence[Sequence[Tensor]] = ()
         self._memory: mmap.mmap | None = None
@@ -94,10 +47,11 @@ class Rows:
         """Returns whether the hosted replicas' tensors are of the kinds that the rows were made for."""
         return all(kinds_of(row) == self._kinds for row in tensors)
 
-    def digests(self, tensors: Sequence[Sequence[Tensor]]) -> list[int]:
-        """Returns for each hosted replica a number that tells the kinds of its tensors."""
+    def digests(self, tensors: Sequence[Sequence[Tensor]], others: Sequence[Tensor] = ()) -> list[int]:
+        """Returns for each hosted replica 32 bits that tell the kinds of its tensors, and of others of this rank."""
         fit = self.fit(tensors)
-        return [self._digest if fit else _digest(kinds_of(row)) for row in tensors]
+        further = _digest(kinds_of(others)) if others else 0
+        return [(self._digest if fit else _digest(kinds_of(row))) ^ further for row in tensors]
 
     def open(self, parameters: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
         """Makes rows for replicas with such tensors; collective.
@@ -108,8 +62,8 @@ class Rows:
         self._kinds = kinds_of(row)
         self._digest = _digest(self._kinds)
         self._layouts = self.members.gather_objects([layout_of(tensor) for tensor in row])[0]
-        self._where, sizes = _laid_out(row, len(parameters), self._parts * UNIT)
-        self.matrices, self._memory = _allocated(sizes, self.members, shared=self._moves)
+        self._where, sizes = laid_out(row, len(parameters), self._parts * UNIT)
+        self.matrices, self._memory = allocated(sizes, self.members, shared=self._moves)
         self._places = [
             [
                 _view(self.matrices[place.matrix].own[hosted, place.start : place.stop], tensor)
@@ -122,8 +76,8 @@ class Rows:
         """Allocates matrices like these, without running statistics; collective."""
         own = [matrix.own for matrix in self.matrices]
         ends = [(matrix.parameters, matrix.buffers) for matrix in self.matrices]
-        sizes = [_Size(row.dtype, row.device, *end, end[1]) for row, end in zip(own, ends, strict=True)]
-        return _allocated(sizes, self.members, shared=self._memory is not None)[0]
+        sizes = [Size(row.dtype, row.device, *end, end[1]) for row, end in zip(own, ends, strict=True)]
+        return allocated(sizes, self.members, shared=self._memory is not None)[0]
 
     def holds_parameters_as(self, others: Sequence[Matrix]) -> bool:
         """Returns whether `parameters_alike` would return matrices like these others."""
@@ -161,19 +115,20 @@ class Rows:
                     write_back(tensor, layout, as_real(place))
             increment_version(row)  # it does not see what other ranks write; a stale graph must fail
 
-    def finite(self) -> Tensor:
-        """Returns for each hosted replica 1 if every element is finite, else 0; on its device, for which nobody waits.
+    def sums(self, *, of_parameters: bool = False) -> Tensor:
+        """Returns for each hosted replica a sum, fp64, that is finite if every element is; nobody waits for it.
 
         A sum is not finite if a term is not. (It can also overflow on its own, at weights of 1e38 and more.)
+
+        Args:
+            of_parameters: it is that of the parameters alone, summed in fp64 so that hardly any others have the same.
         """
         if not self.matrices:
-            return torch.ones(self.members.hosted, dtype=torch.int64)
-        first, *others = (
-            matrix.own.sum(1, dtype=SUM_DTYPES.get(matrix.own.dtype)).isfinite() for matrix in self.matrices
-        )
-        for flags in others:
-            first &= flags.to(first.device)
-        return first.to(torch.int64)
+            return torch.zeros(self.members.hosted, dtype=torch.float64)
+        first, *others = (_sums(matrix, of_parameters) for matrix in self.matrices)
+        for sums in others:
+            first = first + sums.to(first.device)
+        return first
 
     def _take(self, tensor: Tensor, place: Tensor, layout: Layout) -> None:
         """Copies a tensor into its place, and moves it there if nothing else refers to its memory."""
@@ -185,62 +140,17 @@ class Rows:
             tensor.data = place.as_strided(tensor.shape, tensor.stride())
 
 
-def _allocated(sizes: Sequence[_Size], members: ReplicaGroup, shared: bool) -> tuple[list[Matrix], mmap.mmap | None]:
-    """Allocates matrices, all zero, and returns the memory that ranks share, if they do; collective.
-
-    Args:
-        shared: put them into such memory, if all ranks can.
-    """
-    memory, matrices, offset = None, [], 0
-    total = sum(size.columns * size.dtype.itemsize for size in sizes) * members.replicas
-    if shared and members.ranks > 1 and total and all(size.device.type == "cpu" for size in sizes):
-        memory = shared_memory(total, members)
-    for size in sizes:
-        if memory is None or not size.columns:
-            rows = own = torch.zeros(members.hosted, size.columns, dtype=size.dtype, device=size.device)
-        else:
-            count = members.replicas * size.columns
-            rows = torch.frombuffer(memory, dtype=size.dtype, count=count, offset=offset)
-            rows = rows.view(members.replicas, size.columns)
-            own = rows[members.first : members.first + members.hosted]
-            own.zero_()
-            offset += rows.nbytes
-        matrices.append(Matrix(rows, own, size.parameters, size.buffers))
-    return matrices, memory
-
-
-def _laid_out(row: Sequence[Tensor], parameters: int, unit: int) -> tuple[list[_Place], list[_Size]]:
-    """Returns a place for each tensor, and the size of the matrix of each dtype and device.
-
-    Args:
-        parameters: how many of the tensors, the first ones; the others are running statistics.
-        unit: of columns: the statistics begin at a multiple of it, and so does what would come after them.
-    """
-    groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for number, tensor in enumerate(row):
-        groups.setdefault((tensor.dtype.to_real(), tensor.device), []).append(number)
-    places, sizes = {}, []
-    for matrix, ((dtype, device), numbers) in enumerate(groups.items()):
-        columns, ends = 0, []
-        for part in ([n for n in numbers if n < parameters], [n for n in numbers if n >= parameters]):
-            for number in part:
-                elements = row[number].nbytes // dtype.itemsize
-                places[number] = _Place(matrix, columns, columns + elements, number < parameters)
-                columns = _rounded_up(columns + elements, ALIGNMENT // dtype.itemsize)
-            ends.append(columns)
-            columns = _rounded_up(columns, unit)
-            ends.append(columns)
-        end, buffers, _, columns = ends
-        sizes.append(_Size(dtype, device, end, buffers, columns))
-    return [places[number] for number in range(len(row))], sizes
+def _sums(matrix: Matrix, of_parameters: bool) -> Tensor:
+    """Returns a matrix's part of `Rows.sums`."""
+    own, dtype = matrix.own, SUM_DTYPES.get(matrix.own.dtype)
+    if not of_parameters:
+        return own.sum(1, dtype=dtype).double()
+    rows = [row.sum(dtype=torch.float64) for row in own[:, : matrix.parameters]]  # one by one: the same on any rank
+    return torch.stack(rows) + 0 * own[:, matrix.buffers :].sum(1, dtype=dtype)
 
 
 def _digest(kinds: Sequence[Kind]) -> int:
     return crc32(repr(kinds).encode())
-
-
-def _rounded_up(number: int, unit: int) -> int:
-    return -(-number // unit) * unit
 
 
 def _view(columns: Tensor, tensor: Tensor) -> Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 RUNNING_STATISTICS = ("running_mean", "running_var")  # of every norm layer that keeps them
 
@@ -16,11 +18,18 @@ RUNNING_STATISTICS = ("running_mean", "running_var")  # of every norm layer that
 SUM_DTYPES = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
-def as_list(models: nn.Module | Iterable[nn.Module]) -> list[nn.Module]:
-    """Returns a list of one model or of several; an nn.ModuleList holds several."""
-    if isinstance(models, nn.ModuleList):
-        return list(models)
-    return [models] if isinstance(models, nn.Module) else list(models)
+def as_list(given: Any, kind: type) -> list[Any]:
+    """Returns a list of what was given, which is one of a kind or several; not yet that it is of the kind."""
+    return [given] if isinstance(given, kind) or not isinstance(given, Iterable) else list(given)
+
+
+def as_models(models: Any) -> list[nn.Module]:
+    """Returns a list of one model or of several; an nn.ModuleList holds several.
+
+    What torch.compile made is there as the module that it compiles, which has the same tensors, by their own names.
+    """
+    listed: list[Any] = list(models) if isinstance(models, nn.ModuleList) else as_list(models, nn.Module)
+    return [model._orig_mod if type(model).__name__ == "OptimizedModule" else model for model in listed]
 
 
 def averaged_tensors(model: nn.Module, extra: Collection[str]) -> tuple[list[Tensor], list[Tensor]]:
@@ -50,6 +59,23 @@ def _is_averaged(name: str, buffer: Tensor, extra: Collection[str]) -> bool:
 def is_number(tensor: Tensor) -> bool:
     """Returns whether a tensor can be averaged: floating-point or complex."""
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def trouble_with(tensor: Tensor) -> str | None:
+    """Returns why the values of a tensor cannot be averaged or given to all replicas, and the mend; None: they can."""
+    if is_traceable_wrapper_subclass(tensor):
+        return f"is a {type(tensor).__name__}: the weights must be plain tensors, whole on each rank"
+    if tensor.is_meta:
+        return "is on the device meta, without values: call model.to_empty(device=...) and initialize it first"
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        layout = "quantized" if tensor.is_quantized else tensor.layout
+        return f"is {layout}: convert it to a dense one first, as to_dense or dequantize does"
+    if is_number(tensor) and tensor.dtype.itemsize == 1:
+        return f"is of {tensor.dtype}, too coarse for a mean: train in bfloat16 or a wider dtype"
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    if reach + 1 < tensor.numel():
+        return "has several elements in one place, as expand makes them: give it memory of its own by contiguous()"
+    return None
 
 
 def digest(model: nn.Module) -> str:
@@ -119,6 +145,23 @@ def write_back(tensor: Tensor, layout: Layout, flat: Tensor) -> None:
 def kinds_of(row: Sequence[Tensor]) -> list[Kind]:
     """Returns dtype and shape of each tensor."""
     return [(tensor.dtype, tensor.shape) for tensor in row]
+
+
+Shapes = dict[str, torch.Size]  # by name
+
+
+def shapes_of(model: nn.Module) -> Shapes:
+    """Returns the shapes of the model's parameters and buffers."""
+    return {name: tensor.shape for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def change_of(before: Shapes, now: Shapes) -> str | None:
+    """Returns what has changed first; None: nothing."""
+    for name in [*before, *now]:
+        if before.get(name) != now.get(name):
+            was, is_now = (f"shape {tuple(shapes[name])}" if name in shapes else "none" for shapes in (before, now))
+            return f"{name!r} of the model has become another ({is_now}; it was {was})"
+    return None
 
 
 @contextmanager

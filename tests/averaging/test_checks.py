@@ -183,8 +183,10 @@ def ranks() -> list[dict[str, Any]]:
 def test_a_ddp_wrapped_model_is_refused(ranks: list[dict[str, Any]], name: str) -> None:
     for rank in ranks:
         assert rank[name] == (
-            "the model is wrapped in DistributedDataParallel, whose ranks hold one replica together: pass the "
-            "bare module (model.module), and the group of ranks that hold different replicas as `group`"
+            "the model is wrapped in DistributedDataParallel, which averages the gradients of its ranks and so keeps "
+            "their replicas alike: pass the bare module (model.module). Where each rank has a replica of its own, also "
+            "train the bare module; where several ranks train one replica, wrap it with them as DDP's process_group, "
+            "give the same group as `shards`, and as `group` the ranks that hold different replicas"
         )
 
 
@@ -222,7 +224,7 @@ def test_the_refusal_of_different_ranks_shows_the_values(ranks: list[dict[str, A
 
 
 def test_what_one_rank_refuses_all_refuse(ranks: list[dict[str, Any]]) -> None:
-    refusal = "the model is wrapped in DistributedDataParallel, whose ranks hold one replica together: pass the"
+    refusal = "the model is wrapped in DistributedDataParallel, which averages the gradients of its ranks"
     assert ranks[1]["one rank"].startswith(refusal)
     assert ranks[0]["one rank"].startswith(f"refused on rank 1: {refusal}")
     assert ranks[1]["a function on one rank"].startswith("k(0) is 0: a round has a whole number of steps")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lookaround_ddp import Lookaround
 from lookaround_ddp.averaging import delayed as late_module
-from lookaround_ddp.averaging.average_step import average_matrices_
+from lookaround_ddp.averaging.exchange import average_matrices_
 from tests.support.ranks import run, same_bits
 from tests.support.trainings import Conv, square_loss
 
@@ -157,7 +157,7 @@ def test_the_weights_are_those_of_a_plain_loop(on_ranks: list[dict[str, Any]], n
     ("how", "message"),
     [
         ("inf", "3: replica 1 not finite after iteration 3: "),
-        ("double", "3: replica 1 has weights of other dtypes or shapes than replica 0 has: convert all of them alike"),
+        ("double", "3: replica 1 has parameters or buffers of other dtypes or shapes, or others, than replica 0"),
     ],
 )
 def test_a_mean_of_bad_weights_is_refused_on_all_ranks_when_it_begins(

@@ -113,7 +113,7 @@ def test_the_mean_is_the_mean(placements: dict[str, list[dict[str, Any]]], place
     ("how", "message"),
     [
         ("inf", "replica 1 not finite after iteration 3: "),
-        ("double", "replica 1 has weights of other dtypes or shapes than replica 0 has"),
+        ("double", "replica 1 has parameters or buffers of other dtypes or shapes, "),
     ],
 )
 @pytest.mark.parametrize("place", PLACES)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lookaround_ddp.averaging.average_step import average_matrices_
+from lookaround_ddp.averaging.exchange import average_matrices_
 from lookaround_ddp.averaging.replica_group import ReplicaGroup
 from lookaround_ddp.averaging.rows import Rows
 from tests.support.exchanges import PLACEMENTS, SIZES, broadcast_all, mean_by_hand, on_six_ranks, reals_of, squares_of

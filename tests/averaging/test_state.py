@@ -258,9 +258,10 @@ def test_inexact_means_average_too() -> None:
 
 def test_what_begins_anew_takes_its_first_step_again() -> None:
     """Adan of timm, whose first step is lr and which counts its steps in the group, not in the state."""
-    weight = nn.Parameter(torch.zeros(1))
+    model = nn.PReLU(init=0.0)
+    weight = model.weight
     optimizer = create_optimizer_v2([weight], opt="adan", lr=0.125, weight_decay=0.0)
-    around = Lookaround(nn.Linear(1, 1), k=2, optimizers=[optimizer], optimizer_state="reset")
+    around = Lookaround(model, k=2, optimizers=[optimizer], optimizer_state="reset")
     steps = []
     for gradient in (1.0, 3.0, 5.0):  # the third is the first after an average step
         before, weight.grad = weight.item(), torch.tensor([gradient])

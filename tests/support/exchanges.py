@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lookaround_ddp.averaging import collectives, mean, shared_memory
-from lookaround_ddp.averaging.average_step import average_matrices_
+from lookaround_ddp.averaging.exchange import average_matrices_
 from lookaround_ddp.averaging.replica_group import ReplicaGroup, broadcast_
 from lookaround_ddp.averaging.rows import Rows
 from tests.support.ranks import run
