@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lookaround_ddp.averaging.forks import keep_in_children
 from lookaround_ddp.averaging.replica_group import ReplicaGroup
 from lookaround_ddp.averaging.shared_memory import shared_memory
 
@@ -80,6 +81,8 @@ def allocated(sizes: Sequence[Size], members: ReplicaGroup, shared: bool) -> tup
             own.zero_()
             offset += rows.nbytes
         matrices.append(Matrix(rows, own, size.parameters, size.buffers))
+    if memory is not None:
+        keep_in_children(memory, [matrix.own for matrix in matrices if matrix.columns])
     return matrices, memory
 
 
