@@ -79,10 +79,15 @@ class Lookaround:
         outer: what `outer` asks for and has come to; None if that is the mean itself.
 
     Raises:
-        ValueError: on all ranks, whichever of them it concerns: k < 1, start < 0, a model that is wrapped in
-            DDP or FSDP or has lazy parameters, hosted models that share tensors, models or ranks that differ
-            in structure or settings, an unknown name in `buffers`, a delay of k steps or more; what `Outer.check` or
-            `Nodes.check` says; no group `beside` or `inside` where one is needed.
+        ValueError: on all ranks, whichever of them it concerns: k < 1, start < 0, a number of steps that is not whole,
+            a model that is wrapped in DDP or FSDP or has lazy parameters, tensors without values, dense memory or a
+            mean (meta, sparse, expanded, float8), hosted models that share tensors, models or ranks that differ
+            in structure or settings, an unknown name in `buffers`, an optimizer of another model, a delay of k steps
+            or more; what `Outer.check` or `Nodes.check` says; no group `beside` or `inside` where one is needed.
+            On a rank that `group` leaves out, there alone.
+
+    Warns:
+        UserWarning: at the first average, on one rank, if all replicas have trained and are the same.
     """
 
     shards = WeakGroup()

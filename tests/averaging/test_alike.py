@@ -109,7 +109,5 @@ def test_where_the_host_does_not_wait_it_is_told_when_it_looks() -> None:
     for model in models:
         nn.init.constant_(model.weight, 3.0)
     around.step()
-    with pytest.warns(
-        UserWarning, match="^all 2 replicas have the same weights after step 1, "
-    ):
+    with pytest.warns(UserWarning, match="^all 2 replicas have the same weights after step 1, "):
         around.look()

@@ -107,6 +107,14 @@ def worker(rank: int, ranks: int) -> dict[str, Any]:
     results["views"] = [{float(view.flat[0])} if hasattr(view, "flat") else {view[0, 0].item()} for view in views]
     results["their tensors"] = [seen[2].weight[0, 0].item(), seen[0].weight[0, 0, 0, 0].item()]
 
+    late = network(rank)
+    around_late = Lookaround(late, k=2, delay=1)
+    for _ in range(2):
+        around_late.step()
+    torch.save(late, io.BytesIO())
+    results["copied while a mean is on its way"] = copy.deepcopy(late)[2].weight[0, 0].item()
+    around_late.step()
+
     if rank == 1:
         seen.double()
     try:
@@ -137,6 +145,7 @@ def test_what_is_saved_or_copied_drags_nothing_along(on_ranks: list[dict[str, An
     for results in on_ranks:
         assert results["saved"] < 4 * VALUES / 100
         assert results["after a deepcopy"] == 1.5
+        assert results["copied while a mean is on its way"] == 1.0  # where all begin: rank 0's weights
 
 
 def test_autograd_knows_that_weights_were_replaced(on_ranks: list[dict[str, Any]]) -> None:
