@@ -6,11 +6,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from lookaround_ddp.averaging.nodes import Nodes
 from lookaround_ddp.averaging.outer import Outer
-from lookaround_ddp.averaging.replica_group import ReplicaGroup, require_member
+from lookaround_ddp.averaging.replica_group import ReplicaGroup, require_member, size_of
 from lookaround_ddp.averaging.rounds import Rounds
 from lookaround_ddp.averaging.tensors import digest, mean_digest, trouble_with
 
@@ -61,7 +62,7 @@ def check(
     models: Sequence[nn.Module],
     members: ReplicaGroup,
     optimizers: Sequence[torch.optim.Optimizer],
-    groups: Mapping[str, object],
+    groups: Mapping[str, dist.ProcessGroup | None],
     arguments: Mapping[str, Any],
 ) -> Rounds:
     """Returns when rounds end, or raises ValueError on all ranks if there is something wrong with one. Collective.
@@ -92,6 +93,7 @@ def check(
         whole_numbers = {"k": k, "start": rounds.start, "delay": delay}
         buffers = sorted(set(arguments["buffers"]))
         found = {**arguments, **whole_numbers, "buffers": buffers, STRUCTURE: digest(models[0])}
+        found |= {"beside (is there one)": groups["beside"] is not None, "size of shards": size_of(groups["shards"])}
     except Exception as error:  # of any kind: the other ranks must hear of it, not wait for this one
         refusal = error
     check_ranks(members, found, refusal)

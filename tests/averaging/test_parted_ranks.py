@@ -128,10 +128,13 @@ def left_alone(rank: int) -> str:
 
 
 def worker(rank: int, ranks: int) -> dict[str, Any]:
+    both = dist.new_group()
     results: dict[str, Any] = {
         "k": message_of(lambda: Lookaround(network(), k=5 if rank == 0 else "5")),
         "a TypeError": message_of(lambda: Lookaround(network(), k=5 if rank == 0 else fails)),
         "a list of no models": message_of(lambda: Lookaround(network() if rank == 0 else 3)),
+        "beside": message_of(lambda: Lookaround(network(), delay=1, beside=both if rank == 0 else None)),
+        "shards": message_of(lambda: Lookaround(network(), shards=None if rank == 0 else both)),
         "anew": begun_anew(rank),
         "in flight": changed_in_flight(rank),
     }
@@ -156,6 +159,13 @@ def test_an_argument_that_one_rank_alone_has_wrong_is_refused_on_all(ranks: list
     assert [rank["a TypeError"] for rank in ranks] == [f"refused on rank 1: {refusal}", refusal]
     refusal = "no model, but of type int: give an nn.Module, or a list of several"
     assert [rank["a list of no models"] for rank in ranks] == [f"refused on rank 1: {refusal}", refusal]
+
+
+def test_groups_that_one_rank_alone_has_are_refused_on_all(ranks: list[dict[str, Any]]) -> None:
+    for (rank, other), (own, others) in {(0, 1): ("True", "False"), (1, 0): ("False", "True")}.items():
+        said = f"rank {other} has another beside (is there one) than rank {rank}: {others}, not {own}; all ranks must"
+        assert ranks[rank]["beside"].startswith(said)
+    assert ranks[0]["shards"].startswith("rank 1 has another size of shards than rank 0: 2, not 1; all ranks must")
 
 
 @pytest.mark.parametrize("change", [change.__name__ for change in CHANGES])
