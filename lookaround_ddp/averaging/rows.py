@@ -14,6 +14,8 @@ from lookaround_ddp.averaging.matrix import UNIT, Matrix, Place, Size, allocated
 from lookaround_ddp.averaging.replica_group import ReplicaGroup
 from lookaround_ddp.averaging.tensors import SUM_DTYPES, Kind, Layout, as_real, flat_of, kinds_of, layout_of, write_back
 
+FP64_ELEMENTS = 2**22  # summed at a time in fp64
+
 
 class Rows:
     """The rows of the hosted replicas, and of all where ranks share memory.
@@ -145,8 +147,10 @@ def _sums(matrix: Matrix, of_parameters: bool) -> Tensor:
     own, dtype = matrix.own, SUM_DTYPES.get(matrix.own.dtype)
     if not of_parameters:
         return own.sum(1, dtype=dtype).double()
-    rows = [row.sum(dtype=torch.float64) for row in own[:, : matrix.parameters]]  # one by one: the same on any rank
-    return torch.stack(rows) + 0 * own[:, matrix.buffers :].sum(1, dtype=dtype)
+    # One by one: the same on any rank. In parts, since a CPU copies to fp64 what it is to sum in it
+    rows = [row[: matrix.parameters].split(FP64_ELEMENTS) for row in own]
+    sums = [torch.stack([part.sum(dtype=torch.float64) for part in row]).sum() for row in rows]
+    return torch.stack(sums) + 0 * own[:, matrix.buffers :].sum(1, dtype=dtype)
 
 
 def _digest(kinds: Sequence[Kind]) -> int:
