@@ -20,7 +20,7 @@ from lookaround_ddp.checkpoint.run_folder import (
     run_of,
     write_config,
 )
-from lookaround_ddp.checkpoint.shipped import check_shipped, read_result, write_result
+from lookaround_ddp.checkpoint.shipped import check_shipped, missing_files, read_result, write_result
 
 __all__ = [
     "METRICS",
@@ -40,6 +40,7 @@ __all__ = [
     "member_files",
     "members",
     "members_differ",
+    "missing_files",
     "read_network",
     "read_result",
     "refuse_foreign_config",

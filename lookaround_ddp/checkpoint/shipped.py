@@ -58,6 +58,11 @@ def read_result(run: Path) -> State | None:
     return result
 
 
+def missing_files(run: Path, result: State) -> list[str]:
+    """Returns the names of the files that a finished run left, by its result, and that are no longer there."""
+    return [name for name in result.get(FILES, {}) if not (run / name).exists()]
+
+
 def check_shipped(config: Config) -> None:
     """Raises UserError if a file in the folder of a run is not the one that it left, or is of another config.
 

@@ -13,7 +13,7 @@ from lookaround_ddp.optim import ends_cycle, learning_rate
 from lookaround_ddp.training.results import finish, save_snapshot
 from lookaround_ddp.training.rounds import average, training_line, unreached
 from lookaround_ddp.training.run import Run, due, load_batches
-from lookaround_ddp.training.saving import finish_checkpoint, save_or_leave
+from lookaround_ddp.training.saving import finish_checkpoint, keep_folder, save_or_leave
 from lookaround_ddp.training.setup import set_up
 from lookaround_ddp.training.state import restore
 from lookaround_ddp.training.trial import TRIED, as_mistake
@@ -35,6 +35,7 @@ def fit(config: Config, world: World, preemption: PreemptionHandler) -> State:
         get_ready()
     run = set_up(config, world)
     if (finished := restore(run)) is not None:
+        write_config(config, world)
         run.record.say(f"{config.out} has finished: give another `out` to train anew")
         return finished
     begin(run)
@@ -59,6 +60,7 @@ def fit(config: Config, world: World, preemption: PreemptionHandler) -> State:
             save_or_leave(run, preemption)
             average(run)
         finish_checkpoint(run)
+        keep_folder(run)
         return finish(run)
     except FloatingPointError:
         finish_checkpoint(run)
@@ -70,6 +72,7 @@ def fit(config: Config, world: World, preemption: PreemptionHandler) -> State:
         raise as_mistake(error, config, run.dataset) from error
     finally:
         run.checkpoints.give_up()
+        run.locks.close()
         run.record.close(sys.exc_info()[1])
 
 

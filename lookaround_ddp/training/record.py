@@ -59,6 +59,11 @@ class Record:
             self.task = self.progress.add_task("", total=self.total, completed=iteration)
             self.progress.start()
 
+    def reopen(self) -> None:
+        """Goes on in a new file: the one before was removed."""
+        self.metrics.close()
+        self.metrics = open_in_place(self.folder / METRICS, "a")
+
     def say(self, text: str) -> None:
         if self.main:
             self.console.print(text, markup=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 
 from lookaround_ddp.averaging import Lookaround
@@ -42,6 +42,7 @@ class Run:
     last_logged: tuple[int, float] = (0, 0.0)  # iteration and seconds at the last line of the record
     last_checked_epoch: int = 0  # after which the ranks' means were compared
     warned_of_saving: bool = False
+    locks: ExitStack = field(default_factory=ExitStack)  # of a folder that was made again
 
     @property
     def per_epoch(self) -> int:

@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from lookaround_ddp.checkpoint import PREEMPTED
+from lookaround_ddp.checkpoint import METRICS, PREEMPTED, locked
 from lookaround_ddp.distributed import PreemptionHandler
 from lookaround_ddp.errors import Preempted
 from lookaround_ddp.files import write_atomically
@@ -32,6 +32,7 @@ def save_or_leave(run: Run, preemption: PreemptionHandler) -> None:
         if written:
             finish_checkpoint(run)
     if leaving or due(run, run.config.checkpoint.every):
+        keep_folder(run)
         begin_checkpoint(run)
     if leaving:
         finish_checkpoint(run)
@@ -81,6 +82,27 @@ def finish_checkpoint(run: Run) -> None:
     run.checkpoints.finish()
     run.watch.go()
     warn_of_slow_saving(run)
+
+
+def keep_folder(run: Run) -> None:
+    """Makes the run folder anew if it, or its config or record, was removed while the run trained. Collective.
+
+    Raises:
+        UserError: another training is in it by now.
+    """
+    folder = Path(run.config.out)
+    with run.world.together():
+        gone = [name for name in ("config.yaml", METRICS) if not (folder / name).exists()]
+        if run.world.main and gone:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / ".lock").exists():
+                run.locks.enter_context(locked(folder))
+            (folder / "config.yaml").write_text(run.config.text())
+            run.record.reopen()
+            run.record.say(
+                f"warning: {', '.join(gone)} of {folder} was removed while the run trained: made again, without the "
+                "lines so far"
+            )
 
 
 def warn_of_slow_saving(run: Run) -> None:

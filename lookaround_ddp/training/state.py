@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lookaround_ddp.averaging import Lookaround
-from lookaround_ddp.checkpoint import Part, State, read_result
+from lookaround_ddp.checkpoint import Part, State, missing_files, read_result
 from lookaround_ddp.config import Config, changed_keys
 from lookaround_ddp.data import Dataset
 from lookaround_ddp.errors import UserError
@@ -22,7 +22,7 @@ SHARED_TRAJECTORY, OUTER = "trajectory.pt", "outer.pt"  # the same on all ranks:
 def restore(run: Run) -> State | None:
     """Puts a run where its newest whole checkpoint left it; without one it stays at its start. Collective.
 
-    Returns what result.json holds if the run has finished, else None.
+    Returns what result.json holds if the run has finished and its files are there, else None.
 
     Raises:
         UserError: the checkpoint is of another config or other data, or all are damaged; result.json is.
@@ -32,6 +32,11 @@ def restore(run: Run) -> State | None:
     state = run.checkpoints.restore(kept, lambda found: check_resumable(config, run.dataset, found))
     with world.together():
         finished = read_result(Path(config.out)) if world.main else None
+        if finished is not None and (gone := missing_files(Path(config.out), finished)):
+            run.record.say(
+                f"{config.out} has finished, and lost {', '.join(gone)}: made again, and result.json with it"
+            )
+            finished = None
     finished = world.share(finished)
     if finished is not None:
         return finished
