@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import signal
+import traceback
 from collections.abc import Iterable
 
 FAILED, MISTAKE = 1, 2  # exit statuses; 0: done
@@ -17,6 +18,35 @@ class UserError(Exception):
 def status_of_signal(number: int) -> int:
     """Returns the exit status of what a signal ended, as a shell has it: 130 after Ctrl-C, 143 after SIGTERM."""
     return 128 + number
+
+
+class BatchError(Exception):
+    """A batch that could not be made: by an augmentation of the user's, or since a loader worker has ended.
+
+    An error of its own, whatever caused it: an augmentation may raise what means something else to the trainer.
+
+    Args:
+        trace: the cause's traceback, to be shown above the message; empty if it tells nothing more.
+    """
+
+    def __init__(self, message: str, trace: str = "") -> None:
+        super().__init__(message, trace)  # with which it is unpickled
+        self.message, self.trace = message, trace
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def told(error: BaseException) -> str:
+    """Says in a short line what an error is: its type, if that is none of ours, and its message."""
+    text = shortened(" ".join(str(error).split()), 400)
+    return text if isinstance(error, (UserError, BatchError)) else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def trace_below(error: BaseException) -> str:
+    """Returns an error's traceback without the frame that caught it; empty if that frame alone is in it."""
+    below = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    return "".join(traceback.format_exception(type(error), error, below)) if below is not None else ""
 
 
 def shortened(text: str, most: int = 200) -> str:

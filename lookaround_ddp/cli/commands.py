@@ -22,6 +22,7 @@ from lookaround_ddp.distributed import LostRanks, PreemptionHandler, adopt_step,
 from lookaround_ddp.errors import (
     FAILED,
     MISTAKE,
+    BatchError,
     Preempted,
     UserError,
     explained,
@@ -45,6 +46,9 @@ def run(options: argparse.Namespace) -> None:
         sys.exit(MISTAKE)
     except FloatingPointError as error:
         say_once(f"stopped: {error}")
+        sys.exit(FAILED)
+    except BatchError as error:
+        say_once(f"stopped: {error}", of_rank=True, above=error.trace)
         sys.exit(FAILED)
     except LostRanks as error:
         if os.environ.get("RANK", "0") == str(error.speaker):

@@ -9,14 +9,19 @@ import time
 from lookaround_ddp.errors import shortened
 
 
-def say_once(text: str) -> None:
+def say_once(text: str, of_rank: bool = False, above: str = "") -> None:
     """Prints a line on rank 0; on another rank only if that still lives when rank 0 should have ended the job.
 
     One line, whatever names and values are in it.
+
+    Args:
+        of_rank: name rank 0, too, if it is not alone.
+        above: is printed above it as it is, a traceback.
     """
     text = shortened(" ".join(text.splitlines()), 2000)
     rank = os.environ.get("RANK", "0")
     if rank != "0":
         time.sleep(3)
+    if rank != "0" or (of_rank and os.environ.get("WORLD_SIZE", "1") != "1"):
         text = f"rank {rank}: {text}"
-    print(text, file=sys.stderr, flush=True)
+    print(f"{above}{text}", file=sys.stderr, flush=True)

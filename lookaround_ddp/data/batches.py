@@ -14,8 +14,8 @@ from torch.utils import data
 
 from lookaround_ddp import seeds
 from lookaround_ddp.data.images import Images, next_readable, stored_pixels
-from lookaround_ddp.data.transforms import Pipeline
-from lookaround_ddp.errors import UserError
+from lookaround_ddp.data.transforms import Pipeline, StepFailed
+from lookaround_ddp.errors import BatchError, UserError
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,11 @@ class Iterations(data.Dataset[list[list[Batch]]]):
         return result
 
     def _batches(self, indices: Tensor, keyed: Sequence[tuple[Key, Pipeline]], share: float) -> list[Batch]:
-        """Makes a batch of the same images for each pipeline; an image is decoded once for all of them."""
+        """Makes a batch of the same images for each pipeline; an image is decoded once for all of them.
+
+        Raises:
+            BatchError: an augmentation failed; the message names it and the image.
+        """
         made: list[list[Tensor]] = [[] for _ in keyed]
         used = []
         for index in indices.tolist() if keyed else ():
@@ -169,7 +173,16 @@ class Iterations(data.Dataset[list[list[Batch]]]):
                 seeds.seed_cpu(self.plan.seed, seeds.AUGMENT, *key, index)
                 if pipeline.custom:
                     seeds.seed_python(self.plan.seed, seeds.AUGMENT, *key, index)
-                own.append(pipeline.transform(image.copy() if pipeline.custom else image))  # which may draw into it
+                try:
+                    own.append(pipeline.transform(image.copy() if pipeline.custom else image))  # which may draw into it
+                except StepFailed as error:
+                    message = f"{error.what} of {self.split.name(place)}: {error.cause}"
+                    raise BatchError(message, error.trace) from error
+                if own[-1].shape != own[0].shape:
+                    raise BatchError(
+                        f"augmentation {'+'.join(name for name, _ in pipeline.named)} of {self.split.name(place)}: "
+                        f"it made a shape of {(*own[-1].shape,)}, and {(*own[0].shape,)} of an image before"
+                    )
         return [
             Batch(torch.stack(own), self.labels[used], share, pipeline.mix)
             for (_, pipeline), own in zip(keyed, made, strict=True)

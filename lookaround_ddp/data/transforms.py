@@ -19,7 +19,7 @@ from lookaround_ddp.data.augmentations import MIXES, NAMES, checked
 from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.draws import Draws
 from lookaround_ddp.data.own_code import Code, imported
-from lookaround_ddp.errors import UserError, nearest
+from lookaround_ddp.errors import UserError, nearest, told, trace_below
 
 INTERPOLATION = T.InterpolationMode.BILINEAR  # of images that are resized to be scored
 
@@ -34,6 +34,37 @@ class Pipeline:
     named: tuple[tuple[str, Any], ...] = ()  # the transforms that it is composed of, by their names in a config
     # the same transforms for uint8 (n, C, H, W) on a device; None until `batched` makes them
     batched: Callable[[Tensor, Draws], Tensor] | None = None
+
+
+class StepFailed(Exception):
+    """A transform that raised an error, whatever it is, or returned no image; the message names both in a line."""
+
+    def __init__(self, name: str, cause: str, trace: str = "") -> None:
+        super().__init__(f"augmentation {name}: {cause}")
+        self.what, self.cause, self.trace = f"augmentation {name}", cause, trace
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Named transforms, one after the other, and the last image as a tensor.
+
+    Raises:
+        StepFailed: one of them raised an error, or left the program.
+        UserError: it is not uint8, or not of the size that the network takes.
+    """
+
+    steps: tuple[tuple[str, Any], ...]
+    last: Callable[[Any], Tensor]  # makes a tensor of what came of them
+
+    def __call__(self, image: Any) -> Tensor:
+        for name, step in self.steps:
+            try:
+                image = step(image)
+            except (Exception, SystemExit) as error:
+                raise StepFailed(name, told(error), trace_below(error)) from error
+            if not isinstance(image, (Image.Image, Tensor)):
+                raise StepFailed(name, f"it returned {type(image).__name__}, no image")
+        return self.last(image)
 
 
 def train_pipelines(
@@ -95,8 +126,8 @@ def _pipeline(entries: Sequence[Augmentation], dataset: Dataset, smoothing: floa
             label_smoothing=smoothing,
             num_classes=dataset.classes,
         )
-    composed = T.Compose([*(transform for _, transform in steps), _to_tensor(dataset.size, dataset.channels)])
-    return Pipeline(composed, mix, custom, tuple(steps))
+    chain = Chain(tuple(steps), _to_tensor(dataset.size, dataset.channels))
+    return Pipeline(chain, mix, custom, tuple(steps))
 
 
 def _resize(dataset: Dataset) -> list[Any]:
@@ -135,10 +166,8 @@ def _tensor(image: Any, expected: tuple[int, ...]) -> Tensor:
     """Turns a PIL image into a uint8 tensor, and passes on one that somebody's own transform returned.
 
     Raises:
-        UserError: it is neither, or of another shape than expected.
+        UserError: a tensor is not uint8, or of another shape than expected.
     """
-    if not isinstance(image, (Tensor, Image.Image)):
-        raise UserError(f"an augmentation returned a {type(image).__name__}: return a PIL image or a uint8 tensor")
     tensor = image if isinstance(image, Tensor) else pil_to_tensor(image)
     if tensor.dtype != torch.uint8:
         raise UserError(

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from lookaround_ddp.errors import shortened, told
+
 BEAT = 1.0  # seconds between two signs of life
 
 ANSWER_SECONDS = 3.5  # within which a living rank gives a sign of life, and the waiting ones say that they wait
@@ -70,7 +72,7 @@ class Heartbeat:
         """
         self.close()
         if not lost_connection(error):
-            self._try(lambda: self._leave(f"failed ({type(error).__name__}: {short(error)})"))
+            self._try(lambda: self._leave(f"failed ({told(error)})"))
             return None
         found: list[Mapping[str, Any]] = []
         waited = re.search("(?i)timed? ?out", str(error)) is not None
@@ -203,6 +205,5 @@ def _ranks(numbers: Sequence[int]) -> str:
 
 
 def short(error: Exception) -> str:
-    """Returns an error's message in one line, without what is beyond 200 characters."""
-    text = " ".join(str(error).split())
-    return f"{text[:200]} ..." if len(text) > 200 else text
+    """Returns an error's message in one line, without its middle if it is long."""
+    return shortened(" ".join(str(error).split()))

@@ -156,7 +156,7 @@ def test_every_name_makes_a_uint8_image_of_the_networks_size(name: str, channels
 def test_before_own_and_after_are_composed_in_this_order(digits: Dataset) -> None:
     config = AugmentConfig(before=({"rotation": {"degrees": 3}},), after=("vflip",))
     (pipeline,) = train_pipelines(config, ["hflip+crop"], digits, 0.0)
-    names = [type(step).__name__ for step in pipeline.transform.transforms[:4]]
+    names = [type(step).__name__ for _, step in pipeline.named]
     assert names == ["RandomRotation", "RandomHorizontalFlip", "RandomCrop", "RandomVerticalFlip"]
 
 
@@ -192,6 +192,6 @@ def test_autoaugment_with_another_policy() -> None:
     digits = open_dataset(DataConfig(), seed=0)
     for entry, policy in (("autoaugment", "svhn"), ({"autoaugment": {"policy": "imagenet"}}, "imagenet")):
         (pipeline,) = train_pipelines(PLAIN, [entry], digits, 0.0)
-        assert pipeline.transform.transforms[0].policy.value == policy
+        assert pipeline.named[0][1].policy.value == policy
     with pytest.raises(UserError, match="policy is 'cars': should be 'imagenet', 'cifar10' or 'svhn'"):
         train_pipelines(PLAIN, [{"autoaugment": {"policy": "cars"}}], digits, 0.0)
