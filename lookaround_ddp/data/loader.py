@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch.utils import data
 
-from lookaround_ddp.data.workers import context, prepare
-from lookaround_ddp.errors import UserError
+from lookaround_ddp.data.workers import context, ended, failure, prepare, started
+from lookaround_ddp.errors import BatchError, UserError, told, trace_below
 
 
 class Answers(data.Dataset[Any]):
-    """A dataset whose UserErrors are values: DataLoader would put a worker's traceback around what it raises."""
+    """A dataset whose errors are values: DataLoader would put a worker's traceback around what it raises."""
 
     def __init__(self, dataset: data.Dataset[Any]) -> None:
         self.dataset = dataset
@@ -23,6 +23,10 @@ class Answers(data.Dataset[Any]):
             return self.dataset[key]
         except UserError as error:
             return UserError(str(error))  # a subclass with arguments of its own could not be unpickled by the rank
+        except BatchError as error:
+            return BatchError(error.message, error.trace)
+        except Exception as error:
+            return BatchError(told(error), trace_below(error))
 
 
 def load(dataset: data.Dataset[Any], keys: Sequence[int] | range, workers: int, device: torch.device) -> Iterator[Any]:
@@ -32,7 +36,8 @@ def load(dataset: data.Dataset[Any], keys: Sequence[int] | range, workers: int, 
         device: what is loaded goes there; for a GPU it is put into pinned memory.
 
     Raises:
-        UserError: the dataset raised it, in this process or in a worker.
+        UserError: the dataset raised it, in this process or in a worker; or /dev/shm is full.
+        BatchError: the dataset raised it, or any other error; or a worker has died.
     """
     loader = data.DataLoader(
         Answers(dataset),
@@ -44,10 +49,18 @@ def load(dataset: data.Dataset[Any], keys: Sequence[int] | range, workers: int, 
         worker_init_fn=prepare,
         collate_fn=_as_it_is,
     )
-    for answer in loader:
-        if isinstance(answer, UserError):
-            raise answer
-        yield answer
+    with ended() as processes:
+        try:
+            with started(processes):
+                answers = iter(loader)
+            for answer in answers:
+                if isinstance(answer, (UserError, BatchError)):
+                    raise answer
+                yield answer
+        except (UserError, BatchError):
+            raise
+        except Exception as error:
+            raise failure(error, processes) from error
 
 
 def _as_it_is(value: Any) -> Any:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from multiprocessing.util import Finalize
+from typing import Any
+
+from lookaround_ddp.errors import BatchError, UserError, explained, told
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+ROOM = "loader workers pass batches on in it: make it larger (docker run --shm-size=8g), or lower data.workers"
+DEATHS = {  # what has mostly happened if a worker was killed by this signal, and the mend
+    "SIGKILL": "most likely the machine ran out of memory: lower data.workers, or take more memory",
+    "SIGBUS": f"most likely /dev/shm is full: {ROOM}",
+}
 
 
 # In older versions of Python a child waits for ever in os.fork() if another thread holds the lock of Python's list of
@@ -45,6 +61,7 @@ def get_ready() -> None:
 def prepare(worker: int) -> None:
     """Prepares a worker, before it begins, to ignore signals and to end when its rank does."""
     ignore_signals()
+    Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]  # which exists to be replaced
     threading.Thread(target=_end_with_rank, daemon=True).start()
 
 
@@ -63,3 +80,66 @@ def _end_with_rank() -> None:
     assert rank is not None
     rank.join()
     os._exit(1)
+
+
+def _send_error(queue: Queue[Any], error: Exception, message: tuple[int, Any]) -> None:
+    """Sends an error instead of a batch that cannot be sent, which the rank would wait for in vain."""
+    number, _ = message
+    queue.put((number, explanation(error)))
+
+
+@contextmanager
+def ended() -> Iterator[list[BaseProcess]]:
+    """Ends the processes that are put into the list: when the block ends, or the interpreter does before.
+
+    Python would send them SIGTERM, which they ignore, and wait for them.
+    """
+    processes: list[BaseProcess] = []
+    end = Finalize(None, _kill, args=(processes,), exitpriority=10)  # before Python waits
+    try:
+        yield processes
+    finally:
+        end()
+
+
+def _kill(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+
+
+@contextmanager
+def started(processes: list[BaseProcess]) -> Iterator[None]:
+    """Adds the workers to the list that a loader starts in the block, even if it fails to start all of them.
+
+    It also leaves SIGCHLD as it was: the loader's handler would raise an error wherever this process is when a worker
+    dies, be it in the midst of a collective or of a file.
+    """
+    others, handler = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        processes += [each for each in multiprocessing.active_children() if each not in others]
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)
+
+
+def failure(error: Exception, processes: Sequence[BaseProcess]) -> Exception:
+    """Returns what to raise for a loader's error: which of its workers has died, and of what, or what else it was."""
+    multiprocessing.connection.wait([each.sentinel for each in processes], timeout=1)  # it may be dying
+    codes = [each.exitcode for each in processes if each.exitcode is not None]
+    if not codes:
+        return explanation(error)
+    if codes[0] >= 0:
+        return BatchError(f"a loader worker ended, with exit status {codes[0]}")
+    name = signal.Signals(-codes[0]).name
+    mend = DEATHS.get(name, "set data.workers=0 to see whether this process dies, too")
+    return BatchError(f"a loader worker was killed by {name}: {mend}")
+
+
+def explanation(error: Exception) -> Exception:
+    """Returns what to raise for an error of passing batches between processes."""
+    if "shared memory" in str(error) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+        return UserError(f"/dev/shm is full: {ROOM}")
+    return BatchError(f"loader workers: {explained(error) if isinstance(error, OSError) else told(error)}")
