@@ -70,10 +70,10 @@ class Heartbeat:
 
         Returns None if the error is this rank's own.
         """
-        self.close()
         if not lost_connection(error):
-            self._try(lambda: self._leave(f"failed ({told(error)})"))
+            self.leave(f"failed ({told(error)})")
             return None
+        self.close()
         found: list[Mapping[str, Any]] = []
         waited = re.search("(?i)timed? ?out", str(error)) is not None
         if self._try(lambda: found.extend(self._roll_call(waited))):
@@ -82,6 +82,11 @@ class Heartbeat:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             message, speaker = f"rank 0 has ended, or its host cannot be reached: nobody answers at {where}", self.rank
         return LostRanks(f"{message} ({short(error)})", speaker)
+
+    def leave(self, reason: str) -> None:
+        """Ends the thread, and tells the others why this rank ends, such as "left (KeyboardInterrupt)"."""
+        self.close()
+        self._try(lambda: self._end(reason), ANSWER_SECONDS)
 
     def _live(self) -> None:
         """Gives signs of life until `close`; rank 0 prints what all are doing when it makes no progress."""
@@ -108,8 +113,7 @@ class Heartbeat:
         }
         self.store.set(str(self.rank), json.dumps(state))
 
-    def _leave(self, reason: str) -> None:
-        """Tells the others why this rank ends."""
+    def _end(self, reason: str) -> None:
         self.ended = reason
         self._tell()
 
@@ -125,7 +129,7 @@ class Heartbeat:
         """
         before = self._read()
         others = [state["ended"] for rank, state in enumerate(before) if rank != self.rank]
-        self._leave("came too late" if set(others) == {"waited"} and not waited else "waited")
+        self._end("came too late" if set(others) == {"waited"} and not waited else "waited")
         deadline = time.monotonic() + ANSWER_SECONDS
         while True:
             time.sleep(BEAT / 5)
@@ -137,8 +141,8 @@ class Heartbeat:
             time.sleep(BEAT)  # the store may end with this process, and others still read it
         return [{**state, "alive": each} for state, each in zip(now, alive, strict=True)]
 
-    def _try(self, call: Any) -> bool:
-        """Calls something that needs the store; returns whether the store answered.
+    def _try(self, call: Any, seconds: float = 3 * ANSWER_SECONDS) -> bool:
+        """Calls something that needs the store; returns whether the store answered within so many seconds.
 
         It is called in a thread, since on a dead link the store's client waits for much longer than this does.
         """
@@ -155,7 +159,7 @@ class Heartbeat:
 
         thread = threading.Thread(target=attempt, daemon=True)
         thread.start()
-        thread.join(3 * ANSWER_SECONDS)
+        thread.join(seconds)
         return done == [True]
 
 

@@ -18,7 +18,7 @@ from lookaround_ddp.distributed.environment import number_in, place_in_job
 from lookaround_ddp.distributed.heartbeat import Heartbeat, LostRanks, lost_connection, short
 from lookaround_ddp.distributed.listening import listen
 from lookaround_ddp.distributed.world import World
-from lookaround_ddp.errors import Preempted, UserError
+from lookaround_ddp.errors import Preempted, UserError, told
 
 VERSIONS = ("lookaround_ddp", "torch", "torchvision", "timm")  # packages whose versions all ranks must share
 
@@ -62,9 +62,9 @@ def join(config: Config) -> Iterator[World]:
         if lost is None:
             raise
         raise lost from error
-    except BaseException:  # Ctrl-C, sys.exit
+    except BaseException as error:  # Ctrl-C, sys.exit
         expect_lost_ranks()
-        heartbeat.close()
+        heartbeat.leave(f"left ({told(error)})")
         raise
     heartbeat.close()
     dist.destroy_process_group()  # not after an error: it might wait for ranks that have gone; see `averaging.shutdown`

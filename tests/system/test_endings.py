@@ -55,8 +55,8 @@ KILLED = "stopped: a loader worker was killed by SIGKILL: most likely the machin
 WAYS: dict[str, tuple[Any, int, str, str]] = {
     "memory": (lose_memory, 1, "MemoryError", "failed (MemoryError)"),
     "worker": (lose_a_worker, 1, KILLED, "failed (a loader worker was killed by SIGKILL: most likely"),
-    "exit": (leave, 7, "", "gives no sign of life"),
-    "Ctrl-C": (press_twice, 130, "", "gives no sign of life"),
+    "exit": (leave, 7, "", "left (SystemExit: 7)"),
+    "Ctrl-C": (press_twice, 130, "", "left (KeyboardInterrupt)"),
 }
 
 
