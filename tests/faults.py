@@ -21,16 +21,16 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
 from lookaround_ddp.checkpoint.checkpoints import Checkpoints
 from lookaround_ddp.distributed.world import World
-from tests.support.processes import alive, descendants, kill, loader_workers, parent, start
+from tests.support.processes import alive, command, descendants, kill, loader_workers, parent, start
 from tests.support.runs import weights
+from tests.support.surroundings import SPACE, fill, surroundings, within
 
 RANKS, WAIT = 3, 20  # seconds that ranks wait for each other
 SLACK = 40  # seconds that a job may take beside that to end: the naming of the lost, torchrun's own patience
@@ -47,7 +47,6 @@ CONFIG = (
     f"timeout={WAIT}",
 )
 KILLED, SURROUNDINGS = ("rank", "worker", "torchrun", "all"), ("disk", "network")
-SPACE, LOOPBACK = "lookaround-faults", ("link", "set", "lo")
 
 
 class Faults:
@@ -74,21 +73,27 @@ class Faults:
         job = self.start(out)
         victim = self.choose()
         moment, early = self.random.uniform(0, 3), self.random.random() < 0.2
+        hit = f"{victim:8} hit {moment:.1f} s after {'the start' if early else 'a checkpoint'}"
         while job.poll() is None and newest(out) == before and not early:
             time.sleep(0.05)
         time.sleep(moment)
+        while job.poll() is None and victim in KILLED and not self.hits(victim, job.pid):
+            time.sleep(0.05)  # torchrun, and what it starts, take seconds to be there
         family = descendants(job.pid)
-        began = time.monotonic()
+        began, seen, last = time.monotonic(), None, time.monotonic()
         undo = ExitStack()
-        self.strike(victim, job.pid, family, undo)
+        self.strike(victim, job.pid, undo)
         lasts = self.random.uniform(1, WAIT / 2) if self.random.random() < 0.5 else WAIT + SLACK
         while job.poll() is None or any(map(alive, family)):
             after = time.monotonic() - began
-            if after > WAIT + SLACK:
-                hanging = [*filter(alive, [job.pid, *family])]
+            progress = (newest(out), self.said.stat().st_size)
+            if progress != seen:  # a job that was hit too soon, or for a short while, trains on to its end
+                seen, last = progress, time.monotonic()
+            if time.monotonic() - last > WAIT + SLACK:
+                hanging = {pid: command(pid) for pid in [job.pid, *family] if alive(pid)}
                 for pid in hanging:
                     kill(pid)
-                raise RuntimeError(f"{victim} hit after {moment:.1f} s: the rest hangs: {hanging}")
+                raise RuntimeError(f"{hit}: the rest hangs: {hanging}")
             if after > lasts or not any(map(alive, family)):  # torchrun would wait for its own network
                 undo.close()
             time.sleep(0.05)
@@ -97,8 +102,7 @@ class Faults:
         self.check_resumed(before, whole)
         self.seconds[victim].append(after)
         self.ended[victim] += job.returncode == 0
-        since = "the start" if early else "a checkpoint"
-        return f"{victim:8} hit {moment:.1f} s after {since}; gone in {after:.1f} s{damage}"
+        return f"{hit}; gone in {after:.1f} s{damage}"
 
     def choose(self) -> str:
         """Each victim once before any comes again."""
@@ -106,7 +110,7 @@ class Faults:
             self.next = self.random.sample(self.victims, len(self.victims))
         return self.next.pop()
 
-    def strike(self, victim: str, job: int, family: Sequence[int], undo: ExitStack) -> None:
+    def strike(self, victim: str, job: int, undo: ExitStack) -> None:
         if victim == "disk":
             undo.callback(fill(self.disk).unlink)
             return
@@ -114,11 +118,16 @@ class Faults:
             within("down")
             undo.callback(within, "up")
             return
-        ranks = [pid for pid in family if parent(pid) == job]
-        workers = [worker for rank in ranks for worker in loader_workers(rank)]
-        chosen = {"rank": ranks, "worker": workers, "torchrun": [job], "all": [job, *family]}[victim]
+        chosen = self.hits(victim, job)
         for pid in chosen if victim == "all" else self.random.sample(chosen, min(1, len(chosen))):
             kill(pid)
+
+    def hits(self, victim: str, job: int) -> list[int]:
+        """The processes of a job that are such a victim."""
+        family = descendants(job)
+        ranks = [pid for pid in family if parent(pid) == job and alive(pid) and "lookaround_ddp" in command(pid)]
+        workers = [worker for rank in ranks for worker in loader_workers(rank)]
+        return {"rank": ranks, "worker": workers, "torchrun": [job], "all": [job, *family]}[victim]
 
     def damage(self, out: Path) -> str:
         """Cuts a file of the newest checkpoint short, or flips one of its bits; it must not be trained on."""
@@ -180,38 +189,6 @@ def newest_whole(out: Path) -> int:
     names = [f"replica-{number}.pt" for number in range(3)]
     whole = (each for each in checkpoints.iterations() if checkpoints.inspect(each, names)[1] is None)
     return next(whole, 0)
-
-
-def within(state: str) -> None:
-    subprocess.run(["ip", "-n", SPACE, *LOOPBACK, state], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Leaves no room; returns the file that takes it."""
-    path = disk / "other"
-    with path.open("wb", buffering=0) as file, suppress(OSError):  # which says that no room is left
-        while True:
-            file.write(bytes(4096))
-    return path
-
-
-@contextmanager
-def surroundings(folder: Path) -> Iterator[bool]:
-    """A small disk in the folder, and a network without other hosts; False where this user may not make them."""
-    disk = folder / "disk"
-    disk.mkdir()
-    with ExitStack() as made:
-        for make, unmake in (
-            (["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], ["umount", str(disk)]),
-            (["ip", "netns", "add", SPACE], ["ip", "netns", "del", SPACE]),
-        ):
-            if shutil.which(make[0]) is None or subprocess.run(make, capture_output=True).returncode != 0:
-                print(f"cannot {' '.join(make)}: the disk and the network are left alone", flush=True)
-                yield False
-                return
-            made.callback(subprocess.run, unmake, check=True)
-        within("up")
-        yield True
 
 
 def main() -> None:
