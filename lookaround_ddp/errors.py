@@ -55,14 +55,17 @@ def shortened(text: str, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:half]}[... {len(text) - 2 * half} characters ...]{text[-half:]}"
 
 
+MANY = 12  # more names in a message are not read
+
+
 def nearest(name: str, known: Iterable[str], called: str = "known are") -> str:
     """Returns a question for the known name that is most like an unknown one, or some of the known ones."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]}?"
-    more = f" and {len(known) - 15} more" if len(known) > 15 else ""
-    return f"{called} {', '.join(known[:15]) or 'none'}{more}"
+    more = f" and {len(known) - MANY} more" if len(known) > MANY else ""
+    return f"{called} {', '.join(known[:MANY]) or 'none'}{more}"
 
 
 def explained(error: OSError) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lookaround_ddp.errors import UserError, nearest
+from lookaround_ddp.errors import UserError, nearest, shortened
 
 PACKAGED = Path(__file__).parents[1] / "configs"
 
@@ -22,7 +22,7 @@ def find_config(path: Path) -> Path:
     digits/resnet8-lookaround, configs/digits/resnet8-lookaround.yaml: both are found from any folder.
 
     Raises:
-        UserError: there is neither.
+        UserError: there is neither, but one of nearly that name.
     """
     if os.path.exists(path) or path.is_absolute():  # Path.exists raises where a value is too long for a file's name
         return path
@@ -30,9 +30,10 @@ def find_config(path: Path) -> Path:
     found = shipped() / f"{name}.yaml"
     if ".." not in path.parts and os.path.isfile(found):
         return found
-    if path.suffix in (".yaml", ".yml"):
-        return path  # reading it says what is wrong
-    raise UserError(f"there is no config {path}: {nearest(name, names())}")
+    hint = nearest(name, names())
+    if path.suffix not in (".yaml", ".yml") and hint.startswith("did you mean"):
+        raise UserError(f"there is no config {shortened(str(path))}: {hint}")
+    return path  # reading it says what is wrong
 
 
 def names() -> list[str]:

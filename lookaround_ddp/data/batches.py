@@ -178,11 +178,6 @@ class Iterations(data.Dataset[list[list[Batch]]]):
                 except StepFailed as error:
                     message = f"{error.what} of {self.split.name(place)}: {error.cause}"
                     raise BatchError(message, error.trace) from error
-                if own[-1].shape != own[0].shape:
-                    raise BatchError(
-                        f"augmentation {'+'.join(name for name, _ in pipeline.named)} of {self.split.name(place)}: "
-                        f"it made a shape of {(*own[-1].shape,)}, and {(*own[0].shape,)} of an image before"
-                    )
         return [
             Batch(torch.stack(own), self.labels[used], share, pipeline.mix)
             for (_, pipeline), own in zip(keyed, made, strict=True)

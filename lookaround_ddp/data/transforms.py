@@ -49,8 +49,7 @@ class Chain:
     """Named transforms, one after the other, and the last image as a tensor.
 
     Raises:
-        StepFailed: one of them raised an error, or left the program.
-        UserError: it is not uint8, or not of the size that the network takes.
+        StepFailed: one of them raised an error, or left the program; they made no image that the network takes.
     """
 
     steps: tuple[tuple[str, Any], ...]
@@ -64,7 +63,10 @@ class Chain:
                 raise StepFailed(name, told(error), trace_below(error)) from error
             if not isinstance(image, (Image.Image, Tensor)):
                 raise StepFailed(name, f"it returned {type(image).__name__}, no image")
-        return self.last(image)
+        try:
+            return self.last(image)
+        except UserError as error:
+            raise StepFailed("+".join(name for name, _ in self.steps), str(error)) from None
 
 
 def train_pipelines(
@@ -170,10 +172,8 @@ def _tensor(image: Any, expected: tuple[int, ...]) -> Tensor:
     """
     tensor = image if isinstance(image, Tensor) else pil_to_tensor(image)
     if tensor.dtype != torch.uint8:
-        raise UserError(
-            f"an augmentation returned a {tensor.dtype} tensor: return a PIL image or uint8, it is normalized later"
-        )
+        raise UserError(f"it returned a {tensor.dtype} tensor: return a PIL image or uint8, which is normalized later")
     if tensor.shape != expected:
         found, wanted = ("x".join(map(str, shape)) for shape in (tensor.shape, expected))
-        raise UserError(f"the augmentations made {found} values of an image, and the network takes {wanted}")
+        raise UserError(f"it made {found} values of an image, and the network takes {wanted}")
     return tensor

@@ -12,7 +12,7 @@ import lookaround_ddp
 from lookaround_ddp.config import Config
 from lookaround_ddp.data import Dataset, left_out, make_batches
 from lookaround_ddp.distributed import World
-from lookaround_ddp.errors import UserError, shortened
+from lookaround_ddp.errors import BatchError, UserError, shortened
 from lookaround_ddp.optim import learning_rate
 from lookaround_ddp.training.replica import Replica
 
@@ -66,6 +66,8 @@ def try_out(config: Config, dataset: Dataset, shards: int) -> None:
         replica = Replica(plain, 0, dataset, World(0, 1, 1, cpu, "none"))
         for iteration, batch in enumerate([batch for own in batches for batch in own][:2]):
             replica.step([batch], iteration, learning_rate(config, iteration, len(dataset.train)))
+    except BatchError as error:
+        raise UserError(str(error)) from error
     except TRIED as error:
         raise as_mistake(error, config, dataset) from error
     idle = [name for name, each in replica.model.named_parameters() if each.requires_grad and each.grad is None]

@@ -48,7 +48,7 @@ def test_a_file_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.Monk
             "resnet8-lokaround: did you mean digits/resnet8-lookaround?",
         ),
         ("mine.yaml", "config mine.yaml: No such file or directory"),
-        ("../configs/digits/resnet8-lookaround", "there is no config ../configs/"),
+        ("../configs/digits/resnet8-lookaround", "did you mean digits/resnet8-lookaround"),
     ],
 )
 def test_what_is_not_there(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
