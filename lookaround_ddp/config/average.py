@@ -12,8 +12,11 @@ from lookaround_ddp.config.section import Epochs, ListOf, Section
 
 class OuterConfig(Section):
     lr: float = Field(0.7, gt=0)
+    """Share of the movement that is taken, before momentum."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Share of the movement before that is kept."""
     nesterov: bool = True
+    """Nesterov's form of the momentum."""
 
 
 class NodesConfig(Section):
@@ -33,7 +36,9 @@ class AverageConfig(Section):
     """What trains before it: the replicas, each for itself; or one network, from which all replicas then start
     (DART): on every augmentation in an iteration (single), or on one after the other (single_in_turn)."""
     optimizer_state: Literal["local", "average", "reset"] = "local"
+    """What an average step does to momentum and the like: it stays with its replica, is averaged, or begins anew."""
     exact: bool = True
+    """Sum in fp64 and in the replicas' order: the same bits on any number of processes. false: one fp32 all-reduce."""
     hide: bool | None = Field(None, exclude=True)
     """Without effect; older configs have it. The average step is waited for, or comes later (`delay`)."""
     delay: int = Field(0, ge=0)

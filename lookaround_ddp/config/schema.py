@@ -32,7 +32,9 @@ class DataConfig(Section):
     name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "stanford_cars", "imagefolder", "noise"] = "digits"
     """noise: random images in memory, of 10 classes and data.size (32) pixels, to measure speed with."""
     root: PathText = "data"
+    """The folder of the images."""
     download: bool = False
+    """Fetch the dataset into `root` if it is not there."""
     batch_size: Count = 128
     """Images in an update of one replica, whatever the number of ranks."""
     workers: int = Field(0, ge=0, le=1024)
@@ -59,14 +61,16 @@ class DataConfig(Section):
     split_seed: Seed | None = None
     """Draws train_images and the held-out ones; by default the run's seed. Soups select by what no run trained on."""
     mean: ListOf[Annotated[float, Field(ge=0, le=1)]] | None = None
+    """See std."""
     std: ListOf[Annotated[float, Field(ge=1e-4, le=1)]] | None = None
     """Per channel, in [0, 1] pixel values; by default the dataset's own (photographs: ImageNet's)."""
 
 
 class AugmentConfig(Section):
     before: ListOf[Augmentation] = ()
+    """Augmentations before each replica's own one."""
     after: ListOf[Augmentation] = ()
-    """Around each replica's own augmentation."""
+    """Augmentations after it."""
 
 
 class SamConfig(Section):
@@ -84,6 +88,7 @@ class LookaheadConfig(Section):
     k: int = Field(5, ge=1)
     """Updates of the fast weights between two of the slow ones."""
     alpha: float = Field(0.5, gt=0, le=1)
+    """Share of the way to the fast weights that the slow ones go."""
     momentum: Literal["keep", "reset", "pullback"] = "keep"
     """What becomes of the optimizer's momentum when the fast weights go back to the slow ones."""
 
@@ -92,9 +97,13 @@ class OptimizerConfig(Section):
     name: str = "sgd"
     """Any name of timm's factory; sgd is without Nesterov's momentum unless `nesterov` is set."""
     lr: float = Field(0.1, gt=0)
+    """The learning rate that the schedule begins with."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Of sgd, and of those of timm's optimizers that have one."""
     weight_decay: float = Field(5e-4, ge=0)
+    """Coefficient of the weights in each update."""
     nesterov: bool = False
+    """Nesterov's form of sgd's momentum."""
     no_decay: Literal["none", "norm_bias"] = "none"
     """norm_bias: no weight decay on biases and one-dimensional parameters."""
     clip_norm: float | None = Field(None, gt=0)
@@ -109,6 +118,7 @@ class OptimizerConfig(Section):
 
 class ScheduleConfig(Section):
     name: Literal["constant", "multistep", "cosine"] = "cosine"
+    """How the learning rate falls."""
     warmup_epochs: Epochs = 0
     """Linear, per iteration."""
     per: Literal["epoch", "iteration"] = "iteration"
@@ -116,7 +126,9 @@ class ScheduleConfig(Section):
     milestones: ListOf[Epochs] = ()
     """Epochs at which the learning rate is multiplied by gamma."""
     gamma: float = Field(0.2, gt=0)
+    """multistep: see milestones."""
     min_lr: float = Field(0.0, ge=0)
+    """cosine: the rate at the end."""
     cycles: int = Field(1, ge=1)
     """Cosine restarts: the run is divided into so many."""
 
@@ -133,6 +145,7 @@ class TrajectoryConfig(Section):
     anneal_epochs: Epochs = 10
     """swa: how long the learning rate takes from the schedule's to swa_lr."""
     anneal: Literal["cos", "linear"] = "cos"
+    """swa: the form of that way."""
     decay: float = Field(0.999, gt=0, lt=1)
     """ema: the weight of the past."""
     n_converge: int = Field(3, ge=1)
@@ -160,6 +173,7 @@ class EvaluateConfig(Section):
     recalibrate_iterations: int | None = Field(50, ge=1)
     """Iterations of an epoch to measure them over, on every augmentation; null: the whole epoch."""
     batch_size: Count = 256
+    """Images scored at a time; no score depends on it."""
 
 
 class CheckpointConfig(Section):
@@ -167,6 +181,7 @@ class CheckpointConfig(Section):
     """Epochs between checkpoints; may be a fraction. Their files are written while the training goes on: one is whole
     when the ranks vote next (see grace_seconds), or when the next one begins."""
     keep: int = Field(2, ge=1)
+    """How many of the newest checkpoints stay."""
     grace_seconds: Seconds = 20
     """How long a process has from SIGTERM, SIGUSR1 or Ctrl-C to its end: the ranks save and leave within it. They vote
     on whether a signal has come four times in it."""
@@ -174,32 +189,41 @@ class CheckpointConfig(Section):
 
 class RecordConfig(Section):
     wandb: Literal["disabled", "offline", "online"] = "disabled"
+    """Log to Weights & Biases; offline into the run's folder."""
     project: str = "lookaround_ddp"
+    """Its project."""
     every: int = Field(50, ge=1)
     """Iterations between two lines of the record."""
 
 
 class Config(Section):
     out: PathText = "runs/digits-resnet8-lookaround"
+    """The run's folder: what it leaves, and where it goes on from."""
     seed: Seed = 0
+    """Draws the initial weights, the order of the images, their augmentation, dropout and what is held out."""
     epochs: int = Field(20, ge=1, le=10**9)
+    """Passes over the training images: the run's length, unless `iterations` says it."""
     iterations: int | None = Field(None, ge=1, le=10**12)
     """The run's length in iterations, instead of `epochs`; what is measured in epochs still is."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """On a GPU fp32 has full products and TF32 convolutions, as PyTorch does; tf32 both in TF32: several times as fast
     for transformers. (A CPU has no TF32: there the two are the same.) bf16 and fp16 use autocast."""
     channels_last: bool = False
+    """Memory layout of images and weights; faster convolutions on GPUs and on most CPUs."""
     compile: bool = False
+    """Compile the network (torch.compile): a minute at the start, faster iterations."""
     deterministic: bool = True
     """On a GPU, only kernels that give the same bits each time; false: the fastest, found by trying (cudnn.benchmark),
     and a run is no longer the same bit for bit."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of each label that is spread over all classes."""
     timeout: Seconds = 600
     """Seconds that ranks wait for each other before the job fails."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     replicas: ListOf[ListOf[Augmentation]] = (("crop",), ("rotation",), ("perspective",))
+    """A list of replicas, each a list of augmentations; it takes one update for each of them in an iteration."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     average: AverageConfig = AverageConfig()
