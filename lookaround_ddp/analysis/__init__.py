@@ -1,0 +1,1 @@
+"""The paper's theory, and its analyses of runs; see README.md."""

@@ -5,6 +5,7 @@ from lookaround_ddp.checkpoint.made import check_free, check_network, save_made
 from lookaround_ddp.checkpoint.model_file import load_model, load_state, read_network, save_model
 from lookaround_ddp.checkpoint.part_file import Part
 from lookaround_ddp.checkpoint.run_folder import (
+    LOCK,
     METRICS,
     MODEL,
     PREEMPTED,
@@ -23,6 +24,7 @@ from lookaround_ddp.checkpoint.run_folder import (
 from lookaround_ddp.checkpoint.shipped import check_shipped, missing_files, read_result, write_result
 
 __all__ = [
+    "LOCK",
     "METRICS",
     "MODEL",
     "PREEMPTED",

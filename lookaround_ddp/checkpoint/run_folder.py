@@ -20,6 +20,8 @@ from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.files import open_in_place, refuse_link, write_atomically
 
+LOCK = ".lock"  # the file that a training holds
+
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
@@ -31,7 +33,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process trains here (its number and host).
     """
-    with open_in_place(folder / ".lock", "a+") as file:
+    with open_in_place(folder / LOCK, "a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -100,7 +102,7 @@ def refuse_foreign_config(folder: Path) -> None:
 
     Somebody wrote it, and a training would write the resolved config over its comments and bases.
     """
-    left = (".lock", "metrics.jsonl", "LATEST", CHECKPOINTS, MODEL, RESULT)
+    left = (LOCK, "metrics.jsonl", "LATEST", CHECKPOINTS, MODEL, RESULT)
     if (folder / "config.yaml").exists() and not any((folder / name).exists() for name in left):
         raise UserError(
             f"{folder}/config.yaml is no run's, and a training would overwrite it: rename it, or give another `out`"
@@ -118,15 +120,23 @@ def run_folder(config: Config, world: World) -> Iterator[None]:
         UserError: it cannot be made, another training is in it, it has a config.yaml that no run wrote, or a folder in
             it is a link to elsewhere.
     """
+    folder, there = Path(config.out), True
     with ExitStack() as held:
         with world.together():
             if world.main:
-                refuse_foreign_config(Path(config.out))
-                Path(config.out).mkdir(parents=True, exist_ok=True)
+                refuse_foreign_config(folder)
+                there = folder.exists()
+                folder.mkdir(parents=True, exist_ok=True)
                 for name in FOLDERS:
-                    refuse_link(Path(config.out) / name)
-                held.enter_context(locked(Path(config.out)))
-        yield
+                    refuse_link(folder / name)
+                held.enter_context(locked(folder))
+        try:
+            yield
+        except UserError:
+            if not there and [path.name for path in folder.iterdir()] == [LOCK]:  # what was refused leaves nothing
+                (folder / LOCK).unlink()
+                folder.rmdir()
+            raise
 
 
 def write_config(config: Config, world: World) -> None:

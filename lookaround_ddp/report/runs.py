@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -72,15 +72,44 @@ class Group:
         return tuple(run for run in self.runs if run.result is not None)
 
 
+DEEP = 3  # so many folders below one that is named may have runs in them: runs/paper/TABLE/CELL
+
+
 def read_runs(folders: Iterable[Path]) -> list[RunRecord]:
-    """Reads runs, each once however often it is named; leaves out, and says so, sweeps that have no winner yet."""
-    runs = []
-    for folder in {folder.resolve(): folder for folder in folders}.values():
-        if not (folder / "config.yaml").exists() and any(folder.glob("*=*/config.yaml")):
-            print(f"{folder}: a sweep that has not finished; its points are in it", file=sys.stderr)
-        else:
-            runs.append(read_run(folder))
-    return runs
+    """Reads runs, each once however often it is named, and those in folders that are none.
+
+    Says of what it leaves out: sweeps that have no winner yet, and what is no run among others that are.
+
+    Raises:
+        UserError: a file of a run is damaged; a path is not there; all that is named is no run.
+    """
+    named = list({folder.resolve(): folder for folder in folders}.values())
+    found: dict[Path, Path] = {}
+    for folder in named:
+        runs = list(runs_in(folder))
+        found |= {run.resolve(): run for run in runs}
+        if not runs and not _is_sweep(folder):
+            if len(named) == 1:
+                run_config(folder)  # says what it is not
+            print(f"{folder}: left out, since there is no run in it", file=sys.stderr)
+    return [read_run(folder) for folder in found.values()]
+
+
+def runs_in(folder: Path, deep: int = DEEP) -> Iterator[Path]:
+    """Yields the folder, if it is a run's, or those of the runs in it; says so of sweeps without a winner."""
+    if (folder / "config.yaml").exists() or not folder.exists():  # of which reading says that it is not there
+        yield folder
+        return
+    if _is_sweep(folder):
+        print(f"{folder}: a sweep that has not finished; its points are in it", file=sys.stderr)
+        return
+    below = sorted(each for each in folder.iterdir() if each.is_dir()) if folder.is_dir() and deep else []
+    for each in below:
+        yield from runs_in(each, deep - 1)
+
+
+def _is_sweep(folder: Path) -> bool:
+    return any(folder.glob("*=*/config.yaml"))
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from lookaround_ddp.checkpoint import METRICS, PREEMPTED, locked
+from lookaround_ddp.checkpoint import LOCK, METRICS, PREEMPTED, locked
 from lookaround_ddp.distributed import PreemptionHandler
 from lookaround_ddp.errors import Preempted
 from lookaround_ddp.files import write_atomically
@@ -95,7 +95,7 @@ def keep_folder(run: Run) -> None:
         gone = [name for name in ("config.yaml", METRICS) if not (folder / name).exists()]
         if run.world.main and gone:
             folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / ".lock").exists():
+            if not (folder / LOCK).exists():
                 run.locks.enter_context(locked(folder))
             (folder / "config.yaml").write_text(run.config.text())
             run.record.reopen()

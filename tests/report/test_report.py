@@ -190,10 +190,35 @@ def test_report_prints_the_table_and_draws(
     assert "unrecognized arguments: --breif" in capsys.readouterr().err
 
 
+def test_folders_of_runs(lookaround: Path, single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder stands for the runs in it, each once; what is no run is left out, with a word."""
+    table = tmp_path / "runs" / "paper" / "cifar"
+    table.mkdir(parents=True)
+    lookaround.rename(table / "lookaround")
+    single.rename(tmp_path / "runs" / "single")
+    (tmp_path / "runs" / "notes.txt").write_text("mine")
+    (tmp_path / "runs" / "refused").mkdir()
+    both = rows(capsys, table / "lookaround", tmp_path / "runs" / "single")
+    main(["report", str(tmp_path / "runs")])
+    assert markdown(capsys.readouterr().out)[2:] == both
+    named = sorted((tmp_path / "runs").iterdir())
+    main(["report", *map(str, named)])
+    said = capsys.readouterr()
+    assert markdown(said.out)[2:] == both
+    assert said.err == "".join(
+        f"{tmp_path}/runs/{name}: left out, since there is no run in it\n" for name in ("notes.txt", "refused")
+    )
+
+
 def test_what_cannot_be_reported(lookaround: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        said = mistake(capsys, "report", str(lookaround), str(folder))
-        assert said == f"error: {folder} is not a run folder: there is no config.yaml in it\n"
+    (tmp_path / "empty").mkdir()
+    for others, folder in (
+        ((str(lookaround),), tmp_path / "nowhere"),
+        ((), tmp_path / "nowhere"),
+        ((), tmp_path / "empty"),
+    ):
+        said = mistake(capsys, "report", *others, str(folder))
+        assert said.endswith(f"error: {folder} is not a run folder: there is no config.yaml in it\n")
     assert "name at least one run's folder" in mistake(capsys, "report")
     assert "name at least one run's folder" in mistake(capsys, "report", "--table", "1", "--curves", "c.png")
     for path, reason in ((tmp_path / "no" / "c.png", "No such file"), (tmp_path / "c.foo", "Format 'foo' is not")):

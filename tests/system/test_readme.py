@@ -1,19 +1,71 @@
-"""The README's example runs as it stands, its commands exist, and its list of files is complete."""
+"""Every command of the README runs, in its order, in a fresh clone with its environment activated."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 from lookaround_ddp.config.load import load_config
+from tests.support.limits import TEST_TIMEOUT
+from tests.support.pictures import picture_folder
 from tests.support.runs import ROOT, torchrun
 
+PAGES = [
+    path for path in sorted(ROOT.rglob("README.md")) if "node_modules" not in path.parts and ".venv" not in path.parts
+]
 README = (ROOT / "README.md").read_text()
+ELSEWHERE = (
+    "NNODES=2 ",
+    "sbatch ",
+    "bash launch/docker.sh",
+)  # several machines, SLURM, containers: tests/system/cluster
 
 
-def blocks(language: str) -> list[str]:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = README) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return [text for name, text in fenced if name == language]
+
+
+def commands() -> list[str]:
+    """The lines of the shell blocks, without their comments."""
+    lines = [line.partition("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith(ELSEWHERE)]
+
+
+@pytest.mark.timeout(3 * TEST_TIMEOUT)
+def test_every_command(tmp_path: Path, venv: Path) -> None:
+    """With the environment of the tests in place of one that is installed, and the tests collected, not run."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", "--no-hardlinks", str(ROOT), str(clone)], check=True, timeout=TEST_TIMEOUT)
+    picture_folder(tmp_path / "images")
+    made = venv / "bin"
+    (made / "lookaround_ddp").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lookaround_ddp "$@"\n')
+    (made / "lookaround_ddp").chmod(0o755)
+    (made / "activate").write_text(f'export PATH="{made}:$PATH"\n')
+    (clone / ".venv").symlink_to(venv)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(clone),
+        "PATH": f"{made}:{os.environ['PATH']}",
+    }
+    script = "\n".join(["set -e", *commands()]).replace("DIR", str(tmp_path / "images"))
+    script = script.replace("bash launch/test.sh", "bash launch/test.sh --collect-only -q -n 0")
+    done = subprocess.run(
+        ["bash", "-xc", script], cwd=clone, env=environment, capture_output=True, text=True, timeout=2.5 * TEST_TIMEOUT
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert {path.name for path in (clone / "runs").iterdir()} >= {
+        "quickstart-lookaround",
+        "digits",
+        "digits-sgdm",
+        "mine",
+    }
 
 
 def test_the_library_example_under_torchrun(tmp_path: Path) -> None:
@@ -27,21 +79,23 @@ def test_the_library_example_under_torchrun(tmp_path: Path) -> None:
     assert float(accuracies["0"]) > 90  # guessing: 10
 
 
-def test_its_configs_exist_and_its_settings_are_valid(tmp_path: Path) -> None:
-    for name in re.findall(r"configs/\w+/[\w-]+\.yaml", README):
-        load_config(ROOT / name)
+def test_its_length_and_its_settings(tmp_path: Path) -> None:
+    assert len(README.splitlines()) <= 180
     (settings,) = blocks("yaml")
     (tmp_path / "config.yaml").write_text(settings)
     assert load_config(tmp_path / "config.yaml").replicas == (("hflip",), ("vflip",), ("randaugment",))
 
 
-def test_its_scripts_and_pictures_exist() -> None:
-    named = re.findall(r"bash (launch/\w+\.sh)|\]\((launch/[\w.]+)\)", README)
-    assert len(named) >= 3
-    assert all((ROOT / (script or picture)).is_file() for script, picture in named)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_pages_name_exists(page: Path) -> None:
+    """Links, pictures, scripts and configs."""
+    text = page.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    assert all((page.parent / link).exists() for link in links), links
+    for name in re.findall(r"\b(?:launch|configs)/[\w/-]+\.(?:sh|yaml|sbatch|png)\b", text):
+        assert (ROOT / name).exists() or "METHOD" in name, name
 
 
-def test_its_list_of_packages_is_complete() -> None:
-    (listed,) = (block for block in blocks("") if "averaging/" in block)
-    names = set(re.findall(r"^(\w+)/ ", listed, re.MULTILINE))
-    assert names == {path.parent.name for path in (ROOT / "lookaround_ddp").glob("*/__init__.py")}
+def test_every_package_says_what_it_is() -> None:
+    for package in (ROOT / "lookaround_ddp").glob("*/__init__.py"):
+        assert package.read_text().startswith('"""'), package
