@@ -83,3 +83,21 @@ def test_a_mistake_that_only_ranks_can_find(venv: Path, tmp_path: Path) -> None:
         said, _ = job.communicate(timeout=TEST_TIMEOUT)
     assert job.returncode == 2
     assert said == f"error: {out}: File exists (rank 0)\n"
+
+
+@pytest.mark.parametrize(("has_it", "status"), [(True, 0), (False, 2)])
+def test_an_environment_of_somebody_else(tmp_path: Path, has_it: bool, status: int) -> None:
+    """It is used as it is, or refused; nothing is installed into it."""
+    (tmp_path / "bin").mkdir()
+    for name, program in (("python", f"exit {0 if has_it else 1}"), ("pip", "touch $0.called")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    script = "set -e; source launch/environment.sh; echo python: $python"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env=os.environ | {"VENV": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == status
+    assert done.stdout == (f"python: {tmp_path}/bin/python\n" if has_it else "")
+    assert ("install it there yourself" in done.stderr) == (not has_it)
+    assert not (tmp_path / "bin" / "pip.called").exists()
+    assert not (tmp_path / "installed").exists()
