@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_is_not_kept_in_place_of_the_one_that_was_just_writ
     (stopped / "checkpoints" / "10" / "replica-1.pt").write_bytes(b"")
     once = (*CONFIG, "checkpoint.keep=1", "checkpoint.grace_seconds=0.001")
     job = Job("train", f"out={stopped}", *once, prepare=partial(die_at, 8, 0, death=signal.SIGTERM))
-    assert job.wait() == [0], job.said()
+    assert job.wait() == [143], job.said()
     assert "SIGTERM: saved after iteration 9" in job.said()
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["9"]
     assert "resumed after iteration 9" in train(stopped, *once)

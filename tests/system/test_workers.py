@@ -81,7 +81,7 @@ def test_a_signal_to_all_processes_of_a_job_is_for_the_rank(
     job, rank = training(out, *overrides, safely=safely)
     for pid in [rank, *descendants(rank)]:
         kill(pid, number)
-    assert job.wait() == [0], job.said()
+    assert job.wait() == [128 + number], job.said()
     assert f"{number.name}: saved after iteration" in job.said()
     assert "Traceback" not in job.said()
 
