@@ -21,7 +21,7 @@ from lookaround_ddp.checkpoint.run_folder import (
     run_of,
     write_config,
 )
-from lookaround_ddp.checkpoint.shipped import check_shipped, missing_files, read_result, write_result
+from lookaround_ddp.checkpoint.shipped import check_shipped, missing_files, pipeline_before, read_result, write_result
 
 __all__ = [
     "LOCK",
@@ -43,6 +43,7 @@ __all__ = [
     "members",
     "members_differ",
     "missing_files",
+    "pipeline_before",
     "read_network",
     "read_result",
     "refuse_foreign_config",

@@ -15,7 +15,7 @@ from torch import nn
 
 from lookaround_ddp.checkpoint.checkpoints import CHECKPOINTS
 from lookaround_ddp.checkpoint.model_file import read_network
-from lookaround_ddp.config import Config, load_config
+from lookaround_ddp.config import Config, as_begun, load_config
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.files import open_in_place, refuse_link, write_atomically
@@ -55,7 +55,7 @@ def run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
     """Returns the config that a run folder was trained with; `overrides` may say where its data is now."""
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: there is no config.yaml in it")
-    config = load_config(run / "config.yaml", overrides)
+    config = as_begun(load_config(run / "config.yaml", overrides))
     return config.model_copy(update={"out": str(run)})  # as a value: `out=2024` would be read as a number
 
 

@@ -14,7 +14,7 @@ from lookaround_ddp.checkpoint.checkpoints import CHECKPOINTS, State, checkpoint
 from lookaround_ddp.checkpoint.digests import file_digest, json_digest
 from lookaround_ddp.checkpoint.model_file import read_metadata
 from lookaround_ddp.checkpoint.run_folder import METRICS, MODEL, RESULT, TRAJECTORY, member_files
-from lookaround_ddp.config import Config, changed_keys, make_config
+from lookaround_ddp.config import Config, changed_keys, made_before
 from lookaround_ddp.errors import UserError, shortened
 from lookaround_ddp.files import write_atomically
 
@@ -87,6 +87,17 @@ def check_shipped(config: Config) -> None:
             )
 
 
+def pipeline_before(run: Path) -> str | None:
+    """Returns the `data.pipeline` that the run in a folder began with; None if no run is in it.
+
+    Raises:
+        UserError: result.json is damaged.
+    """
+    states = (inspect(run / CHECKPOINTS / str(iteration))[0] for iteration in checkpoints_in(run / CHECKPOINTS))
+    made = next((state["config"] for state in states if "config" in state), (read_result(run) or {}).get("config"))
+    return None if made is None else made["data"].get("pipeline", "workers")
+
+
 def _files(config: Config) -> list[str]:
     """Returns the names of the files that are there of a finished run, but for result.json."""
     run = Path(config.out)
@@ -111,6 +122,6 @@ def _made_with(config: Config, result: State) -> Iterator[tuple[str, Any]]:
 def _identity(values: Any, path: Path) -> dict[str, Any]:
     """Returns a config's values, with those that are newer than the file at their defaults."""
     try:
-        return make_config(values).identity()
+        return made_before(values).identity()
     except UserError as error:
         raise UserError(f"{path} has the values of no config: {error}") from None

@@ -3,14 +3,17 @@
 from lookaround_ddp.config.average import NodesConfig
 from lookaround_ddp.config.changes import changed_keys
 from lookaround_ddp.config.load import (
+    as_begun,
     check_cycles,
     check_length,
     keys_named,
     load_cell,
     load_config,
     load_ingredients,
+    made_before,
     make_config,
     validated,
+    with_pipeline,
 )
 from lookaround_ddp.config.recipe import Recipe
 from lookaround_ddp.config.rounds import iterations_of, k_text, lengths
@@ -44,6 +47,7 @@ __all__ = [
     "Sweep",
     "TrajectoryConfig",
     "about",
+    "as_begun",
     "changed_keys",
     "check_cycles",
     "check_length",
@@ -56,8 +60,10 @@ __all__ = [
     "load_cell",
     "load_config",
     "load_ingredients",
+    "made_before",
     "make_config",
     "names",
     "shipped",
     "validated",
+    "with_pipeline",
 ]

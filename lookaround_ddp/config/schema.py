@@ -39,9 +39,10 @@ class DataConfig(Section):
     """Images in an update of one replica, whatever the number of ranks."""
     workers: int = Field(0, ge=0, le=1024)
     """Loader processes of each rank."""
-    pipeline: Literal["workers", "device", "auto"] = "workers"
+    pipeline: Literal["workers", "device", "auto"] = "auto"
     """Who augments: loader processes, image by image; or the device that trains, whole batches of images in memory.
-    auto: the device, if it can. The draws differ, and with them the weights."""
+    auto: the device, if it can; a run that has begun goes on as it began. The draws differ, and with them the weights.
+    """
     on_corrupt: Literal["error", "skip"] = "error"
     """What a file that is no image does to training: it ends the run; or the next image stands for it, with a warning.
     Among the images to evaluate on it always ends the run."""
@@ -192,8 +193,12 @@ class RecordConfig(Section):
     """Log to Weights & Biases; offline into the run's folder."""
     project: str = "lookaround_ddp"
     """Its project."""
-    every: int = Field(50, ge=1)
-    """Iterations between two lines of the record."""
+    every: int | None = Field(None, ge=1)
+    """Iterations between two lines of the record; by default 50, or those of an epoch where they are fewer."""
+
+    def period(self, per_epoch: int) -> int:
+        """Iterations between two lines of a run with so many in an epoch."""
+        return min(50, per_epoch) if self.every is None else self.every
 
 
 class Config(Section):

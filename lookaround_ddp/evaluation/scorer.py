@@ -83,7 +83,7 @@ class Scorer:
     def _batches(self) -> Iterable[list[list[Batch]]]:
         """Returns training batches of each replica's augmentations, drawn once if they are kept."""
         if not self.kept:
-            batches = load(self.training, self._iterations(), self.config.data.workers, self.world.device)
+            batches = load(self.training, self._iterations(), self.training.workers, self.world.device)
             if not self.keep:
                 return batches
             self.kept = list(batches)

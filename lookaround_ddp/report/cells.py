@@ -106,6 +106,7 @@ def trained_values(config: Config) -> dict[str, Any]:
     values = without_seeds(config)
     for name in HOW:
         del values[name]
+    del values["data"]["pipeline"]  # other draws of the same augmentations
     return values
 
 

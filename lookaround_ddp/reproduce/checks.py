@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lookaround_ddp.checkpoint import RESULT, run_config
-from lookaround_ddp.config import Config, Recipe, changed_keys, is_never_averaged
+from lookaround_ddp.config import Config, Recipe, changed_keys, is_never_averaged, with_pipeline
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.report import HOW, made_key, read_run, run_key, saved_values
 
@@ -44,7 +44,7 @@ def _resolved(config: Config, found: Config) -> Config:
     """Returns the config with the pipeline that `auto` came to in a run."""
     if config.data.pipeline != "auto":
         return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"pipeline": found.data.pipeline})})
+    return with_pipeline(config, found.data.pipeline)
 
 
 def check_ingredients(file: Path, recipe: Recipe, runs: Sequence[Path], configs: Sequence[Config]) -> None:

@@ -35,11 +35,12 @@ def fit(config: Config, world: World, preemption: PreemptionHandler) -> State:
         get_ready()
     run = set_up(config, world)
     if (finished := restore(run)) is not None:
-        write_config(config, world)
+        write_config(run.config, world)
         run.record.say(f"{config.out} has finished: give another `out` to train anew")
         return finished
     begin(run)
-    config, first = run.config, run.iteration  # `data.pipeline` is resolved in it
+    config, first = run.config, run.iteration  # its `data.pipeline` and `record.every` are resolved
+    every = config.record.period(run.per_epoch)
     try:
         if run.iteration > 0:
             average(run)  # a checkpoint is written before the average step of its iteration
@@ -51,7 +52,7 @@ def fit(config: Config, world: World, preemption: PreemptionHandler) -> State:
             losses = [replica.step(own, iteration, rate) for replica, own in zip(run.replicas, batches, strict=True)]
             run.losses.count(losses)
             run.iteration = iteration + 1
-            if run.iteration % config.record.every == 0 or run.iteration == run.total:
+            if run.iteration % every == 0 or run.iteration == run.total:
                 run.record.train(training_line(run, rate))
             if due(run, config.evaluate.every):
                 validate(run)

@@ -90,7 +90,7 @@ def shows_distances(run: Run, iteration: int) -> bool:
     """Returns whether this iteration's average over all is the last before a line of the record with its distances."""
     if not run.around.due_over_all(iteration):
         return False
-    every = run.config.record.every
+    every = run.config.record.period(run.per_epoch)
     line = min(iteration - iteration % every + every, run.total)
     return not any(run.around.due_over_all(later) for later in range(iteration + 1, line))
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lookaround_ddp.averaging import Lookaround, Nodes, Outer, content_digest
-from lookaround_ddp.checkpoint import Checkpoints
-from lookaround_ddp.config import Config, check_cycles, check_length, iterations_of, lengths
+from lookaround_ddp.checkpoint import Checkpoints, pipeline_before
+from lookaround_ddp.config import Config, check_cycles, check_length, iterations_of, lengths, with_pipeline
 from lookaround_ddp.data import Code, Dataset, Iterations, imported, make_batches, prepare
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
@@ -30,11 +30,13 @@ def set_up(config: Config, world: World, code: Code = imported) -> Run:
     Raises:
         UserError: a mistake in the config, or in the data.
     """
-    dataset = prepare(config, world)
+    config, dataset = as_it_began(config, world), prepare(config, world)
     with world.together():
         config = resolved(config, dataset, code)
         batches, replicas = build(config, dataset, world, code)
     per_epoch = batches.plan.iterations
+    record_every = {"every": config.record.period(per_epoch)}
+    config = config.model_copy(update={"record": config.record.model_copy(update=record_every)})
     total = config.length(per_epoch)
     check_length(config, total / per_epoch)
     check_cycles(config, total)
@@ -57,6 +59,18 @@ def set_up(config: Config, world: World, code: Code = imported) -> Run:
         watch=Stopwatch(elapsed=0.0),
         start=content_digest(replicas[0].model),
     )
+
+
+def as_it_began(config: Config, world: World) -> Config:
+    """Returns the config with the pipeline of the run in its folder, if it leaves that open. Collective."""
+    if config.data.pipeline != "auto":
+        return config
+    began: str | None = None
+    with world.together():
+        if world.main:
+            began = pipeline_before(Path(config.out))
+    began = world.share(began)
+    return config if began is None else with_pipeline(config, began)
 
 
 def build(config: Config, dataset: Dataset, world: World, code: Code) -> tuple[Iterations, list[Replica]]:

@@ -168,10 +168,10 @@ def test_runs_that_were_trained_with_other_values(table: Path) -> None:
         "a-s0", precision="bf16", data=DataConfig(validation=40, batch_size=32, root="elsewhere", pipeline="device")
     )
     finished_run(Path("runs/table/a-s0"), own, score(90))
-    make_plan(["table/a.yaml"], ["data.pipeline=auto"])
+    make_plan(["table/a.yaml"])  # auto is the default
     with pytest.raises(
         UserError, match=r"^runs/table/a-s0 was trained with other values \(data.pipeline: device -> wor"
     ):
-        make_plan(["table/a.yaml"])
+        make_plan(["table/a.yaml"], ["data.pipeline=workers"])
     with pytest.raises(UserError, match=r"values \(epochs: 5 -> 6\): give the same ones or other --runs$"):
-        make_plan(["table/a.yaml"], ["data.pipeline=auto", "epochs=6"])
+        make_plan(["table/a.yaml"], ["epochs=6"])

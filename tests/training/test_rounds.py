@@ -38,3 +38,10 @@ def test_average_steps_that_are_not_reached(values: str) -> None:
     assert run.total == 10
     said = [line.removeprefix("the run ends after iteration 10, and ") for line in unreached(run)]
     assert [line[: len(start)] for line, start in zip(said, CASES[values], strict=True)] == CASES[values]
+
+
+def test_a_line_of_the_record_for_each_short_epoch() -> None:
+    """An epoch of 1,000 digits has 8 iterations of 128 images, and 63 of 16 images."""
+    for values, every in (((), 8), (("data.batch_size=16",), 50), (("record.every=7",), 7)):
+        run = set_up(load_config(None, ["model.width=4", *values]), World(0, 1, 3, torch.device("cpu"), "none"))
+        assert run.config.record.every == every

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lookaround_ddp import seeds
-from lookaround_ddp.config import Config
+from lookaround_ddp.config import Config, with_pipeline
 from lookaround_ddp.data.batches import Batch, Iterations, Key
 from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.device.transforms import INSTEAD, make_steps
@@ -49,8 +49,8 @@ def resolved(config: Config, dataset: Dataset, code: Code) -> Config:
     except UserError:
         if config.data.pipeline == "device":
             raise
-        return _with(config, "workers")
-    return _with(config, "device")
+        return with_pipeline(config, "workers")
+    return with_pipeline(config, "device")
 
 
 def batched(pipeline: Pipeline) -> Pipeline:
@@ -120,7 +120,3 @@ def one_thread() -> Iterator[None]:
 def _check_in_memory(split: Images) -> None:
     if not in_memory(split):
         raise UserError(f"data.pipeline=device is for images in memory, and these are in files: {INSTEAD}")
-
-
-def _with(config: Config, pipeline: str) -> Config:
-    return config.model_copy(update={"data": config.data.model_copy(update={"pipeline": pipeline})})
