@@ -65,6 +65,14 @@ def write_picture(path: Path, figure: Any, dpi: int) -> None:
     write_atomically(path if path.suffix else path.with_name(f"{path.name}.png"), content.getvalue())
 
 
+def link(path: Path, name: Path) -> None:
+    """Gives a file another name, or copies it where a file can have but one."""
+    try:
+        os.link(path, name)
+    except OSError:
+        shutil.copyfile(path, name)
+
+
 def open_in_place(path: Path, mode: str) -> IO[str]:
     """Opens a text file to write where it is; raises OSError, with its name, where it is a symbolic link."""
     return open(path, mode, opener=_not_through_links)

@@ -38,6 +38,7 @@ CONFIG = (
     "data.train_images=320",
     "data.batch_size=16",
     "data.workers=1",
+    "data.pipeline=workers",
     "epochs=10",
     "average.k=5",
     "model.width=4",

@@ -90,6 +90,7 @@ def watch(folder: Path, iterations: int) -> dict[str, list[Sample]]:
     """Trains so long, and looks at every process twice a second."""
     out, said = folder / "run", folder / "said.txt"
     config = (f"out={out}", f"data.train_images={IMAGES}", f"data.batch_size={BATCH}", f"data.workers={WORKERS}")
+    config += ("data.pipeline=workers",)
     config += (f"epochs={iterations // PER_EPOCH}", "average.k=5", "model.width=4", "record.every=10")
     config += ("evaluate.every=5", "checkpoint.every=5", "evaluate.replicas=true")
     job = start(said, *config, ranks=RANKS)

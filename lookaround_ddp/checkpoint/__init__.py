@@ -1,10 +1,12 @@
 """What a run leaves on disk, whole or not at all."""
 
 from lookaround_ddp.checkpoint.checkpoints import Checkpoints, State
+from lookaround_ddp.checkpoint.digests import file_digest
 from lookaround_ddp.checkpoint.made import check_free, check_network, save_made
 from lookaround_ddp.checkpoint.model_file import load_model, load_state, read_network, save_model
 from lookaround_ddp.checkpoint.part_file import Part
 from lookaround_ddp.checkpoint.run_folder import (
+    BEST,
     LOCK,
     METRICS,
     MODEL,
@@ -24,6 +26,7 @@ from lookaround_ddp.checkpoint.run_folder import (
 from lookaround_ddp.checkpoint.shipped import check_shipped, missing_files, pipeline_before, read_result, write_result
 
 __all__ = [
+    "BEST",
     "LOCK",
     "METRICS",
     "MODEL",
@@ -36,6 +39,7 @@ __all__ = [
     "check_free",
     "check_network",
     "check_shipped",
+    "file_digest",
     "load_model",
     "load_state",
     "locked",

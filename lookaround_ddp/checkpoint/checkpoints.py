@@ -16,7 +16,7 @@ from lookaround_ddp.checkpoint.part_file import Part, load_part, restore_part
 from lookaround_ddp.checkpoint.writer import Writer, snapshot
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.files import make_folder, remove, sync, write, write_atomically
+from lookaround_ddp.files import link, make_folder, remove, sync, write, write_atomically
 
 CHECKPOINTS = "checkpoints"  # the folder of a run that has them
 
@@ -54,7 +54,7 @@ class Checkpoints:
         self.under_way: UnderWay | None = None
         self.seconds = 0.0  # that this rank took to write its files of the checkpoint before
 
-    def begin(self, iteration: int, parts: Mapping[str, Part], state: State) -> None:
+    def begin(self, iteration: int, parts: Mapping[str, Part], state: State, beside: Sequence[Path] = ()) -> None:
         """Begins a checkpoint of the parts as they are now, after the one that is under way is whole; collective.
 
         The training may go on, and change them, while the files are written.
@@ -62,6 +62,8 @@ class Checkpoints:
         Args:
             parts: file name -> what this rank is to write into it; each part is one rank's to write.
             state: JSON-able; rank 0's counts.
+            beside: files to keep with it as they are now, if they are there; rank 0's count. Whoever replaces one of
+                them renames a new one there.
 
         Raises:
             UserError: on every rank, if the folder, or a file of the checkpoint before, cannot be written; those before
@@ -75,6 +77,9 @@ class Checkpoints:
                 for left in self.folder.glob(".writing-*"):  # a killed process left it
                     remove(left)
                 temporary.mkdir()
+                for path in beside:
+                    if path.is_file():
+                        link(path, temporary / path.name)
         state = snapshot({**state, "iteration": iteration})
         writer = Writer(temporary, parts, self.world.device)
         self.under_way = UnderWay(temporary, self.folder / str(iteration), state, writer)

@@ -41,7 +41,16 @@ def save_made(
     write_atomically(out / "config.yaml", dump(values).encode())
     whole = [each.identity() | {"evaluate": each.evaluate.model_dump(mode="json")} for each in configs]
     of = [{"run": str(run), "config": each} for run, each in zip(runs, whole, strict=True)]
-    left = {**result, "recipe": dict(how), "of": of, "iterations": 0, "epochs": 0, "seconds": 0.0, "best": None}
+    left = {
+        **result,
+        "recipe": dict(how),
+        "of": of,
+        "iterations": 0,
+        "epochs": 0,
+        "seconds": 0.0,
+        "total_seconds": 0.0,
+        "best": None,
+    }
     write_result(config.model_copy(update={"out": str(out)}), left)
 
 

@@ -70,6 +70,7 @@ FOLDERS = (CHECKPOINTS, "members", "snapshots")  # of a run, for files
 
 
 MODEL, TRAJECTORY, RESULT, METRICS = "model.safetensors", "trajectory.safetensors", "result.json", "metrics.jsonl"
+BEST = "best.safetensors"  # the mean model of the best evaluation on held-out images
 
 
 def member_files(config: Config) -> list[Path]:

@@ -13,7 +13,7 @@ from typing import Any
 from lookaround_ddp.checkpoint.checkpoints import CHECKPOINTS, State, checkpoints_in, inspect
 from lookaround_ddp.checkpoint.digests import file_digest, json_digest
 from lookaround_ddp.checkpoint.model_file import read_metadata
-from lookaround_ddp.checkpoint.run_folder import METRICS, MODEL, RESULT, TRAJECTORY, member_files
+from lookaround_ddp.checkpoint.run_folder import BEST, METRICS, MODEL, RESULT, TRAJECTORY, member_files
 from lookaround_ddp.config import Config, changed_keys, made_before
 from lookaround_ddp.errors import UserError, shortened
 from lookaround_ddp.files import write_atomically
@@ -101,7 +101,7 @@ def pipeline_before(run: Path) -> str | None:
 def _files(config: Config) -> list[str]:
     """Returns the names of the files that are there of a finished run, but for result.json."""
     run = Path(config.out)
-    names = [MODEL, TRAJECTORY, *(str(path.relative_to(run)) for path in member_files(config)), METRICS]
+    names = [MODEL, TRAJECTORY, BEST, *(str(path.relative_to(run)) for path in member_files(config)), METRICS]
     return [name for name in names if (run / name).is_file()]
 
 

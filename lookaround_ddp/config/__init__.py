@@ -1,19 +1,17 @@
 """The sections of a config, and reading it from YAML and `key.path=value`."""
 
 from lookaround_ddp.config.average import NodesConfig
+from lookaround_ddp.config.begun import as_begun, made_before, with_pipeline
 from lookaround_ddp.config.changes import changed_keys
 from lookaround_ddp.config.load import (
-    as_begun,
     check_cycles,
     check_length,
     keys_named,
     load_cell,
     load_config,
     load_ingredients,
-    made_before,
     make_config,
     validated,
-    with_pipeline,
 )
 from lookaround_ddp.config.recipe import Recipe
 from lookaround_ddp.config.rounds import iterations_of, k_text, lengths

@@ -103,25 +103,6 @@ def _sweep(section: Any, values: dict[str, Any], overrides: Sequence[str], path:
     return Sweep(keys, tuple(key for key in keys if key in given), tuple(points))
 
 
-def made_before(values: Mapping[str, Any]) -> Config:
-    """Returns the config of a run that has begun, perhaps before there was a choice of `data.pipeline`.
-
-    Raises:
-        UserError: as `make_config`.
-    """
-    return as_begun(make_config(values))
-
-
-def as_begun(config: Config) -> Config:
-    """Returns the config of a run that has begun: one that says nothing of `data.pipeline` had the loader processes."""
-    return config if "pipeline" in config.data.model_fields_set else with_pipeline(config, "workers")
-
-
-def with_pipeline(config: Config, pipeline: str) -> Config:
-    """Returns the config with this `data.pipeline`."""
-    return config.model_copy(update={"data": config.data.model_copy(update={"pipeline": pipeline})})
-
-
 def make_config(values: Mapping[str, Any]) -> Config:
     """Raises UserError: naming the value and what would be right."""
     config = validated(Config, values)

@@ -193,6 +193,8 @@ class RecordConfig(Section):
     """Log to Weights & Biases; offline into the run's folder."""
     project: str = "lookaround_ddp"
     """Its project."""
+    tensorboard: bool = False
+    """Also write event files into the run's folder, for `tensorboard --logdir runs`; needs the package tensorboard."""
     every: int | None = Field(None, ge=1)
     """Iterations between two lines of the record; by default 50, or those of an epoch where they are fewer."""
 

@@ -52,6 +52,7 @@ def fit(config: Config, world: World, preemption: PreemptionHandler) -> State:
             losses = [replica.step(own, iteration, rate) for replica, own in zip(run.replicas, batches, strict=True)]
             run.losses.count(losses)
             run.iteration = iteration + 1
+            run.record.advance(run.iteration, run.iteration / run.per_epoch, rate, losses)
             if run.iteration % every == 0 or run.iteration == run.total:
                 run.record.train(training_line(run, rate))
             if due(run, config.evaluate.every):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -14,19 +15,36 @@ from lookaround_ddp.distributed import World
 
 
 class Stopwatch:
-    """Seconds of training, without the pauses for evaluation and saving; runs on over a resumed run."""
+    """Seconds of training, without the pauses for evaluation and saving, and of both; runs on over a resumed run.
 
-    def __init__(self, elapsed: float) -> None:
-        self.elapsed, self.since = elapsed, time.perf_counter()
+    Args:
+        elapsed: seconds of training before this start.
+        total: seconds of both.
+    """
 
-    def pause(self) -> None:
-        self.elapsed += time.perf_counter() - self.since
+    def __init__(self, elapsed: float = 0.0, total: float = 0.0) -> None:
+        self.elapsed, self.before = elapsed, total
+        self.since = self.began = time.perf_counter()
+        self.spent: dict[str, float] = {}  # what a pause was for -> seconds since this start
 
-    def go(self) -> None:
-        self.since = time.perf_counter()
+    @contextmanager
+    def paused(self, what: str) -> Iterator[None]:
+        """Counts the block as no training."""
+        began = time.perf_counter()
+        self.elapsed += began - self.since
+        try:
+            yield
+        finally:
+            self.since = time.perf_counter()
+            self.spent[what] = self.spent.get(what, 0.0) + self.since - began
 
     def seconds(self) -> float:
+        """Returns the seconds of training."""
         return self.elapsed + time.perf_counter() - self.since
+
+    def total(self) -> float:
+        """Returns the seconds of everything."""
+        return self.before + time.perf_counter() - self.began
 
 
 class Losses:

@@ -1,25 +1,24 @@
-"""What a run shows and keeps: a live display or plain lines, metrics.jsonl, and Weights & Biases if asked."""
+"""What a run shows and keeps: a live display or plain lines, metrics.jsonl, and what trackers get of it."""
 
 from __future__ import annotations
 
 import json
-import os
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from lookaround_ddp.checkpoint import METRICS
 from lookaround_ddp.config import Config
-from lookaround_ddp.errors import Preempted
 from lookaround_ddp.evaluation import score_text
 from lookaround_ddp.files import open_in_place, with_filename, write_atomically
+from lookaround_ddp.training.display import Display, duration
+from lookaround_ddp.training.trackers import Trackers
 
-FINISH_SECONDS = 60  # that Weights & Biases may take in the end to send what is left, and would take for ever otherwise
+FINAL = "final"  # the key of the last line's scores
 
 
 class Record:
@@ -36,28 +35,24 @@ class Record:
         self.main, self.total = main, total
         self.folder = Path(config.out)
         self.console = console or Console(stderr=True, soft_wrap=True, highlight=False)
-        self.progress: Progress | None = None
-        self.tracker: Any = None
+        self.display: Display | None = None
+        self.trackers: Trackers | None = None
         self.config = config
-        self.warned = False
 
     def open(self, iteration: int) -> None:
-        """Begins, or goes on after `iteration`: later lines of a run that was killed are dropped."""
+        """Begins, or goes on after `iteration`: later lines of a run that was killed are dropped, and its last one."""
         if not self.main:
             return
         path = self.folder / METRICS
         lines, damaged = _lines(path)
         if damaged:
             self.say(f"{path}: {damaged} of its lines are damaged, and left out from now on")
-        kept = [line for line in lines if line["iteration"] <= iteration]
+        kept = [line for line in lines if line["iteration"] <= iteration and FINAL not in line]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self.metrics = open_in_place(path, "a")
-        self.tracker = self._start_wandb(self.config.record.wandb)
+        self.trackers = Trackers(self.config, iteration, self.say)
         if self.console.is_terminal:
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-            self.progress = Progress(*columns, console=self.console)
-            self.task = self.progress.add_task("", total=self.total, completed=iteration)
-            self.progress.start()
+            self.display = Display(self.console, self.total, iteration)
 
     def reopen(self) -> None:
         """Goes on in a new file: the one before was removed."""
@@ -68,8 +63,17 @@ class Record:
         if self.main:
             self.console.print(text, markup=False)
 
+    def advance(self, iteration: int, epoch: float, rate: float, losses: Sequence[Tensor]) -> None:
+        """Moves the bar on a terminal, if there is one; waits for no device."""
+        if self.display is not None:
+            self.display.advance(iteration, epoch, rate, losses)
+
     def train(self, line: Mapping[str, Any]) -> None:
-        """Writes a line of training figures: iteration, epoch, lr, loss, distance, images_per_second, seconds, eta."""
+        """Writes a line of training figures.
+
+        They are iteration, epoch, lr, loss, distance, images_per_second, seconds (of training alone), total_seconds
+        (with evaluating, measuring batch-norm anew, saving), eta.
+        """
         if not self.main:
             return
         self._write(line)
@@ -79,12 +83,8 @@ class Record:
         parts = [f"iteration {line['iteration']}/{self.total}", f"epoch {line['epoch']:.2f}", f"lr {line['lr']:.4g}"]
         parts += [f"loss {losses}", *([f"distance {distances}"] if distances else [])]
         text = " | ".join([*parts, f"{line['images_per_second']:.0f} images/s", f"ETA {duration(line['eta'])}"])
-        if self.progress is not None:
-            self.progress.update(
-                self.task,
-                completed=line["iteration"],
-                description=f"loss {losses} | {line['images_per_second']:.0f} images/s",
-            )
+        if self.display is not None:
+            self.display.line(line)
         else:
             self.say(text)
 
@@ -100,67 +100,29 @@ class Record:
             parts.append("replicas " + " ".join(f"{score['top1']:.2f}" for score in line["replicas"]))
         self.say(f"epoch {line['epoch']:.4g} | " + " | ".join(parts))
 
+    def final(self, line: Mapping[str, Any]) -> None:
+        """Writes the last line: iteration, epoch, and as `final` the scores of everything that the run leaves."""
+        if self.main:
+            self._write(line)
+
     def close(self, error: BaseException | None) -> None:
-        """Ends the display and the files, whatever happened; Weights & Biases learns what."""
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+        """Ends the display and the files, whatever happened; trackers learn what."""
+        if self.display is not None:
+            self.display.stop()
+            self.display = None
         if self.main and hasattr(self, "metrics"):
             path = self.folder / METRICS
             with with_filename(path) if error is None else suppress(OSError):  # a line that had no room still has none
                 self.metrics.close()
-        if isinstance(error, Preempted):
-            self._wandb(lambda: self.tracker.mark_preempting())
-        self._wandb(lambda: self.tracker.finish(exit_code=0 if error is None else 1))
+        if self.trackers is not None:
+            self.trackers.finish(error)
 
     def _write(self, line: Mapping[str, Any]) -> None:
         with with_filename(self.folder / METRICS):
             self.metrics.write(json.dumps(line) + "\n")
             self.metrics.flush()
-        self._wandb(lambda: self.tracker.log(_flat(line), step=line["iteration"]))
-
-    def _start_wandb(self, mode: Literal["online", "offline", "disabled"]) -> Any:
-        """Starts a wandb run that a resumed training goes on with; returns None if there is to be none, or it fails."""
-        settings = self.config.record
-        if mode == "disabled":
-            return None
-        try:
-            import wandb  # half a second, and only those who track need it
-
-            os.environ.setdefault("WANDB_FINISH_TIMEOUT", f"{FINISH_SECONDS}")
-            if mode == "online" and not wandb.api.api_key:  # it would ask for one, and the other ranks would wait
-                raise RuntimeError("no API key; `wandb login` stores one")
-            return wandb.init(
-                project=settings.project,
-                name=self.folder.name,
-                id=_wandb_id(self.folder),
-                resume="allow",
-                dir=str(self.folder),
-                mode=mode,
-                config=self.config.model_dump(mode="json"),
-                settings=wandb.Settings(init_timeout=10),
-            )
-        except Exception as error:  # whatever a tracker raises, it must not end a training
-            if mode == "online":
-                self.say(f"wandb: {error}: offline from now on; `wandb sync {self.folder}/wandb/offline-*` sends it")
-                return self._start_wandb("offline")
-            self.say(f"wandb: {error}: this run is recorded in {self.folder} alone")
-            return None
-
-    def _wandb(self, call: Any) -> None:
-        if self.tracker is None:
-            return
-        try:
-            call()
-        except Exception as error:  # as above
-            self.say(f"wandb: {error}: recording goes on in {self.folder} alone")
-            self.tracker = None
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+        if self.trackers is not None:
+            self.trackers.log(_flat(line), step=line["iteration"])
 
 
 def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -186,14 +148,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
             value = dict(enumerate(value))
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}/")
-        elif value is not None:
+        elif isinstance(value, (int, float)):
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def _wandb_id(folder: Path) -> str:
-    """Returns the id that this run folder got when it was first tracked."""
-    path = folder / "wandb-id"
-    if not path.is_file():
-        write_atomically(path, f"{folder.name}-{time.time_ns():x}"[-64:].encode())
-    return path.read_text()

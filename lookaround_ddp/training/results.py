@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
-
-from lookaround_ddp.checkpoint import MODEL, TRAJECTORY, State, save_model, write_result
+from lookaround_ddp.checkpoint import MODEL, TRAJECTORY, State, write_result
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import described
 from lookaround_ddp.evaluation import score_run
-from lookaround_ddp.files import make_folder
 from lookaround_ddp.optim import Swad
+from lookaround_ddp.training.model_files import save_shared_model, write_model
+from lookaround_ddp.training.record import FINAL
 from lookaround_ddp.training.rounds import share_single, update_weight_averages
 from lookaround_ddp.training.run import Run, evaluation_weights
 from lookaround_ddp.training.validate import averaged_model, recalibrate_mean, recalibrate_models
@@ -39,12 +37,14 @@ def finish(run: Run) -> State:
             _save_weight_average(run)
     known = {name: score for name, score in run.scores.items() if name in ("mean", "validation", "replicas")}
     scores = score_run(Path(config.out), config, run.dataset, (run.test, run.validation), world, known)
+    scores["best"] = run.best
+    run.record.final({"iteration": run.total, "epoch": run.total / run.per_epoch, FINAL: scores})
     result: State = {
         **scores,
-        "best": run.best,
         "iterations": run.total,
         "epochs": config.epochs if config.iterations is None else run.total / run.per_epoch,
         "seconds": run.watch.seconds(),
+        "total_seconds": run.watch.total(),
         "processes": world.size,
         "device": str(world.device),
         "parameters": sum(parameter.numel() for parameter in run.replicas[0].model.parameters()),
@@ -57,28 +57,12 @@ def finish(run: Run) -> State:
 
 def save_snapshot(run: Run) -> None:
     """Saves the mean model where one of the schedule's cycles ends (a snapshot ensemble's member). Collective."""
-    run.watch.pause()
-    share_single(run)
     cycle = run.iteration * run.config.schedule.cycles // run.total
-    with evaluation_weights(run), run.around.averaged() as mean:
-        recalibrate_mean(run, mean)
-        save_shared_model(run, f"snapshots/{cycle}.safetensors", mean)
-    run.watch.go()
-
-
-def save_shared_model(run: Run, name: str, model: nn.Module) -> None:
-    """Saves a model that all ranks hold into the run's folder. Collective."""
-    with run.world.together():
-        if run.world.main:
-            _write_model(run, name, model)
-
-
-def _write_model(run: Run, name: str, model: nn.Module) -> None:
-    """Writes a model into the run's folder, with what it takes to build the network and to show it images."""
-    path = Path(run.config.out) / name
-    make_folder(path.parent)
-    metadata = {"start": run.start, "config": run.config.identity()}
-    save_model(path, model.state_dict(), described(run.dataset) | metadata)
+    with run.watch.paused("keeping a snapshot"):
+        share_single(run)
+        with evaluation_weights(run), run.around.averaged() as mean:
+            recalibrate_mean(run, mean)
+            save_shared_model(run, f"snapshots/{cycle}.safetensors", mean)
 
 
 def _save_members(run: Run) -> None:
@@ -92,7 +76,7 @@ def _save_members(run: Run) -> None:
     with run.world.together():
         for number, model in zip(run.world.hosted, models, strict=True):
             if run.world.shard == 0:
-                _write_model(run, f"members/{number}.safetensors", model)
+                write_model(run, f"members/{number}.safetensors", model)
 
 
 def _save_weight_average(run: Run) -> None:

@@ -8,7 +8,7 @@ from lookaround_ddp.averaging import check_agreement
 from lookaround_ddp.checkpoint import State
 from lookaround_ddp.config import iterations_of, lengths
 from lookaround_ddp.optim import Swad
-from lookaround_ddp.training.run import Run, evaluation_weights
+from lookaround_ddp.training.run import EVALUATING, SAVING, Run, evaluation_weights, times_due
 
 
 def average(run: Run) -> None:
@@ -107,9 +107,8 @@ def update_weight_averages(run: Run, averaged: bool) -> None:
             for average, replica in zip(run.weight_averages, run.replicas, strict=False)
         ]
         if any(due) and run.config.trajectory.name == "swad":
-            run.watch.pause()
-            _validate_segments(run, independent)
-            run.watch.go()
+            with run.watch.paused("validating segments"):
+                _validate_segments(run, independent)
 
 
 def training_line(run: Run, rate: float) -> State:
@@ -131,8 +130,25 @@ def training_line(run: Run, rate: float) -> State:
         "distance": None if distances is None else distances.tolist(),
         "images_per_second": run.losses.images(before, run.iteration) / (seconds - earlier),
         "seconds": seconds,
-        "eta": (run.total - run.iteration) * (seconds - earlier) / (run.iteration - before),
+        "total_seconds": run.watch.total(),
+        "eta": (run.total - run.iteration) * (seconds - earlier) / (run.iteration - before) + pauses_left(run),
     }
+
+
+def pauses_left(run: Run) -> float:
+    """Returns the seconds of the pauses from this iteration's on, judged by those since this start.
+
+    An evaluation and a checkpoint take what they took on average, other pauses their share of the iterations.
+    """
+    done, seconds = run.iteration - 1, 0.0
+    every = {EVALUATING: run.config.evaluate.every, SAVING: run.config.checkpoint.every}
+    for what, spent in run.watch.spent.items():
+        if what in every:
+            times = times_due(run, every[what], run.first, done)
+            seconds += spent / max(1, times) * times_due(run, every[what], done, run.total)
+        else:
+            seconds += spent / max(1, done - run.first) * (run.total - done)
+    return seconds
 
 
 def _validate_segments(run: Run, independent: bool) -> None:

@@ -17,6 +17,8 @@ from lookaround_ddp.training.progress import Losses, Stopwatch
 from lookaround_ddp.training.record import Record
 from lookaround_ddp.training.replica import Replica, shown
 
+EVALUATING, SAVING = "evaluating", "saving"  # pauses of the stopwatch that come as often as the config says
+
 
 @dataclass
 class Run:
@@ -36,6 +38,7 @@ class Run:
     losses: Losses
     watch: Stopwatch
     start: str  # digest of the weights that the run began with
+    first: int = 0  # iterations before this start
     iteration: int = 0  # finished so far, but for their average step
     scores: State = field(default_factory=dict)  # the last evaluation
     best: State | None = None
@@ -71,4 +74,10 @@ def evaluation_weights(run: Run) -> AbstractContextManager[None]:
 
 def due(run: Run, epochs: float) -> bool:
     """Returns whether what happens every so many epochs, and at the end, happens after the run's iteration."""
-    return run.iteration % max(1, round(epochs * run.per_epoch)) == 0 or run.iteration == run.total
+    return times_due(run, epochs, run.iteration - 1, run.iteration) == 1
+
+
+def times_due(run: Run, epochs: float, after: int, until: int) -> int:
+    """Counts how often what happens every so many epochs, and at the end, happens in iterations after + 1 to until."""
+    period = max(1, round(epochs * run.per_epoch))
+    return until // period - after // period + (until == run.total and until % period != 0)

@@ -6,12 +6,12 @@ import os
 import signal
 from pathlib import Path
 
-from lookaround_ddp.checkpoint import LOCK, METRICS, PREEMPTED, locked
+from lookaround_ddp.checkpoint import BEST, LOCK, METRICS, PREEMPTED, locked
 from lookaround_ddp.distributed import PreemptionHandler
 from lookaround_ddp.errors import Preempted
 from lookaround_ddp.files import write_atomically
 from lookaround_ddp.training.rounds import share_single
-from lookaround_ddp.training.run import Run, due
+from lookaround_ddp.training.run import SAVING, Run, due
 from lookaround_ddp.training.state import OUTER, SHARED_TRAJECTORY, parts
 from lookaround_ddp.training.validate import check_finite
 
@@ -50,11 +50,17 @@ def begin_checkpoint(run: Run) -> None:
     """
     run.world.does(f"saving after iteration {run.iteration}")
     check_finite(run)
-    run.watch.pause()
+    with run.watch.paused(SAVING):
+        _begin(run)
+
+
+def _begin(run: Run) -> None:
+    """Copies what the checkpoint is to hold, and begins to write it."""
     share_single(run)
     state = {
         **run.around.state_dict(),
         "seconds": run.watch.elapsed,
+        "total_seconds": run.watch.total(),
         "scores": run.scores,
         "best": run.best,
         "start": run.start,
@@ -67,8 +73,8 @@ def begin_checkpoint(run: Run) -> None:
         for name, part in parts(run.replicas, run.weight_averages, run.around).items()
         if (run.world.main if name in (SHARED_TRAJECTORY, OUTER) else run.world.shard == 0)
     }
-    run.checkpoints.begin(run.iteration, mine, state)
-    run.watch.go()
+    best = Path(run.config.out) / BEST
+    run.checkpoints.begin(run.iteration, mine, state, [best] if "sha256" in (run.best or {}) else [])
 
 
 def finish_checkpoint(run: Run) -> None:
@@ -78,9 +84,8 @@ def finish_checkpoint(run: Run) -> None:
         UserError: a file cannot be written.
     """
     run.world.does(f"saving after iteration {run.iteration}")
-    run.watch.pause()
-    run.checkpoints.finish()
-    run.watch.go()
+    with run.watch.paused(SAVING):
+        run.checkpoints.finish()
     warn_of_slow_saving(run)
 
 

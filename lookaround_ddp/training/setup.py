@@ -56,7 +56,7 @@ def set_up(config: Config, world: World, code: Code = imported) -> Run:
         record=record,
         checkpoints=Checkpoints(Path(config.out), config.checkpoint.keep, world, record.say),
         losses=Losses(config, batches, world, counted=0),
-        watch=Stopwatch(elapsed=0.0),
+        watch=Stopwatch(),
         start=content_digest(replicas[0].model),
     )
 

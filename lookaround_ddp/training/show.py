@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from lookaround_ddp.config import Config, k_text
 from lookaround_ddp.distributed import World, processes_here
 from lookaround_ddp.optim import learning_rate
-from lookaround_ddp.training.record import duration
+from lookaround_ddp.training.display import duration
 from lookaround_ddp.training.run import Run, load_batches
 from lookaround_ddp.training.setup import set_up
 

@@ -11,6 +11,7 @@ from lookaround_ddp.config import Config, changed_keys
 from lookaround_ddp.data import Dataset
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.optim import Trajectory
+from lookaround_ddp.training.model_files import restore_best
 from lookaround_ddp.training.progress import Losses, Stopwatch
 from lookaround_ddp.training.replica import Replica
 from lookaround_ddp.training.rounds import begin_rounds
@@ -41,13 +42,15 @@ def restore(run: Run) -> State | None:
     if finished is not None:
         return finished
     if state is not None:
-        run.iteration, run.start = state["iteration"], state["start"]
+        run.iteration = run.first = state["iteration"]
+        run.start = state["start"]
         run.scores, run.best = state["scores"], state["best"]
         run.losses = Losses(config, run.batches, world, counted=run.iteration)
-        run.watch = Stopwatch(state["seconds"])
+        run.watch = Stopwatch(state["seconds"], state.get("total_seconds", state["seconds"]))
         run.last_logged = (run.iteration, run.watch.seconds())
         run.last_checked_epoch = run.iteration // run.per_epoch
         run.around.load_state_dict(state)
+    restore_best(run)
     if run.iteration > run.single_phase_end or run.single_phase_end == 0:
         begin_rounds(run)
     return None

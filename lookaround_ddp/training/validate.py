@@ -11,8 +11,9 @@ from lookaround_ddp.checkpoint import State
 from lookaround_ddp.evaluation import recalibrate
 from lookaround_ddp.models import Normalize
 from lookaround_ddp.optim import Trajectory
+from lookaround_ddp.training.model_files import keep_best
 from lookaround_ddp.training.rounds import share_single
-from lookaround_ddp.training.run import Run, evaluation_weights, load_batches
+from lookaround_ddp.training.run import EVALUATING, Run, evaluation_weights, load_batches
 
 
 def validate(run: Run) -> None:
@@ -21,10 +22,16 @@ def validate(run: Run) -> None:
     Raises:
         FloatingPointError: a loss or a weight is not finite.
     """
-    config, world = run.config, run.world
-    world.does(f"evaluating after iteration {run.iteration}")
+    run.world.does(f"evaluating after iteration {run.iteration}")
     check_finite(run)
-    run.watch.pause()
+    with run.watch.paused(EVALUATING):
+        run.scores = _scores(run)
+    run.record.evaluation({"iteration": run.iteration, "epoch": run.iteration / run.per_epoch, **run.scores})
+
+
+def _scores(run: Run) -> State:
+    """Returns what an evaluation finds, and keeps the mean model if it is the best. Collective."""
+    config, world = run.config, run.world
     scores: State = {}
     with evaluation_weights(run):
         share_single(run)
@@ -34,6 +41,7 @@ def validate(run: Run) -> None:
                 scores["mean"] = run.test.shared(mean)
                 if run.validation is not None:
                     scores["validation"] = run.validation.shared(mean)
+                keep_best(run, scores, mean)
         models = [replica.model for replica in run.replicas]
         if config.evaluate.replicas or config.average.k == "never":
             scores["replicas"] = run.test.replicas(models)
@@ -41,10 +49,7 @@ def validate(run: Run) -> None:
             scores["ensemble"] = run.test.ensemble_of_replicas(models)
     if config.trajectory.name == "ema" and config.average.k != "never" and run.weight_averages[0].updates:
         scores["trajectory"] = run.test.shared(averaged_model(run, run.weight_averages[0]))
-    run.scores = scores
-    _keep_best(run)
-    run.record.evaluation({"iteration": run.iteration, "epoch": run.iteration / run.per_epoch, **scores})
-    run.watch.go()
+    return scores
 
 
 def check_finite(run: Run) -> None:
@@ -78,17 +83,3 @@ def recalibrate_models(run: Run, models: Sequence[nn.Module], apart: bool = Fals
     iterations = range(min(run.per_epoch, run.config.evaluate.recalibrate_iterations or run.per_epoch))
     normalize = Normalize(run.dataset.mean, run.dataset.std, run.world.device, run.config.channels_last)
     recalibrate(models, load_batches(run, iterations), normalize, run.config.precision, run.world, apart=apart)
-
-
-def _keep_best(run: Run) -> None:
-    """Remembers the best evaluation: by validation where images are held out, else by the test set, and named so."""
-    selected_by = "validation" if "validation" in run.scores else "test"
-    score = run.scores.get("validation" if selected_by == "validation" else "mean")
-    if score is not None and (run.best is None or score["top1"] > run.best["selected_top1"]):
-        run.best = {
-            "iteration": run.iteration,
-            "epoch": run.iteration / run.per_epoch,
-            "selected_by": selected_by,
-            "selected_top1": score["top1"],
-            "mean": run.scores["mean"],
-        }

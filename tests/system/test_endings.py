@@ -103,7 +103,16 @@ def test_every_end_of_a_rank_is_the_end_of_all(tmp_path: Path, way: str, ranks: 
 def test_an_augmentation_that_fails_is_named_with_the_image(tmp_path: Path, count: int, ranks: int) -> None:
     """In the same words from a worker and without one; the traceback above them is that of the augmentation alone."""
     own = "replicas=[[crop],[hflip+tests.system.test_endings.break_down],[rotation]]"
-    job = Job("train", f"out={tmp_path}/run", *TINY, f"data.workers={count}", own, "timeout=20", ranks=ranks)
+    job = Job(
+        "train",
+        f"out={tmp_path}/run",
+        *TINY,
+        "data.pipeline=workers",
+        f"data.workers={count}",
+        own,
+        "timeout=20",
+        ranks=ranks,
+    )
     assert job.wait() == [1] * ranks, job.said()
     line = (
         r"augmentation tests\.system\.test_endings\.break_down of image (\d+): FloatingPointError: divided by nothing"

@@ -70,7 +70,7 @@ def left(run: Path) -> dict[str, Any]:
     """Digests of all models, and the result without what depends on the machine."""
     files = {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*.safetensors"))}
     result = json.loads((run / "result.json").read_text())
-    for key in ("seconds", "processes"):
+    for key in ("seconds", "total_seconds", "processes"):
         del result[key]
     return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()} | result
 

@@ -102,7 +102,16 @@ def test_usr1_to_torchrun_reaches_the_ranks(undisturbed: Path, tmp_path: Path) -
     out = tmp_path / "run"
     handled = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", handled]
-    command += ["-m", "lookaround_ddp", "train", f"out={out}", *CONFIG, "epochs=2000", "data.workers=1"]
+    command += [
+        "-m",
+        "lookaround_ddp",
+        "train",
+        f"out={out}",
+        *CONFIG,
+        "epochs=2000",
+        "data.workers=1",
+        "data.pipeline=workers",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         deadline = time.monotonic() + TEST_TIMEOUT

@@ -26,7 +26,12 @@ CONFIG = (*TINY, "record.every=4", "evaluate.every=1", "evaluate.replicas=true")
 
 
 def lines_of(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    """All lines but the last of a finished run, which has its final scores."""
+    *lines, last = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    result = json.loads((out / "result.json").read_text())
+    scores = {name: result[name] for name in ("mean", "replicas", "best")}
+    assert last == {"iteration": 10, "epoch": 2, "final": scores}
+    return lines
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,10 @@ def test_metrics_hold_every_line(runs: dict[int, tuple[Path, str]], ranks: int) 
 
 
 def test_speed_and_remaining_time_follow_from_the_seconds(runs: dict[int, tuple[Path, str]]) -> None:
-    """An iteration has 16 images for each of three replicas; 10 iterations are the run."""
+    """An iteration has 16 images for each of three replicas; 10 iterations are the run.
+
+    What is left is that, and evaluations after 5 and 10 and checkpoints with them as long as what there was of them.
+    """
     lines = [line for line in lines_of(runs[1][0]) if "loss" in line]
     for before, line in zip([{"iteration": 0, "seconds": None}, *lines], lines, strict=False):
         if before["seconds"] is None:
@@ -67,8 +75,11 @@ def test_speed_and_remaining_time_follow_from_the_seconds(runs: dict[int, tuple[
         iterations = line["iteration"] - before["iteration"]
         elapsed = line["seconds"] - before["seconds"]
         assert line["images_per_second"] == pytest.approx(48 * iterations / elapsed)
-        assert line["eta"] == pytest.approx((10 - line["iteration"]) * elapsed / iterations)
-    assert lines[-1]["eta"] == 0
+        pauses = line["total_seconds"] - line["seconds"]  # the evaluation and the checkpoint after iteration 5
+        assert pauses > lines[0]["total_seconds"] - lines[0]["seconds"]
+        assert line["eta"] == pytest.approx((10 - line["iteration"]) * elapsed / iterations + pauses, rel=0.2)
+    result = json.loads((runs[1][0] / "result.json").read_text())
+    assert result["total_seconds"] > result["seconds"] >= lines[-1]["seconds"]
 
 
 def test_losses_distances_and_scores_do_not_depend_on_the_number_of_processes(
@@ -116,6 +127,8 @@ def test_a_terminal_gets_a_live_display(tmp_path: Path) -> None:
     assert "\x1b[?25l" in text  # hides the cursor while the display lives
     assert "\x1b[?25h" in text
     assert re.search(r"loss \d\.\d{3} \d\.\d{3} \d\.\d{3} \| \d+ images/s", text)
+    assert re.search(r"epoch \d\.\d0 \| lr 0\.\d+ \| loss ", text)
+    assert re.search(r"10/10 ETA \d:\d\d", text)
     assert "10/10" in text
     assert "iteration 4/10" not in text  # a line of a log file
 
@@ -181,5 +194,5 @@ def test_offline_wandb_is_one_run_of_rank_0(runs: dict[int, tuple[Path, str]], t
     (folder,) = (out / "wandb").glob("offline-run-*")
     (log,) = folder.glob("run-*.wandb")
     stored = log.read_bytes()
-    for name in (b"images_per_second", b"distance/2", b"mean/nll", b"replicas/1/top1"):
+    for name in (b"images_per_second", b"distance/2", b"mean/nll", b"replicas/1/top1", b"final/best/mean/nll"):
         assert name in stored

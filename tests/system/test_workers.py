@@ -20,7 +20,8 @@ from tests.support.limits import TEST_TIMEOUT
 from tests.support.processes import alive, descendants, kill, loader_workers
 from tests.support.runs import TINY, Job, train, weights
 
-CONFIG = (*TINY, "data.workers=2", "evaluate.every=1", "evaluate.recalibrate=true", "checkpoint.every=99")
+CONFIG = (*TINY, "data.pipeline=workers", "data.workers=2", "evaluate.every=1", "evaluate.recalibrate=true")
+CONFIG += ("checkpoint.every=99",)
 
 
 safe = pytest.param(True, marks=pytest.mark.skipif(not workers.FORKS_SAFELY, reason="forks of this Python may hang"))
