@@ -34,6 +34,22 @@ def runs_named(arguments: Sequence[str], checkpoints: bool = False) -> tuple[lis
     return runs, [named_config(run_of(run)[0] if checkpoints else run, values(arguments)) for run in runs]
 
 
+def refuse_recalibration(run: Path, config: Config) -> None:
+    """Raises UserError if a value would have saved models scored with other batch-norm statistics than they have."""
+    own = run_config(run).evaluate
+    given = [
+        f"evaluate.{key}"
+        for key in ("recalibrate", "recalibrate_iterations")
+        if getattr(config.evaluate, key) != getattr(own, key)
+    ]
+    if given:
+        saved = "with batch-norm statistics measured anew" if own.recalibrate else "with the statistics of training"
+        raise UserError(
+            f"{given[0]} changes nothing here: {run} was saved {saved} (trained with evaluate.recalibrate="
+            f"{str(own.recalibrate).lower()}), and is scored as it was saved"
+        )
+
+
 def named_config(run: Path, values: Sequence[str]) -> Config:
     """Returns a run's config with these values instead of its own; warns where it was trained with others.
 

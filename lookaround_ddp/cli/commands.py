@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lookaround_ddp.cli.arguments import named_config, paths, runs_named, values
+from lookaround_ddp.cli.arguments import named_config, paths, refuse_recalibration, runs_named, values
 from lookaround_ddp.cli.say import say_once
 from lookaround_ddp.config import about, load_config, names
 from lookaround_ddp.distributed import LostRanks, PreemptionHandler, adopt_step, idle_gpus, join, processes_here
@@ -155,12 +155,22 @@ def reproduce(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Measures a finished run's scores again and prints them."""
+    """Measures a finished run's scores again and prints them, or those of each class."""
     config = named_config(options.run, options.overrides)
+    refuse_recalibration(options.run, config)
+    if options.out is not None and (not options.per_class or options.out.suffix not in (".json", ".csv")):
+        raise UserError(f"--out {options.out}: it takes a .json or .csv, and goes with --per-class")
 
-    from lookaround_ddp.evaluation import evaluate_run
+    from lookaround_ddp.evaluation import evaluate_run, per_class, show_classes, write_classes
 
     with join(config) as world:
+        if options.per_class:
+            found = per_class(options.run, config, world)
+            if world.main:
+                show_classes(found)
+                if options.out is not None:
+                    write_classes(found, options.out)
+            return
         scores = evaluate_run(options.run, config, world)
         if world.main:
             _print_scores(scores)
@@ -169,6 +179,8 @@ def evaluate(options: argparse.Namespace) -> None:
 def ensemble(options: argparse.Namespace) -> None:
     """Prints the scores of finished runs' models, and of their mean prediction."""
     runs, configs = runs_named(options.arguments)
+    for run, config in zip(runs, configs, strict=True):
+        refuse_recalibration(run, config)
 
     from lookaround_ddp.evaluation import evaluate_ensemble
 
@@ -198,13 +210,15 @@ def soup(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Prints a table of runs, or a table of the paper beside them; draws their curves if asked to."""
-    from lookaround_ddp.report import draw_curves, grouped, paper_page, read_runs, results_table, show
+    from lookaround_ddp.report import draw_curves, grouped, paper_page, read_runs, results_table, show, write_csv
 
     groups = grouped(read_runs(options.runs))
     if not groups and (options.table is None or options.curves is not None):
         raise UserError("name at least one run's folder")
     if options.curves is not None:
         draw_curves(groups, options.curves)
+    if options.csv is not None:
+        write_csv(groups, options.csv)
     if options.table is None:
         show(results_table(groups, options.brief))
     else:

@@ -99,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("evaluate", help="measure a finished run's scores again")
     command.add_argument("run", type=Path)
     command.add_argument("overrides", nargs="*", metavar="key.path=value")
+    about = "the accuracy of each class, and what it is taken for, of what the run is judged by"
+    command.add_argument("--per-class", action="store_true", help=about)
+    command.add_argument("--out", type=Path, metavar="FILE", help="write it, too: a .json or .csv with all counts")
 
     command = commands.add_parser("ensemble", help="score the mean prediction of finished runs' models")
     command.add_argument("arguments", nargs="+", metavar="RUN ... [key.path=value ...]")
@@ -117,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--brief", action="store_true", help="of each run only what its method is judged by")
     what.add_argument("--table", metavar="NAME", help="a table of the paper, by name or number, or all")
     command.add_argument("--curves", type=Path, metavar="PNG", help="also draw their curves into this file")
+    command.add_argument("--csv", type=Path, metavar="FILE", help="also write every run's scores, unrounded")
 
     command = commands.add_parser("analyze", help="what the paper derives and what its figures show, computed")
     add_analyses(command.add_subparsers(required=True, metavar="ANALYSIS"))

@@ -17,6 +17,7 @@ from lookaround_ddp.evaluation.finished_runs import (
     score_run,
     shipped_model,
 )
+from lookaround_ddp.evaluation.per_class import PerClass, per_class, show_classes, write_classes
 from lookaround_ddp.evaluation.recalibrate import recalibrate
 from lookaround_ddp.evaluation.scorer import Scorer, State, loss_barrier
 from lookaround_ddp.evaluation.soup import check_recipe, cook, mean_state
@@ -24,6 +25,7 @@ from lookaround_ddp.evaluation.soup import check_recipe, cook, mean_state
 __all__ = [
     "Classifier",
     "Evaluator",
+    "PerClass",
     "Score",
     "Scorer",
     "State",
@@ -38,9 +40,12 @@ __all__ = [
     "make_evaluator",
     "make_evaluators",
     "mean_state",
+    "per_class",
     "read_classifier",
     "recalibrate",
     "score_run",
     "score_text",
     "shipped_model",
+    "show_classes",
+    "write_classes",
 ]

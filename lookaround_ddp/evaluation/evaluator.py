@@ -68,6 +68,25 @@ class Evaluator:
         tables = (self.world.sum(self._own_logits(own.get(number))) for number in range(self.world.replicas))
         return self._mean_prediction(tables)
 
+    @torch.no_grad()
+    def confusion(self, models: Sequence[nn.Module]) -> Tensor:
+        """Counts the images of each class (row) that are taken for each class (column): int64, (classes, classes).
+
+        By the mean of the models' logits; all ranks hold them. Collective.
+        """
+        share = self.world.rank, self.world.size
+        counts = torch.zeros(self.classes, self.classes, dtype=torch.int64)
+        if len(models) == 1:
+            for _, logits, batch in self._forward(models[0], *share):
+                counts += _confusion(logits, batch.labels)
+        else:
+            total = torch.zeros(len(self.batches.split), self.classes, dtype=torch.float64)
+            for model in models:
+                total += self.world.sum(self.logits(model, *share))
+            if self.world.main:  # all ranks have the whole table
+                counts += _confusion(total / len(models), self.batches.labels)
+        return self.world.sum(counts)
+
     def _own_logits(self, model: nn.Module | None) -> Tensor:
         if model is None:
             return torch.zeros(len(self.batches.split), self.classes)
@@ -129,12 +148,24 @@ class Evaluator:
         return score
 
 
+def _guesses(logits: Tensor, classes: int) -> Tensor:
+    """Returns the five classes of the highest logits, or all if they are fewer, from the highest down."""
+    return logits.topk(min(5, classes)).indices
+
+
+def _confusion(logits: Tensor, labels: Tensor) -> Tensor:
+    """Counts the images of each class (row) that are taken for each class (column): int64, (classes, classes)."""
+    classes = logits.shape[1]
+    pairs = labels.cpu() * classes + _guesses(logits.double(), classes)[:, 0].cpu()
+    return pairs.bincount(minlength=classes**2).reshape(classes, classes)
+
+
 def _hits(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Counts, shape (4,): images right at the first guess, right in five, sum of -log p, images.
 
     Log-probabilities do as logits.
     """
-    hits = logits.topk(min(5, classes)).indices == labels[:, None]
+    hits = _guesses(logits, classes) == labels[:, None]
     nll = cross_entropy(logits, labels, reduction="sum")
     return torch.stack([hits[:, 0].sum(), hits.sum(), nll, nll.new_full((), len(labels))])
 

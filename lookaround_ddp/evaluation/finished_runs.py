@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from lookaround_ddp.checkpoint import (
+    BEST,
     MODEL,
     RESULT,
     TRAJECTORY,
@@ -49,9 +50,9 @@ def shipped_model(run: Path, config: Config) -> tuple[nn.Module, dict[str, Any]]
 def evaluate_run(run: Path, config: Config, world: World) -> Scores:
     """Returns the run's scores on the data that the config names, of everything that it left. Collective.
 
-    The mean model's; the average's along time; the replicas', if the config asks for them or they were never
-    averaged, from the newest checkpoint that is whole for all: as they were just before the last average step; the
-    members' of an ensemble, and that of their mean prediction.
+    The mean model's, in the end and where it was best on held-out images; the average's along time; the replicas', if
+    the config asks for them or they were never averaged, from the newest checkpoint that is whole for all: as they were
+    just before the last average step; the members' of an ensemble, and that of their mean prediction.
 
     Raises:
         UserError: the run has not finished; its model and the data have different numbers of classes.
@@ -65,7 +66,12 @@ def evaluate_run(run: Path, config: Config, world: World) -> Scores:
         last = (read_result(run) or {}).get("iterations", iteration)
         name = "replicas" if iteration == last else f"iteration {iteration}'s replicas"  # the newest file was damaged
         scores[name] = evaluators[0].replicas(models)
-    return score_run(run, config, dataset, evaluators, world, scores)
+    scores = score_run(run, config, dataset, evaluators, world, scores)
+    if BEST in (read_result(run) or {}).get("files", ()):
+        with world.together():
+            model = _model(run / BEST, config, dataset, world)
+        scores["best"] = evaluators[0].shared(model)
+    return scores
 
 
 def score_run(
@@ -96,9 +102,7 @@ def score_run(
             scores |= {key: known[key] for key in (name, held_out) if key in known}
             continue
         with world.together():
-            model, metadata = read_network(run / file, config.model)
-            check_classes(run, metadata["classes"], dataset)
-        model = placed(model, config.channels_last, world.device)
+            model = _model(run / file, config, dataset, world)
         scores[name] = test.shared(model)
         if validation is not None:
             scores[held_out] = validation.shared(model)
@@ -163,6 +167,13 @@ def check_same_data(runs: Sequence[Path], configs: Sequence[Config]) -> None:
 def check_classes(run: Path, classes: int, dataset: Dataset) -> None:
     if classes != dataset.classes:
         raise UserError(f"the model in {run} has {classes} classes, the data has {dataset.classes}")
+
+
+def _model(path: Path, config: Config, dataset: Dataset, world: World) -> nn.Module:
+    """Returns the network of a file in a run's folder, on the rank's device."""
+    model, metadata = read_network(path, config.model)
+    check_classes(path.parent, metadata["classes"], dataset)
+    return placed(model, config.channels_last, world.device)
 
 
 def _replicas(run: Path, config: Config, dataset: Dataset, world: World) -> tuple[int, list[nn.Module]]:

@@ -100,7 +100,10 @@ def check_recipe(recipe: str, runs: Sequence[Path], configs: Sequence[Config]) -
         return
     for run, config in zip(runs, configs, strict=True):
         if config.data.validation == 0:
-            raise UserError(f"recipe {recipe} selects by held-out images, and {run} held out none: set data.validation")
+            raise UserError(
+                f"recipe {recipe} selects by held-out images, and {run} held out none: set data.validation and train "
+                "again, or average all of them (recipe uniform)"
+            )
         if _split(config) != _split(configs[0]):
             raise UserError(
                 f"recipe {recipe}: {run} held out other images than {runs[0]}, and may have trained on its: train "

@@ -4,7 +4,7 @@ from lookaround_ddp.report.cells import CONFIGS, HOW, cells_of, made_key, read_c
 from lookaround_ddp.report.curves import draw_curves
 from lookaround_ddp.report.paper import paper_page
 from lookaround_ddp.report.runs import RunRecord, grouped, held_out, read_run, read_runs, saved_values, shipped
-from lookaround_ddp.report.table import results_table, show, show_rows
+from lookaround_ddp.report.table import results_table, show, show_rows, write_csv
 
 __all__ = [
     "CONFIGS",
@@ -25,4 +25,5 @@ __all__ = [
     "shipped",
     "show",
     "show_rows",
+    "write_csv",
 ]

@@ -22,6 +22,9 @@ MEAN, SINGLE = "black", "C7"
 DETAILED = 2  # up to so many groups have a curve for each replica; if there are more, each has one curve
 
 
+SHORT = 20  # up to so many points of a curve are marked, and none of them is cut off
+
+
 Curve = list[tuple[float, float]]  # (epoch, value)
 
 
@@ -48,9 +51,11 @@ def draw_curves(groups: Sequence[Group], path: Path) -> None:
     loss.set(xlabel="epoch", ylabel="training loss (cross-entropy)", title="training loss")
     accuracy.set(xlabel="epoch", ylabel="top-1 (%)", title="test accuracy")
     tops = [y for group in groups for run in _drawn(group) for _, y in _judged(run)]
-    if tops:  # the first epochs may be cut off below
-        middle, highest = sorted(tops)[len(tops) // 2], max(max(curve.get_ydata()) for curve in accuracy.lines)
-        accuracy.set_ylim(bottom=max(0.0, middle - 4 * (max(tops) - middle) - 3), top=min(100.0, highest + 1))
+    if tops:  # the first epochs of a long run may be cut off below
+        middle, drawn = sorted(tops)[len(tops) // 2], [list(curve.get_ydata()) for curve in accuracy.lines]
+        seen = [min(curve if len(curve) <= SHORT else curve[-1:]) for curve in drawn]  # of all that the legend lists
+        bottom = min(middle - 4 * (max(tops) - middle) - 3, *(lowest - 1 for lowest in seen))
+        accuracy.set_ylim(bottom=max(-1.0, bottom), top=max(map(max, drawn)) + 1)
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
         axes.locator_params(axis="x", integer=True)
@@ -98,7 +103,8 @@ def _plot(axes: Axes, curves: Sequence[Curve], style: str, label: str, **looks: 
         return
     epochs = sorted(set.intersection(*(set(value) for value in values)))
     columns = [[value[epoch] for value in values] for epoch in epochs]
-    axes.plot(epochs, [statistics.fmean(column) for column in columns], style, label=label, **looks)
+    marker = "o" if len(epochs) <= SHORT else None  # a single point has no line
+    axes.plot(epochs, list(map(statistics.fmean, columns)), style, label=label, marker=marker, ms=3, **looks)
     if len(values) > 1:
         lows, highs = [min(column) for column in columns], [max(column) for column in columns]
         axes.fill_between(epochs, lows, highs, color=looks["color"], alpha=0.15, lw=0)

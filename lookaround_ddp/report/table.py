@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -13,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lookaround_ddp.config import Augmentation
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.files import write_atomically
 from lookaround_ddp.report.runs import Group, RunRecord, shipped
 
 Score = Mapping[str, float]
@@ -24,15 +28,21 @@ METRICS = {"top1": 2, "top5": 2, "nll": 4}  # and their decimals
 HEADINGS = ("top-1 %", "top-5 %", "NLL")
 
 
+TIMES = ("seconds", "total_seconds")  # of training alone, and with evaluating and saving
+
+
+SECONDS = "seconds"  # of the whole training: with evaluating and saving
+
+
 def results_table(groups: Sequence[Group], brief: bool = False) -> Table:
     """Makes a table of each group's test scores at the last epoch: top-1 and top-5 in percent, NLL in nats.
 
     A group has rows for its replicas, members, mean model, average along time and ensemble, of which the one
     that its method is judged by is bold; with `brief` it has that row alone. Several seeds give mean ± standard
-    error and their number, and the mean of their seconds. A single run's best epoch, if it was an earlier one,
-    has a row of its own that says what it was selected by.
+    error and their number, and the mean of the seconds that they took, evaluating and saving included. A single run's
+    best epoch, if it was an earlier one, has a row of its own that says what it was selected by.
     """
-    table = markdown_table("network", *HEADINGS, "n", "seconds")
+    table = markdown_table("network", *HEADINGS, "n", SECONDS)
     for group in groups:
         done = group.finished
         if not brief and done:
@@ -42,7 +52,7 @@ def results_table(groups: Sequence[Group], brief: bool = False) -> Table:
             for label, score in _rows(run, several=len(done) > 1):
                 rows.setdefault(label, []).append(score)
         ours = {label for label, _ in filter(None, map(shipped, done))}
-        seconds = f"{statistics.fmean(run.result['seconds'] for run in done if run.result):.0f}" if done else ""
+        seconds = _seconds([run.result for run in done if run.result])
         for label, scores in rows.items():
             judged = any(label.partition(":")[0] == each for each in ours)
             if brief and not judged:
@@ -54,6 +64,15 @@ def results_table(groups: Sequence[Group], brief: bool = False) -> Table:
             if run.result is None:
                 table.add_row(plain(f"`{run.name}`: not finished"), *[plain("-")] * 5)
     return table
+
+
+def _seconds(results: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the mean of what the runs took in all; or of their training alone, and says so, where one has no more."""
+    if not results:
+        return ""
+    if all("total_seconds" in result for result in results):
+        return f"{statistics.fmean(result['total_seconds'] for result in results):.0f}"
+    return f"{statistics.fmean(result['seconds'] for result in results):.0f} (training alone)"
 
 
 def markdown_table(*headings: str, text: int = 1) -> Table:
@@ -108,6 +127,30 @@ def estimate(values: Sequence[float], decimals: int) -> str:
 
 def augmentation_name(entry: Augmentation) -> str:
     return entry if isinstance(entry, str) else "+".join(entry)
+
+
+def write_csv(groups: Sequence[Group], path: Path) -> None:
+    """Writes the test scores of every model of every finished run: a line each, with numbers as they are.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["group", "run", "seed", "network", "judged", *METRICS, "iterations", "epochs", *TIMES])
+    for group in groups:
+        for run in group.finished:
+            result: dict[str, Any] = run.result or {}
+            ours = shipped(run)
+            rest = [result.get(key) for key in ("iterations", "epochs", *TIMES)]
+            for label, score in _rows(run, several=False):
+                judged = ours is not None and label.partition(":")[0] == ours[0]
+                scores = [score.get(metric) for metric in METRICS]
+                writer.writerow([group.name, run.name, run.config.seed, label, int(judged), *scores, *rest])
+    try:
+        write_atomically(path, text.getvalue().encode())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _rows(run: RunRecord, several: bool) -> Iterator[tuple[str, Score]]:

@@ -89,6 +89,8 @@ def measure(path: Path, rank: int) -> None:
             "sharded": sharded.replicas([classifier(data, 0.02)]),
             "ensemble": evaluator.ensemble_of_replicas([twisted(data, j) for j in world.hosted]),
             "held": evaluator.ensemble(twisted(data, j) for j in range(6)),
+            "confusion": evaluator.confusion([classifier(data, 0.02)]).tolist(),
+            "confusion of six": evaluator.confusion([twisted(data, j) for j in range(6)]).tolist(),
         }
         for name, offset, iterations in (("near", 0.5, 4), ("far", 3000.0, 40)):
             model, own = normed(offset), batches(data, world.hosted)
@@ -133,6 +135,24 @@ def linear_score(scale: float) -> dict[str, float]:
     data = digits()
     weight, bias = (p.detach().double().numpy() for p in classifier(data, scale)[2].parameters())
     return plain_score(data, data.test, lambda x: weight @ x + bias)
+
+
+def test_the_confusion_matrix_is_a_plain_count(measured: dict[int, dict[str, Any]]) -> None:
+    """Of the guesses of one model, and of the mean of six models' logits: image by image, in fp64."""
+    data = digits()
+    for name, models in (
+        ("confusion", [classifier(data, 0.02)]),
+        ("confusion of six", [twisted(data, j) for j in range(6)]),
+    ):
+        layers = [[p.detach().double().numpy() for p in model[2].parameters()] for model in models]
+        counts = [[0] * 10 for _ in range(10)]
+        for index, label in enumerate(data.test.labels):
+            x = pixel_values(data, data.test, index)
+            counts[label][int(np.mean([weight @ x + bias for weight, bias in layers], axis=0).argmax())] += 1
+        assert sum(map(sum, counts)) == 797
+        assert sum(counts[c][c] for c in range(10)) < 780  # some are taken for others
+        for ranks in (1, 2, 3):
+            assert measured[ranks][name] == counts
 
 
 def test_the_ensemble_is_a_plain_loop_over_images_and_members(measured: dict[int, dict[str, Any]]) -> None:

@@ -129,3 +129,23 @@ def test_a_run_that_has_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyP
     names = ["replica 0: crop", "replica 1: rotation", "replica 2: perspective"]
     assert curves(loss) == dict(zip(names, ([(1, 2.5)], [(1, 2.25)], [(1, 2.0)]), strict=True))
     assert curves(accuracy) == {}
+
+
+def test_a_short_run_is_seen_whole_and_of_a_long_one_the_end_of_each_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 3 points each has a mark, and the lowest replica is on the axes; of 30 the first epochs may be cut off."""
+    lines = [training(1, 2.0, 2.1, 2.2)]
+    lines += [evaluation(e, mean=score(100), replicas=[score(10 * e + j) for j in range(3)]) for e in (1, 2, 3)]
+    loss, accuracy = drawn(monkeypatch, tmp_path / "short.png", write_run(tmp_path / "short", THREE, lines))
+    assert [line.get_marker() for line in (*loss.lines, *accuracy.lines)] == ["o"] * 7
+    bottom, top = accuracy.get_ylim()
+    assert bottom < 10
+    assert top > 100  # a line at 100 % is not on the frame
+    lines = [
+        evaluation(e, mean=score(min(90, 3 * e)), replicas=[score(min(90 - 30 * j, 2 * e)) for j in range(3)])
+        for e in range(1, 61)
+    ]
+    _, accuracy = drawn(monkeypatch, tmp_path / "long.png", write_run(tmp_path / "long", THREE, lines))
+    assert {line.get_marker() for line in accuracy.lines} == {"None"}
+    assert 3 < accuracy.get_ylim()[0] < 30  # the last replica ends at 30

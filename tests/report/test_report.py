@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 
@@ -47,17 +48,17 @@ def test_table_of_a_run_and_its_baseline(lookaround: Path, single: Path, capsys:
         ["replica 0: crop", "93.85", "99.70", "1.0000", "1", ""],
         ["replica 1: rotation", "95.24", "99.87", "0.1685", "1", ""],
         ["replica 2: perspective", "98.10", "-", "1.0000", "1", ""],
-        ["**mean model**", "**96.49**", "**99.75**", "**0.1235**", "**1**", "**42**"],
+        ["**mean model**", "**96.49**", "**99.75**", "**0.1235**", "**1**", "**42 (training alone)**"],
         [f"`{SINGLE}`", "", "", "", "", ""],
         [
             "**single network: crop, rotation, perspective**",
-            *("**95.10**", "**99.40**", "**1.0000**", "**1**", "**1234**"),
+            *("**95.10**", "**99.40**", "**1.0000**", "**1**", "**1234 (training alone)**"),
         ],
         ["best epoch, 15, by test set", "95.60", "99.50", "0.2000", "1", ""],
     ]
     assert rows(capsys, lookaround, single, brief=True) == [
-        [f"`{LOOKAROUND}`: mean model", "96.49", "99.75", "0.1235", "1", "42"],
-        [f"`{SINGLE}`: single network", "95.10", "99.40", "1.0000", "1", "1234"],
+        [f"`{LOOKAROUND}`: mean model", "96.49", "99.75", "0.1235", "1", "42 (training alone)"],
+        [f"`{SINGLE}`: single network", "95.10", "99.40", "1.0000", "1", "1234 (training alone)"],
     ]
 
 
@@ -66,16 +67,18 @@ def test_seeds_are_one_row_with_their_mean_and_standard_error(
 ) -> None:
     """90, 92 and 97: mean 93, deviations -3, -1 and 4, standard error sqrt(26 / 2 / 3) = 2.0817. Others stay apart."""
     for seed, top1 in enumerate((90, 92, 97)):
-        run = write_run(tmp_path / f"sgdm-s{seed}", ONE, mean=score(top1, nll=0.5), seconds=10 * seed)
+        run = write_run(
+            tmp_path / f"sgdm-s{seed}", ONE, mean=score(top1, nll=0.5), seconds=10 * seed, total_seconds=19 + seed
+        )
         (run / "config.yaml").write_text(f"out: elsewhere\nreplicas: {ONE}\nseed: {seed}\n")
     other = write_run(tmp_path / "sgdm-s9", ONE, mean=score(50), seconds=1)
     (other / "config.yaml").write_text(f"replicas: {ONE}\nseed: 9\nepochs: 21\n")
     begun = write_run(tmp_path / "sgdm-s3", ONE)
     (begun / "config.yaml").write_text(f"replicas: {ONE}\nseed: 3\n")
     assert rows(capsys, *sorted(tmp_path.glob("sgdm-s*")), brief=True) == [
-        ["`sgdm`: single network", "93.00 ± 2.08", "-", "0.5000 ± 0.0000", "3", "10"],
+        ["`sgdm`: single network", "93.00 ± 2.08", "-", "0.5000 ± 0.0000", "3", "20"],
         ["`sgdm-s3`: not finished", *"-----"],
-        ["`sgdm-s9`: single network", "50.00", "-", "1.0000", "1", "1"],
+        ["`sgdm-s9`: single network", "50.00", "-", "1.0000", "1", "1 (training alone)"],
     ]
 
 
@@ -111,11 +114,11 @@ def test_table_of_an_ensemble_and_of_averages_along_time(tmp_path: Path, capsys:
         ["replica 0: crop+hflip", "50.00", "90.00", "1.0000", "1", ""],
         ["replica 1: rotation", "60.00", "91.00", "1.0000", "1", ""],
         ["replica 2: none", "70.00", "92.00", "1.0000", "1", ""],
-        ["**ensemble, mean of logits**", "**75.00**", "**95.00**", "**1.0000**", "**1**", "**7**"],
+        ["**ensemble, mean of logits**", "**75.00**", "**95.00**", "**1.0000**", "**1**", "**7 (training alone)**"],
         ["ensemble, mean of probabilities", "74.00", "94.00", "1.0000", "1", ""],
         ["`swa`", "", "", "", "", ""],
         ["single network: hflip", "40.00", "80.00", "1.0000", "1", ""],
-        ["**average along time (swa)**", "**55.50**", "**80.00**", "**1.0000**", "**1**", "**3**"],
+        ["**average along time (swa)**", "**55.50**", "**80.00**", "**1.0000**", "**1**", "**3 (training alone)**"],
     ]
 
 
@@ -224,3 +227,25 @@ def test_what_cannot_be_reported(lookaround: Path, tmp_path: Path, capsys: pytes
     for path, reason in ((tmp_path / "no" / "c.png", "No such file"), (tmp_path / "c.foo", "Format 'foo' is not")):
         pattern = f"error: curves cannot be drawn into {path}: .*{reason}.*\n"
         assert re.fullmatch(pattern, mistake(capsys, "report", str(lookaround), "--curves", str(path)))
+
+
+def test_scores_as_csv(lookaround: Path, single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["report", str(lookaround), str(single), "--csv", str(tmp_path / "all.csv")])
+    with (tmp_path / "all.csv").open() as file:
+        head, *lines = csv.reader(file)
+    assert head == [
+        *("group", "run", "seed", "network", "judged", "top1", "top5", "nll"),
+        *("iterations", "epochs", "seconds", "total_seconds"),
+    ]
+    end, slow = (["160", "20", seconds, ""] for seconds in ("41.7", "1234.4"))
+    assert lines == [
+        [LOOKAROUND, LOOKAROUND, "0", "replica 0: crop", "0", "93.851", "99.7", "1.0", *end],
+        [LOOKAROUND, LOOKAROUND, "0", "replica 1: rotation", "0", "95.239", "99.874", "0.16854", *end],
+        [LOOKAROUND, LOOKAROUND, "0", "replica 2: perspective", "0", "98.1", "", "1.0", *end],
+        [LOOKAROUND, LOOKAROUND, "0", "mean model", "1", "96.487", "99.749", "0.12345", *end],
+        [SINGLE, SINGLE, "0", "single network: crop, rotation, perspective", "1", "95.1", "99.4", "1.0", *slow],
+        [SINGLE, SINGLE, "0", "best epoch, 15, by test set", "0", "95.6", "99.5", "0.2", *slow],
+    ]
+    capsys.readouterr()
+    said = mistake(capsys, "report", str(single), "--csv", str(tmp_path / "no" / "all.csv"))
+    assert said == f"error: {tmp_path}/no/all.csv cannot be written: No such file or directory\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -12,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -21,9 +19,9 @@ from torch import nn
 
 from lookaround_ddp.config.schema import DataConfig, ModelConfig
 from lookaround_ddp.data.datasets import open_dataset
-from lookaround_ddp.data.images import Images
 from lookaround_ddp.models.factory import create_model
 from tests.support.runs import TINY, Job, die_at, train, weights
+from tests.support.scores import plain_score
 
 KEPT = (*TINY, "data.validation=30", "evaluate.replicas=true", "evaluate.recalibrate=true")
 NEVER = (*TINY, "average.k=never", "evaluate.every=1")
@@ -64,17 +62,6 @@ def independent(replicas: Sequence[dict[str, float]], ensemble: dict[str, dict[s
     return own + [f"ensemble (mean of {kind}) {text(ensemble[kind])}" for kind in ("logits", "probabilities")]
 
 
-@torch.no_grad()
-def plain_score(model: nn.Module, split: Images) -> tuple[float, float]:
-    """Top-1 and NLL of a model of digits, in fp64, all images in one batch."""
-    pixels = np.stack([np.asarray(split.image(index), dtype=np.float64) / 255 for index in range(len(split))])
-    logits = model.double().eval()(torch.tensor((pixels - 0.306) / 0.319)[:, None]).tolist()
-    rows = list(zip(logits, split.labels, strict=True))
-    hits = sum(max(row) == row[label] for row, label in rows)
-    nll = sum(math.log(sum(map(math.exp, row))) - row[label] for row, label in rows)
-    return 100 * hits / len(rows), nll / len(rows)
-
-
 @pytest.mark.parametrize(("name", "ranks"), [("on 3", 1), ("on 1", 3)])
 def test_evaluate_repeats_what_training_printed(runs: dict[str, tuple[Path, str]], name: str, ranks: int) -> None:
     run, said = runs[name]
@@ -83,7 +70,11 @@ def test_evaluate_repeats_what_training_printed(runs: dict[str, tuple[Path, str]
         f"mean {text(kept['mean'])}",
         f"validation {text(kept['validation'])}",
         *(f"replica {j} {text(kept['replicas'][j])}" for j in range(3)),
+        f"best {text(kept['best']['mean'])}",
     ]
+    line = evaluate(run, "evaluate.recalibrate=false", expect=2)[-1]
+    assert line.startswith("error: evaluate.recalibrate changes nothing here: ")
+    assert line.endswith("(trained with evaluate.recalibrate=true), and is scored as it was saved")
     tops = " ".join(f"{score['top1']:.2f}" for score in kept["replicas"])
     printed = f"epoch 2 | mean {text(kept['mean'])} | validation {text(kept['validation'])} | replicas {tops}"
     assert printed in said.splitlines()

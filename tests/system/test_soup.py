@@ -80,7 +80,7 @@ def test_greedy_and_top_select_by_held_out_images(runs: Path, tmp_path: Path) ->
     [
         (("a", "elsewhere", "--recipe", "uniform"), "did not start from the same weights"),
         (("a", "other-split"), "held out other images than"),
-        (("a", "b", "data.validation=0"), "held out none: set data.validation"),
+        (("a", "b", "data.validation=0"), "held out none: set data.validation and train again, or average all of them"),
         (("a", "b", "--recipe", "greedy", "data.validation=0"), "held out none: set data.validation"),
         (("a", "b", "--recipe", "best"), "recipe 'best': use uniform, greedy or top:N"),
         (("a", "b", "--recipe", "top:3"), "there are only 2 runs"),
