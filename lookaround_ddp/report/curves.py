@@ -54,8 +54,9 @@ def draw_curves(groups: Sequence[Group], path: Path) -> None:
     if tops:  # the first epochs of a long run may be cut off below
         middle, drawn = sorted(tops)[len(tops) // 2], [list(curve.get_ydata()) for curve in accuracy.lines]
         seen = [min(curve if len(curve) <= SHORT else curve[-1:]) for curve in drawn]  # of all that the legend lists
-        bottom = min(middle - 4 * (max(tops) - middle) - 3, *(lowest - 1 for lowest in seen))
-        accuracy.set_ylim(bottom=max(-1.0, bottom), top=max(map(max, drawn)) + 1)
+        bottom, top = max(0.0, min(middle - 4 * (max(tops) - middle) - 3, *seen)), max(map(max, drawn))
+        margin = 1 + (top - bottom) / 50  # a curve on the frame would be hidden by it
+        accuracy.set_ylim(bottom=bottom - margin, top=top + margin)
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
         axes.locator_params(axis="x", integer=True)
