@@ -59,6 +59,8 @@ class Display:
         self.end = time.perf_counter() + line["eta"]
 
     def stop(self) -> None:
+        """Leaves the bar as it is, with the time since this start in place of what was left."""
+        self.progress.update(self.task, eta=f"{duration(time.perf_counter() - self.began)} in all")
         self.progress.stop()
 
 

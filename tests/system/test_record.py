@@ -128,7 +128,7 @@ def test_a_terminal_gets_a_live_display(tmp_path: Path) -> None:
     assert "\x1b[?25h" in text
     assert re.search(r"loss \d\.\d{3} \d\.\d{3} \d\.\d{3} \| \d+ images/s", text)
     assert re.search(r"epoch \d\.\d0 \| lr 0\.\d+ \| loss ", text)
-    assert re.search(r"10/10 ETA \d:\d\d", text)
+    assert re.search(r"10/10\x1b\[0m \d:\d\d in all", text)
     assert "10/10" in text
     assert "iteration 4/10" not in text  # a line of a log file
 

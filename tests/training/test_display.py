@@ -46,6 +46,7 @@ def test_the_bar_moves_from_the_first_iteration(clock: Clock) -> None:
     assert task.description == "epoch 0.60 | lr 0.05 | loss 0.750 (mean of 4) | 100 images/s"
     assert task.fields["eta"] == "ETA 0:26"
     bar.stop()
+    assert task.fields["eta"] == "0:06 in all"
 
 
 def test_a_gpu_is_not_waited_for() -> None:
