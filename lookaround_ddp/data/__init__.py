@@ -3,11 +3,13 @@
 from lookaround_ddp.data.batches import Batch, EvaluationBatches, Iterations, Plan
 from lookaround_ddp.data.datasets import Dataset, open_dataset, split_seed
 from lookaround_ddp.data.described import described
+from lookaround_ddp.data.folders import images_in
 from lookaround_ddp.data.images import Arrays, Files, Images, Subset, in_memory
 from lookaround_ddp.data.loader import load
 from lookaround_ddp.data.mixing import mixed
 from lookaround_ddp.data.own_code import Code, imported, left_out, refused
 from lookaround_ddp.data.pipeline import make_batches, prepare
+from lookaround_ddp.data.reading import UnreadableImage, read_rgb
 from lookaround_ddp.data.transforms import Pipeline, central_square, evaluation_transform, train_pipelines
 from lookaround_ddp.data.workers import get_ready
 
@@ -23,10 +25,12 @@ __all__ = [
     "Pipeline",
     "Plan",
     "Subset",
+    "UnreadableImage",
     "central_square",
     "described",
     "evaluation_transform",
     "get_ready",
+    "images_in",
     "imported",
     "in_memory",
     "left_out",
@@ -35,6 +39,7 @@ __all__ = [
     "mixed",
     "open_dataset",
     "prepare",
+    "read_rgb",
     "refused",
     "split_seed",
     "train_pipelines",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,6 +42,19 @@ def class_folders(root: Path, allow_missing: bool) -> tuple[Files, Files, tuple[
     return train, val, tuple(names)
 
 
+def images_in(folder: Path) -> list[Path]:
+    """Returns the images in a folder and in those below it, in the order of their names.
+
+    They are told by the ends of their names; what begins with a dot is left out, as by `class_folders`.
+    """
+    found = (Path(where, name) for where, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(path for path in found if path.suffix.lower() in IMG_EXTENSIONS and not _hidden(path, folder))
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
 def _classes(path: Path, root: Path) -> set[str]:
     try:
         return {entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
@@ -50,9 +64,7 @@ def _classes(path: Path, root: Path) -> set[str]:
 
 def _samples(path: Path, numbers: Mapping[str, int], root: Path) -> Samples:
     found = ImageFolder.make_dataset(str(path), dict(numbers), extensions=IMG_EXTENSIONS, allow_empty=True)
-    samples = [
-        (name, label) for name, label in found if not any(p.startswith(".") for p in Path(name).relative_to(path).parts)
-    ]
+    samples = [(name, label) for name, label in found if not _hidden(Path(name), path)]
     if not samples:
         raise _no_images(path, root, f"images end in {', '.join(IMG_EXTENSIONS)}")
     return samples

@@ -15,9 +15,11 @@ from lookaround_ddp.evaluation.finished_runs import (
     evaluate_ensemble,
     evaluate_run,
     score_run,
+    shipped_file,
     shipped_model,
 )
 from lookaround_ddp.evaluation.per_class import PerClass, per_class, show_classes, write_classes
+from lookaround_ddp.evaluation.predict import image_files, predictions
 from lookaround_ddp.evaluation.recalibrate import recalibrate
 from lookaround_ddp.evaluation.scorer import Scorer, State, loss_barrier
 from lookaround_ddp.evaluation.soup import check_recipe, cook, mean_state
@@ -36,15 +38,18 @@ __all__ = [
     "evaluate_ensemble",
     "evaluate_run",
     "evaluating",
+    "image_files",
     "loss_barrier",
     "make_evaluator",
     "make_evaluators",
     "mean_state",
     "per_class",
+    "predictions",
     "read_classifier",
     "recalibrate",
     "score_run",
     "score_text",
+    "shipped_file",
     "shipped_model",
     "show_classes",
     "write_classes",

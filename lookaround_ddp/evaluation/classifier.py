@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from lookaround_ddp.checkpoint import load_model, load_state
-from lookaround_ddp.config import make_config
+from lookaround_ddp.config import Config, make_config
 from lookaround_ddp.data import central_square
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.models import Normalize, empty_model
+from lookaround_ddp.models import Normalize, autocast, empty_model, placed
 
 
 @dataclass(frozen=True)
@@ -22,31 +23,49 @@ class Classifier:
     """A network in evaluation mode, with how it is shown images, and the names of its classes."""
 
     network: nn.Module
+    config: Config  # of the run that it comes from
+    metadata: dict[str, Any]  # what else its file says: see `data.described`
     mode: str  # of the images that it sees, as PIL calls it
     transform: Callable[[Image.Image], Tensor]  # -> uint8 (C, size, size)
     normalize: Normalize
     class_names: tuple[str, ...]
 
+    def on(self, device: torch.device) -> Classifier:
+        """Returns the classifier on a device, to which its network moves."""
+        normalize = Normalize(self.metadata["mean"], self.metadata["std"], device, self.config.channels_last)
+        return replace(self, network=self.network.to(device), normalize=normalize)
+
+    def shown(self, image: Image.Image) -> Tensor:
+        """Returns what the network is shown of an image of any size and mode: uint8 (C, size, size)."""
+        return self.transform(image.convert(self.mode))
+
     @torch.no_grad()
-    def logits(self, images: Sequence[Image.Image]) -> Tensor:
-        """Returns the logits of images of any size and mode: fp32, (images, classes)."""
-        shown = torch.stack([self.transform(image.convert(self.mode)) for image in images])
-        logits: Tensor = self.network(self.normalize(shown))
+    def logits_of(self, shown: Tensor) -> Tensor:
+        """Returns the logits of a batch of what is `shown`: fp32, (images, classes), on the CPU.
+
+        They are computed as `evaluate` does, of as many images to the last bit.
+        """
+        with autocast(self.config.precision, self.normalize.device):
+            logits: Tensor = self.network(self.normalize(shown))
         return logits.float().cpu()
 
+    def logits(self, images: Sequence[Image.Image]) -> Tensor:
+        """Returns the logits of images of any size and mode: fp32, (images, classes)."""
+        return self.logits_of(torch.stack([self.shown(image) for image in images]))
 
-def read_classifier(path: Path, device: torch.device | None = None) -> Classifier:
-    """Reads a classifier from a file that a run ships, such as `model.safetensors`, onto a device (None: the CPU).
+
+def read_classifier(path: Path) -> Classifier:
+    """Reads a classifier from a file that a run ships, such as `model.safetensors`, onto the CPU.
 
     Raises:
         UserError: there is no such file, it is damaged, or it was written before files held what it takes.
     """
     state, metadata = load_model(path)
-    device = device or torch.device("cpu")
+    cpu = torch.device("cpu")
     try:
         config = make_config(metadata["config"])
         transform = central_square(metadata["size"], metadata["channels"], metadata["crop"], metadata["interpolation"])
-        normalize = Normalize(metadata["mean"], metadata["std"], device, config.channels_last)
+        normalize = Normalize(metadata["mean"], metadata["std"], cpu, config.channels_last)
         names = tuple(map(str, metadata["class_names"]))
     except KeyError as error:
         raise UserError(
@@ -57,5 +76,6 @@ def read_classifier(path: Path, device: torch.device | None = None) -> Classifie
         raise UserError(f"{path} is not a model of this package: {error}") from None
     network = empty_model(config.model, metadata["classes"], metadata["channels"])
     load_state(network, state, config.model, str(path))
+    network = placed(network, config.channels_last, cpu).eval()
     mode = "L" if metadata["channels"] == 1 else "RGB"
-    return Classifier(network.to(device).eval(), mode, transform, normalize, names)
+    return Classifier(network, config, metadata, mode, transform, normalize, names)

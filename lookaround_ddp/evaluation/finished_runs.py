@@ -33,18 +33,26 @@ from lookaround_ddp.models import empty_model, placed
 Scores = dict[str, Any]  # a Score, a list of them, or an EnsembleScore by what it is of
 
 
-def shipped_model(run: Path, config: Config) -> tuple[nn.Module, dict[str, Any]]:
-    """Returns the one network that a finished run ships, on the CPU, and its file's metadata.
+def shipped_file(run: Path, config: Config) -> Path:
+    """Returns the file of the one network that a finished run ships.
 
     It is the average along time where the run made one, else the mean model.
 
     Raises:
-        UserError: the run has not finished, its file is damaged, or it ships an ensemble.
+        UserError: it ships an ensemble.
     """
     if config.average.k == "never":
         raise UserError(f"{run} has no single model: its replicas were never averaged (average.k=never)")
-    name = MODEL if config.trajectory.name == "none" else TRAJECTORY
-    return read_network(run / name, config.model)
+    return run / (MODEL if config.trajectory.name == "none" else TRAJECTORY)
+
+
+def shipped_model(run: Path, config: Config) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns the network in this file, on the CPU, and the file's metadata.
+
+    Raises:
+        UserError: the run has not finished, its file is damaged, or it ships an ensemble.
+    """
+    return read_network(shipped_file(run, config), config.model)
 
 
 def evaluate_run(run: Path, config: Config, world: World) -> Scores:
