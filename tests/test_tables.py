@@ -20,3 +20,8 @@ def test_only_the_columns_that_may_wrap_do(capsys: pytest.CaptureFixture[str]) -
     assert "some words" not in out
     print_table(("a", "b"), [row], width=40)
     assert "some words" in capsys.readouterr().out
+
+
+def test_cells_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("a",), [["[red]fox[/red] :fox:"]], width=40)
+    assert "[red]fox[/red] :fox:" in capsys.readouterr().out
