@@ -17,6 +17,7 @@ from typing import Any
 
 from lookaround_ddp.cli.arguments import named_config, paths, refuse_recalibration, runs_named, values
 from lookaround_ddp.cli.say import say_once
+from lookaround_ddp.cli.use import export, predict
 from lookaround_ddp.config import about, load_config, names
 from lookaround_ddp.distributed import LostRanks, PreemptionHandler, adopt_step, idle_gpus, join, processes_here
 from lookaround_ddp.errors import (
@@ -266,6 +267,7 @@ def bench(options: argparse.Namespace) -> None:
 
 COMMANDS = {
     **{each.__name__: each for each in (train, processes, reproduce, evaluate, ensemble, soup, report, analyze, bench)},
+    **{each.__name__: each for each in (predict, export)},
     "show": show_config,
     "configs": list_configs,
 }

@@ -29,12 +29,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    named = next((name for name in ("arguments", "overrides", "runs") if hasattr(options, name)), None)
+    named = next((name for name in ("arguments", "overrides", "runs", "images") if hasattr(options, name)), None)
     if rest and (named is None or any(each.startswith("-") for each in rest)):
         mend = _as_value(sys.argv[1:] if arguments is None else arguments, rest) if named in WITH_VALUES else ""
         raise UserError(f"unrecognized arguments: {' '.join(rest)}{mend}: see {parser.prog} {options.command} --help")
     if rest and named is not None:
-        kind = Path if named == "runs" else str
+        kind = Path if named in ("runs", "images") else str
         setattr(options, named, [*getattr(options, named), *map(kind, rest)])
     return options
 
@@ -58,6 +58,13 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}: see {self.prog} --help")
+
+
+def _count(text: str) -> int:
+    """Returns a number of things, 1 or more."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number such as 1, 2 or 3")
+    return int(text)
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -113,6 +120,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--update-bn", action="store_true", help="measure batch-norm's statistics of mixtures anew")
     command.add_argument("--out", type=Path, metavar="DIR", help="save the soup, as a run's folder")
     add_trust(command)
+
+    model = "a model.safetensors, or the folder of a finished run"
+    command = commands.add_parser("predict", help="name the classes of images")
+    command.add_argument("model", type=Path, metavar="MODEL", help=model)
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a file, or a folder of them")
+    command.add_argument("--top", type=_count, default=1, metavar="N", help="so many classes, from the most probable")
+    command.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each image into this file instead")
+    command.add_argument("--batch-size", type=_count, default=256, metavar="N", help="by default 256, as `evaluate`")
+
+    command = commands.add_parser("export", help="write a trained model in the form that other programs read")
+    command.add_argument("model", type=Path, metavar="MODEL", help=model)
+    command.add_argument("--timm", type=Path, metavar="DIR", help="a folder for timm, of a network that timm has")
+    command.add_argument("--onnx", type=Path, metavar="FILE", help="needs the extra `onnx`")
 
     command = commands.add_parser("report", help="a table of runs' scores; runs that differ in seeds are one row")
     command.add_argument("runs", nargs="*", type=Path, metavar="RUN")

@@ -9,6 +9,7 @@ from lookaround_ddp.evaluation.evaluator import (
     make_evaluators,
     score_text,
 )
+from lookaround_ddp.evaluation.export import export_onnx, export_timm
 from lookaround_ddp.evaluation.finished_runs import (
     check_classes,
     check_same_data,
@@ -38,6 +39,8 @@ __all__ = [
     "evaluate_ensemble",
     "evaluate_run",
     "evaluating",
+    "export_onnx",
+    "export_timm",
     "image_files",
     "loss_barrier",
     "make_evaluator",

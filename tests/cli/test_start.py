@@ -67,10 +67,11 @@ def test_help_reports_counts_and_mistakes_are_light(lookaround: Path) -> None:
         ["train", "optimzer.lr=0.1"],
         ["evaluate", f"{lookaround}/nowhere"],
         ["analyze", "plane", f"{lookaround}/nowhere"],
+        ["predict", f"{lookaround}/nowhere", "a.png"],
         watch=HEAVY,
         NODE_RANK="1",
     )
-    assert told == [[0, []]] * 4 + [[2, []]] * 3
+    assert told == [[0, []]] * 4 + [[2, []]] * 4
 
 
 def test_who_reads_runs_does_not_load_the_trainer(lookaround: Path) -> None:
