@@ -16,7 +16,7 @@ import pytest
 from tests.support.limits import TEST_TIMEOUT
 
 # by folder; all others are unit tests
-TIERS = {"averaging": "ranks", "system": "system", "system/cluster": "cluster"}
+TIERS = {"averaging": "ranks", "integrations": "ranks", "system": "system", "system/cluster": "cluster"}
 
 os.environ["OMP_NUM_THREADS"] = "1"  # several ranks share few cores; two OpenMP threads each would thrash
 
