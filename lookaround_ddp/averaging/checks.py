@@ -49,7 +49,8 @@ SHARDED = (
 WRAPPERS = {  # what is wrong with each, and the mend
     "DistributedDataParallel": (
         "which averages the gradients of its ranks and so keeps their replicas alike: pass the bare module "
-        "(model.module). Where each rank has a replica of its own, also train the bare module; where several ranks "
+        "(model.module). Where each rank has a replica of its own, also train the bare module (for Lightning, "
+        "accelerate and Hugging Face's Trainer see lookaround_ddp.integrations); where several ranks "
         "train one replica, wrap it with them as DDP's process_group, give the same group as `shards`, and as `group` "
         "the ranks that hold different replicas"
     ),

@@ -115,9 +115,9 @@ class Verdict:
         if self._members.rank == 0:
             warnings.warn(
                 f"all {self._members.replicas} replicas have the same weights after step {self.step}, before they are "
-                "averaged: either something else averages their gradients (DDP, Lightning's or Accelerate's strategy: "
-                "train the bare model instead), or they train on the same data with the same seeds; their mean is "
-                "nothing new",
+                "averaged: either something else averages their gradients (DDP: train the bare model instead; in "
+                "Lightning, accelerate and Hugging Face's Trainer use lookaround_ddp.integrations), or they train on "
+                "the same data with the same seeds; their mean is nothing new",
                 stacklevel=2,
             )
 

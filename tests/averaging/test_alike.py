@@ -15,8 +15,8 @@ from tests.support.ranks import run
 
 WARNING = (
     "all {} replicas have the same weights after step {}, before they are averaged: either something else averages "
-    "their gradients (DDP, Lightning's or Accelerate's strategy: train the bare model instead), or they train on the "
-    "same data with the same seeds; their mean is nothing new"
+    "their gradients (DDP: train the bare model instead; in Lightning, accelerate and Hugging Face's Trainer use "
+    "lookaround_ddp.integrations), or they train on the same data with the same seeds; their mean is nothing new"
 )
 
 
