@@ -44,7 +44,7 @@ def _add(
 
 def add_trust(command: argparse.ArgumentParser) -> None:
     """Adds the option that lets a command which only reads runs run their code, too."""
-    about = "run augmentations that are somebody's own code (by dotted path), as training the run does"
+    about = "run what is somebody's own code (network, data, loss, augmentations by dotted path), as training does"
     command.add_argument("--trust", action="store_true", help=about)
 
 

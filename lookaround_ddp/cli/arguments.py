@@ -10,6 +10,7 @@ from pathlib import Path
 from lookaround_ddp.checkpoint import check_network, check_shipped, run_config, run_of
 from lookaround_ddp.config import Config, changed_keys
 from lookaround_ddp.errors import UserError, is_main_rank
+from lookaround_ddp.own_code import refuse
 
 
 def paths(arguments: Sequence[str]) -> list[Path]:
@@ -22,16 +23,17 @@ def values(arguments: Sequence[str]) -> list[str]:
     return [argument for argument in arguments if Path(argument) not in paths(arguments)]
 
 
-def runs_named(arguments: Sequence[str], checkpoints: bool = False) -> tuple[list[Path], list[Config]]:
+def runs_named(arguments: Sequence[str], trust: bool, checkpoints: bool = False) -> tuple[list[Path], list[Config]]:
     """Returns the named run folders and their configs, with the values that replace some.
 
     Args:
+        trust: run what their configs name of somebody's own.
         checkpoints: take the folder of a run's checkpoint, too, as it is, with the run's config.
     """
     runs = paths(arguments)
     if not runs:
         raise UserError("name at least one run's folder")
-    return runs, [named_config(run_of(run)[0] if checkpoints else run, values(arguments)) for run in runs]
+    return runs, [named_config(run_of(run)[0] if checkpoints else run, values(arguments), trust) for run in runs]
 
 
 def refuse_recalibration(run: Path, config: Config) -> None:
@@ -50,16 +52,18 @@ def refuse_recalibration(run: Path, config: Config) -> None:
         )
 
 
-def named_config(run: Path, values: Sequence[str]) -> Config:
+def named_config(run: Path, values: Sequence[str], trust: bool) -> Config:
     """Returns a run's config with these values instead of its own; warns where it was trained with others.
 
     Raises:
         UserError: it is no run's folder, or that of scores which other runs' models have; a file in it is not what the
-            run left.
+            run left; it names a network, data or a loss of somebody's own, which are not trusted.
     """
     check_network(run)
     config, own = run_config(run, values), run_config(run)
     check_shipped(own)
+    if not trust:
+        refuse(config.own_code())
     changes = list(changed_keys(own.identity(), config.identity()))
     if changes and is_main_rank():
         print(f"warning: {run} was trained with other values: {'; '.join(changes)}", file=sys.stderr)

@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from lookaround_ddp.errors import (
     explained,
     is_main_rank,
     status_of_signal,
+    told,
 )
+from lookaround_ddp.own_code import place_in_own_code
 
 INTERRUPTED = status_of_signal(signal.SIGINT)
 
@@ -59,6 +62,7 @@ def run(options: argparse.Namespace) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.filename is None and error.errno not in FULL:  # no matter of files
+            _stop_if_own(error)
             raise
         say_once(f"error: {explained(error)}")
         sys.exit(MISTAKE)
@@ -71,6 +75,17 @@ def run(options: argparse.Namespace) -> None:
         if is_main_rank():  # a terminal's Ctrl-C reaches every rank
             print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        _stop_if_own(error)
+        raise
+
+
+def _stop_if_own(error: Exception) -> None:
+    """Ends the program with the traceback and a line, if somebody's own code raised the error."""
+    place = place_in_own_code(error)
+    if place is not None:
+        say_once(f"stopped: {place}: {told(error)}", of_rank=True, above=traceback.format_exc())
+        sys.exit(FAILED)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -157,7 +172,7 @@ def reproduce(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measures a finished run's scores again and prints them, or those of each class."""
-    config = named_config(options.run, options.overrides)
+    config = named_config(options.run, options.overrides, options.trust)
     refuse_recalibration(options.run, config)
     if options.out is not None and (not options.per_class or options.out.suffix not in (".json", ".csv")):
         raise UserError(f"--out {options.out}: it takes a .json or .csv, and goes with --per-class")
@@ -179,7 +194,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def ensemble(options: argparse.Namespace) -> None:
     """Prints the scores of finished runs' models, and of their mean prediction."""
-    runs, configs = runs_named(options.arguments)
+    runs, configs = runs_named(options.arguments, options.trust)
     for run, config in zip(runs, configs, strict=True):
         refuse_recalibration(run, config)
 
@@ -193,7 +208,7 @@ def ensemble(options: argparse.Namespace) -> None:
 
 def soup(options: argparse.Namespace) -> None:
     """Averages the weights of finished runs, prints what it is worth, and saves it if asked to."""
-    runs, configs = runs_named(options.arguments)
+    runs, configs = runs_named(options.arguments, options.trust)
 
     from lookaround_ddp.data import imported, refused
     from lookaround_ddp.evaluation import cook, score_text
@@ -232,7 +247,7 @@ def analyze(options: argparse.Namespace) -> None:
 
     try:
         if options.analysis in RUNS:
-            runs, configs = runs_named(options.arguments, checkpoints=options.analysis in OF_MODELS)
+            runs, configs = runs_named(options.arguments, options.trust, checkpoints=options.analysis in OF_MODELS)
             analysis = function_of(options.analysis)
             with join(configs[0]) as world:
                 analysis(options, runs, configs, world)

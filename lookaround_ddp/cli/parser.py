@@ -109,10 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     about = "the accuracy of each class, and what it is taken for, of what the run is judged by"
     command.add_argument("--per-class", action="store_true", help=about)
     command.add_argument("--out", type=Path, metavar="FILE", help="write it, too: a .json or .csv with all counts")
+    add_trust(command)
 
     command = commands.add_parser("ensemble", help="score the mean prediction of finished runs' models")
     command.add_argument("arguments", nargs="+", metavar="RUN ... [key.path=value ...]")
     command.add_argument("--out", type=Path, metavar="DIR", help="save the scores, as a run's folder")
+    add_trust(command)
 
     command = commands.add_parser("soup", help="average the weights of finished runs that started from one point")
     command.add_argument("arguments", nargs="+", metavar="RUN ... [key.path=value ...]")
@@ -128,11 +130,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--top", type=_count, default=1, metavar="N", help="so many classes, from the most probable")
     command.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each image into this file instead")
     command.add_argument("--batch-size", type=_count, default=256, metavar="N", help="by default 256, as `evaluate`")
+    add_trust(command)
 
     command = commands.add_parser("export", help="write a trained model in the form that other programs read")
     command.add_argument("model", type=Path, metavar="MODEL", help=model)
     command.add_argument("--timm", type=Path, metavar="DIR", help="a folder for timm, of a network that timm has")
     command.add_argument("--onnx", type=Path, metavar="FILE", help="needs the extra `onnx`")
+    add_trust(command)
 
     command = commands.add_parser("report", help="a table of runs' scores; runs that differ in seeds are one row")
     command.add_argument("runs", nargs="*", type=Path, metavar="RUN")

@@ -26,7 +26,7 @@ def predict(options: argparse.Namespace) -> None:
 
     A file that cannot be read is a line on standard error; the others go on, and the status is 1 in the end.
     """
-    file = model_file(options.model)
+    file = model_file(options.model, options.trust)
     if options.csv is not None and not options.csv.parent.is_dir():
         raise UserError(f"--csv {options.csv}: there is no folder {options.csv.parent}")
 
@@ -38,7 +38,7 @@ def predict(options: argparse.Namespace) -> None:
         complaints.append(text)
         print(f"warning: {_printable(text)}", file=sys.stderr, flush=True)
 
-    classifier = read_classifier(file)
+    classifier = read_classifier(file, options.trust)
     with join(classifier.config.model_copy(update={"replicas": classifier.config.replicas[:1]})) as world:
         if not world.main:
             return
@@ -60,11 +60,11 @@ def export(options: argparse.Namespace) -> None:
     """Writes a trained model in the form that other programs read."""
     if options.timm is None and options.onnx is None:
         raise UserError("export as what? Give --timm DIR or --onnx FILE")
-    file = model_file(options.model)
+    file = model_file(options.model, options.trust)
 
     from lookaround_ddp.evaluation import export_onnx, export_timm, read_classifier
 
-    classifier = read_classifier(file)
+    classifier = read_classifier(file, options.trust)
     if options.timm is not None:
         export_timm(classifier, file, options.timm)
         print(f"{options.timm}: timm.create_model({f'local-dir:{options.timm}'!r}, pretrained=True)")
@@ -74,7 +74,7 @@ def export(options: argparse.Namespace) -> None:
         print(f"{options.onnx}: images (batch, {channels}, {size}, {size}), normalized -> logits; see its metadata")
 
 
-def model_file(named: Path) -> Path:
+def model_file(named: Path, trust: bool) -> Path:
     """Returns the file of weights that a path names: itself, or that which the run in this folder ships.
 
     Raises:
@@ -84,7 +84,7 @@ def model_file(named: Path) -> Path:
         raise UserError(f"there is no {named}: name a model.safetensors, or the folder of a finished run")
     if not named.is_dir():
         return named
-    config = named_config(named, [])
+    config = named_config(named, [], trust)
 
     from lookaround_ddp.evaluation import shipped_file
 

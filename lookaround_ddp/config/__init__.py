@@ -13,6 +13,7 @@ from lookaround_ddp.config.load import (
     make_config,
     validated,
 )
+from lookaround_ddp.config.optimizer import OptimizerConfig
 from lookaround_ddp.config.recipe import Recipe
 from lookaround_ddp.config.rounds import iterations_of, k_text, lengths
 from lookaround_ddp.config.schema import (
@@ -21,7 +22,6 @@ from lookaround_ddp.config.schema import (
     Config,
     DataConfig,
     ModelConfig,
-    OptimizerConfig,
     ScheduleConfig,
     TrajectoryConfig,
 )

@@ -18,6 +18,7 @@ from lookaround_ddp.config.rounds import check_k, check_length_of_round, k_text
 from lookaround_ddp.config.schema import Config
 from lookaround_ddp.config.shipped import find_config
 from lookaround_ddp.config.sweep import Point, Sweep, check_selection, combinations
+from lookaround_ddp.config.update import check_update
 from lookaround_ddp.errors import UserError, nearest, shortened
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -129,6 +130,7 @@ def _check(config: Config) -> None:
         check_length_of_round(config.average.nodes.k, "average.nodes.k is")
     if config.schedule.name == "multistep" and not config.schedule.milestones:
         raise UserError("schedule.milestones is empty: multistep needs the epochs at which the rate falls")
+    check_update(config)
     if (config.data.mean is None) != (config.data.std is None):
         raise UserError("data.mean and data.std go together: set both or neither")
     _check_method(config)

@@ -7,15 +7,21 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lookaround_ddp.config.average import AverageConfig
-from lookaround_ddp.config.section import Count, Epochs, ListOf, PathText, Seconds, Section, Seed
+from lookaround_ddp.config.optimizer import OptimizerConfig
+from lookaround_ddp.config.section import Count, Epochs, ListOf, OwnPath, PathText, Seconds, Section, Seed
 from lookaround_ddp.config.text import dump
+from lookaround_ddp.own_code import is_path
 
 Augmentation = str | dict[str, dict[str, Any]]  # hflip, "crop+hflip", my.module.Class, or {rotation: {degrees: 30}}
 
 
+Loss = str | dict[str, dict[str, Any]]
+
+
 class ModelConfig(Section):
     name: str = "resnet8"
-    """resnet8 | 14 | 20 (small images), resnet18 | 34 | 50 | 101 | 152, resnext50, vgg19 (CIFAR size), or timm:NAME."""
+    """resnet8 | 14 | 20 (small images), resnet18 | 34 | 50 | 101 | 152, resnext50, vgg19 (CIFAR size), or timm:NAME. Or
+    my.module.Net, a class or function of your own, called with the numbers of classes and of channels."""
     pretrained: bool | PathText = False
     """True for timm's weights, or the path of a state dict or a checkpoint; a head of another size is made anew."""
     width: int = Field(16, ge=1, le=2**14)
@@ -25,12 +31,18 @@ class ModelConfig(Section):
     seed: Seed | None = None
     """Draws the initial weights; by default the run's. Runs that share it can be averaged afterwards (a soup)."""
     options: dict[str, Any] = Field({})
-    """Further arguments of timm.create_model."""
+    """Further arguments of timm.create_model, or of a network of your own."""
 
 
 class DataConfig(Section):
-    name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "stanford_cars", "imagefolder", "noise"] = "digits"
-    """noise: random images in memory, of 10 classes and data.size (32) pixels, to measure speed with."""
+    name: (
+        Literal["digits", "fashion_mnist", "cifar10", "cifar100", "stanford_cars", "imagefolder", "noise"] | OwnPath
+    ) = "digits"
+    """noise: random images in memory, of 10 classes and data.size (32) pixels, to measure speed with. Or
+    my.module.images, a function or class of your own, called with data.root: it returns what to train on and what to
+    test on (README: "Your own network, data and loss")."""
+    options: dict[str, Any] = Field({})
+    """Further arguments of a dataset of your own."""
     root: PathText = "data"
     """The folder of the images."""
     download: bool = False
@@ -72,49 +84,6 @@ class AugmentConfig(Section):
     """Augmentations before each replica's own one."""
     after: ListOf[Augmentation] = ()
     """Augmentations after it."""
-
-
-class SamConfig(Section):
-    rho: float = Field(0.05, gt=0)
-    """Radius of the neighbourhood; 0.5 is usual for the adaptive form."""
-    adaptive: bool = False
-    """ASAM: the neighbourhood of a weight is proportional to its size."""
-    eta: float = Field(0.01, ge=0)
-    """ASAM's least size of a weight."""
-    perturbation: Literal["local", "synchronized"] = "local"
-    """Where several ranks train one replica: each climbs on its own images (m-sharpness), or all on the batch's."""
-
-
-class LookaheadConfig(Section):
-    k: int = Field(5, ge=1)
-    """Updates of the fast weights between two of the slow ones."""
-    alpha: float = Field(0.5, gt=0, le=1)
-    """Share of the way to the fast weights that the slow ones go."""
-    momentum: Literal["keep", "reset", "pullback"] = "keep"
-    """What becomes of the optimizer's momentum when the fast weights go back to the slow ones."""
-
-
-class OptimizerConfig(Section):
-    name: str = "sgd"
-    """Any name of timm's factory; sgd is without Nesterov's momentum unless `nesterov` is set."""
-    lr: float = Field(0.1, gt=0)
-    """The learning rate that the schedule begins with."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """Of sgd, and of those of timm's optimizers that have one."""
-    weight_decay: float = Field(5e-4, ge=0)
-    """Coefficient of the weights in each update."""
-    nesterov: bool = False
-    """Nesterov's form of sgd's momentum."""
-    no_decay: Literal["none", "norm_bias"] = "none"
-    """norm_bias: no weight decay on biases and one-dimensional parameters."""
-    clip_norm: float | None = Field(None, gt=0)
-    """Clip the gradient's L2 norm to this."""
-    sam: SamConfig | None = None
-    """Sharpness-aware minimization; {} for its defaults."""
-    lookahead: LookaheadConfig | None = None
-    """Slow and fast weights; {} for its defaults."""
-    options: dict[str, Any] = Field({})
-    """Further arguments of the optimizer, such as betas."""
 
 
 class ScheduleConfig(Section):
@@ -223,7 +192,11 @@ class Config(Section):
     """On a GPU, only kernels that give the same bits each time; false: the fastest, found by trying (cudnn.benchmark),
     and a run is no longer the same bit for bit."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Share of each label that is spread over all classes."""
+    """Of cross_entropy: the share of each label that is spread over all classes."""
+    loss: Loss = "cross_entropy"
+    """cross_entropy; or a function of your own, my.module.loss, or a class, torch.nn.MultiMarginLoss or
+    {my.module.Loss: {argument: value}}: called with fp32 logits (n, classes) and labels (n,), or with mixup's targets
+    (n, classes), it returns the mean loss."""
     timeout: Seconds = 600
     """Seconds that ranks wait for each other before the job fails."""
     model: ModelConfig = ModelConfig()
@@ -248,6 +221,12 @@ class Config(Section):
     def text(self) -> str:
         """Returns the whole config as YAML."""
         return dump(self.model_dump(mode="json"))
+
+    def own_code(self) -> list[tuple[str, str]]:
+        """Returns what the config names of somebody's own but for augmentations: pairs of what it is, and its path."""
+        loss = self.loss if isinstance(self.loss, str) else next(iter(self.loss), "")
+        named = [("model", self.model.name), ("dataset", self.data.name), ("loss", loss)]
+        return [(what, name) for what, name in named if is_path(name)]
 
     def identity(self) -> dict[str, Any]:
         """Returns the values that decide the weights: not where files are or what a damaged one does, who loads, which

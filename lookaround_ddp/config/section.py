@@ -7,6 +7,8 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from lookaround_ddp.own_code import is_path
+
 
 class Section(BaseModel):
     model_config = ConfigDict(
@@ -32,6 +34,13 @@ def _at_home(path: str) -> str:
     return expanded
 
 
+def _own(name: str) -> str:
+    if not is_path(name):
+        raise ValueError("it should be a known name, or the path of your own, such as my.module.images")
+    return name
+
+
+OwnPath = Annotated[str, AfterValidator(_own)]  # to somebody's own code
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_at_home)]  # with ~ as a shell reads it
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Epochs = Annotated[float, Field(ge=0, le=1e9)]

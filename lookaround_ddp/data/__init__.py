@@ -7,11 +7,11 @@ from lookaround_ddp.data.folders import images_in
 from lookaround_ddp.data.images import Arrays, Files, Images, Subset, in_memory
 from lookaround_ddp.data.loader import load
 from lookaround_ddp.data.mixing import mixed
-from lookaround_ddp.data.own_code import Code, imported, left_out, refused
 from lookaround_ddp.data.pipeline import make_batches, prepare
 from lookaround_ddp.data.reading import UnreadableImage, read_rgb
 from lookaround_ddp.data.transforms import Pipeline, central_square, evaluation_transform, train_pipelines
 from lookaround_ddp.data.workers import get_ready
+from lookaround_ddp.own_code import Code, imported, left_out, refused
 
 __all__ = [
     "Arrays",

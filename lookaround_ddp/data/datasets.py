@@ -19,6 +19,7 @@ from lookaround_ddp import seeds
 from lookaround_ddp.config import DataConfig
 from lookaround_ddp.data.folders import class_folders
 from lookaround_ddp.data.images import Arrays, Files, Images, Subset
+from lookaround_ddp.data.own_data import open_own
 from lookaround_ddp.errors import UserError
 
 
@@ -51,7 +52,9 @@ def open_dataset(config: DataConfig, seed: int) -> Dataset:
     Raises:
         UserError: files are missing (and how to get them) or damaged, or more images are asked for than there are.
     """
-    dataset = OPENERS[config.name](config)
+    if config.options and config.name in OPENERS:
+        raise UserError(f"data.options are for a dataset of your own, not for {config.name}")
+    dataset = OPENERS.get(config.name, _own)(config)
     for name, split in (("training", dataset.train), ("test", dataset.test)):
         _check(split, dataset, f"the {name} images of {config.name} in {config.root}")
     if config.mean is not None and config.std is not None:
@@ -176,6 +179,19 @@ def _photographs(train: Files, test: Files, classes: int, names: tuple[str, ...]
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     policy = AutoAugmentPolicy.IMAGENET
     return Dataset(train, test, classes, 3, 224, None, mean, std, policy, class_names=names)
+
+
+def _own(config: DataConfig) -> Dataset:
+    """Opens images of somebody's own: without data.size all have one, with it they are shown as photographs are.
+
+    By default they are normalized as ImageNet usually is, grey ones by the mean of its colours.
+    """
+    train, test, names = open_own(config)
+    policy = AutoAugmentPolicy.IMAGENET if train.side is None else AutoAugmentPolicy.CIFAR10
+    classes = len(names) or 1 + max(*train.labels, *test.labels)
+    mean, std = ((0.449,), (0.226,)) if train.mode == "L" else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    size, native = config.size or train.side or 224, train.side
+    return Dataset(train, test, classes, len(mean), size, native, mean, std, policy, class_names=names)
 
 
 def _noise(config: DataConfig) -> Dataset:

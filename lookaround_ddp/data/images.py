@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lookaround_ddp.data.own_data import ItemFailed
 from lookaround_ddp.data.reading import UnreadableImage, read_rgb
 from lookaround_ddp.errors import UserError
 
@@ -85,7 +86,14 @@ class Subset:
 
 def in_memory(split: Images) -> bool:
     """Returns whether the images of a split, or those of which it is a subset, are an array."""
-    return isinstance(split, Arrays) or (isinstance(split, Subset) and in_memory(split.whole))
+    return isinstance(whole_of(split), Arrays)
+
+
+def whole_of(split: Images) -> Images:
+    """Returns the split of which this is a subset, or itself."""
+    while isinstance(split, Subset):
+        split = split.whole
+    return split
 
 
 def stored_pixels(split: Images, places: Sequence[int]) -> Tensor:
@@ -111,12 +119,12 @@ def next_readable(split: Images, index: int) -> tuple[int, Image.Image]:
         place = (index + step) % len(split)
         try:
             return place, split.image(place)
-        except UnreadableImage as error:
+        except (UnreadableImage, ItemFailed) as error:
             _warn(error)
     raise UserError(f"none of {len(split)} images can be read, such as {split.name(index)}")
 
 
-def _warn(error: UnreadableImage) -> None:
+def _warn(error: UnreadableImage | ItemFailed) -> None:
     """Names the first file that this process passes over, and no other: there may be very many."""
     if not _warned:
         _warned.append(error.path)

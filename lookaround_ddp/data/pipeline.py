@@ -8,13 +8,18 @@ from lookaround_ddp.config import Config
 from lookaround_ddp.data.batches import NO_SINGLE, Iterations, Plan, Single
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.device.batches import DeviceIterations, batched, pixels, resolved
-from lookaround_ddp.data.own_code import Code
 from lookaround_ddp.data.transforms import train_pipelines
 from lookaround_ddp.distributed import World
+from lookaround_ddp.errors import UserError
+from lookaround_ddp.own_code import Code
 
 
 def prepare(config: Config, world: World) -> Dataset:
-    """Opens the dataset on rank 0 first, since that may have to download it, and then on the others."""
+    """Opens the dataset on rank 0 first, since that may have to download it, and then on the others.
+
+    Raises:
+        UserError: a rank cannot, or has found other images to train on.
+    """
     world.does("opening the data")
     with world.together():
         if world.main:
@@ -22,6 +27,10 @@ def prepare(config: Config, world: World) -> Dataset:
     with world.together():
         if not world.main:
             dataset = open_dataset(config.data, config.seed)
+    found = world.gather(dataset.trained_on)
+    for rank, each in enumerate(found):
+        if each != found[0]:
+            raise UserError(f"rank {rank} has {each} to train on, and rank 0 {found[0]}: give all ranks the same data")
     return dataset
 
 

@@ -18,8 +18,8 @@ from lookaround_ddp.config import Augmentation, AugmentConfig
 from lookaround_ddp.data.augmentations import MIXES, NAMES, checked
 from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.draws import Draws
-from lookaround_ddp.data.own_code import Code, imported
 from lookaround_ddp.errors import UserError, nearest, told, trace_below
+from lookaround_ddp.own_code import Code, imported, is_path
 
 INTERPOLATION = T.InterpolationMode.BILINEAR  # of images that are resized to be scored
 
@@ -152,7 +152,7 @@ def _transform(name: str, arguments: dict[str, Any], dataset: Dataset, code: Cod
     if name in NAMES:
         return NAMES[name](dataset, **checked(name, arguments, dataset.channels))
     try:
-        if "." in name:
+        if is_path(name):
             return code(name, arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"augmentation {name} with {arguments}: {error}") from None

@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -142,4 +143,9 @@ def explanation(error: Exception) -> Exception:
     """Returns what to raise for an error of passing batches between processes."""
     if "shared memory" in str(error) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
         return UserError(f"/dev/shm is full: {ROOM}")
+    if isinstance(error, pickle.PicklingError) or "pickle" in str(error):
+        return UserError(
+            f"loader workers get a copy of the data and of its augmentations, which has none ({told(error)}): let your "
+            "own be picklable, or set data.workers=0"
+        )
     return BatchError(f"loader workers: {explained(error) if isinstance(error, OSError) else told(error)}")

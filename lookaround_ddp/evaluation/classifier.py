@@ -16,6 +16,7 @@ from lookaround_ddp.config import Config, make_config
 from lookaround_ddp.data import central_square
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.models import Normalize, autocast, empty_model, placed
+from lookaround_ddp.own_code import is_path, refuse
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,15 @@ class Classifier:
         return self.logits_of(torch.stack([self.shown(image) for image in images]))
 
 
-def read_classifier(path: Path) -> Classifier:
+def read_classifier(path: Path, trust: bool = False) -> Classifier:
     """Reads a classifier from a file that a run ships, such as `model.safetensors`, onto the CPU.
 
+    Args:
+        trust: import a network of somebody's own, which the file names.
+
     Raises:
-        UserError: there is no such file, it is damaged, or it was written before files held what it takes.
+        UserError: there is no such file, it is damaged, or it was written before files held what it takes; or its
+            network is somebody's own, and not trusted.
     """
     state, metadata = load_model(path)
     cpu = torch.device("cpu")
@@ -74,6 +79,8 @@ def read_classifier(path: Path) -> Classifier:
         ) from None
     except (UserError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{path} is not a model of this package: {error}") from None
+    if not trust:
+        refuse([("model", config.model.name)] if is_path(config.model.name) else [])
     network = empty_model(config.model, metadata["classes"], metadata["channels"])
     load_state(network, state, config.model, str(path))
     network = placed(network, config.channels_last, cpu).eval()

@@ -176,7 +176,7 @@ def make_evaluator(config: Config, dataset: Dataset, split: Images, world: World
     as_stored = dataset.size == dataset.native and in_memory(split)
     transform = None if as_stored else evaluation_transform(dataset)  # by which the pixels would be the same
     batches = EvaluationBatches(split, transform, config.evaluate.batch_size)
-    workers = config.data.workers if dataset.native is None else 0  # arrays need no decoding
+    workers = 0 if in_memory(split) else config.data.workers  # arrays need no decoding
     return Evaluator(batches, dataset.classes, normalize, config.precision, workers, world)
 
 

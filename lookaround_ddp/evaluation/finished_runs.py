@@ -164,7 +164,7 @@ def evaluate_ensemble(
 
 def check_same_data(runs: Sequence[Path], configs: Sequence[Config]) -> None:
     """Raises UserError if runs saw images of another kind than the first: it is the first one's that all are shown."""
-    seen = ("name", "size", "mean", "std")
+    seen = ("name", "options", "size", "mean", "std")
     for run, config in zip(runs, configs, strict=True):
         for key in seen:
             own, expected = getattr(config.data, key), getattr(configs[0].data, key)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from lookaround_ddp.config import ModelConfig
 from lookaround_ddp.errors import UserError, nearest
+from lookaround_ddp.models.own import own_model
 from lookaround_ddp.models.resnet import BasicBlock, Bottleneck, GroupedBottleneck, ResNet
 from lookaround_ddp.models.vgg import VGG
+from lookaround_ddp.own_code import is_path
 
 SMALL: dict[str, Callable[..., nn.Module]] = {
     "resnet8": partial(ResNet, BasicBlock, (1, 1, 1)),
@@ -52,9 +54,20 @@ def create_model(config: ModelConfig, num_classes: int, in_chans: int = 3) -> nn
         UserError: an unknown name (with the nearest known one), weights that cannot be read or do not fit.
     """
     if config.name.startswith("timm:"):
-        return _timm_model(config, num_classes, in_chans)
+        model = _timm_model(config, num_classes, in_chans)
+    elif is_path(config.name):
+        _refuse_width(config)
+        model = own_model(config, num_classes, in_chans)
+        if config.pretrained:
+            load_weights(model, weights_file(str(config.pretrained)), head="")
+    else:
+        model = _small_model(config, num_classes, in_chans)
+    return model
+
+
+def _small_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
     if config.options:
-        raise UserError(f"model.options are for timm's models, not for {config.name}")
+        raise UserError(f"model.options are for timm's models and your own, not for {config.name}")
     options = {} if config.dropout is None else {"dropout": config.dropout}
     if config.name in SMALL:
         model = SMALL[config.name](config.width, num_classes, in_chans, **options)
@@ -63,7 +76,8 @@ def create_model(config: ModelConfig, num_classes: int, in_chans: int = 3) -> nn
         model = CIFAR[config.name](num_classes, in_chans, **options)
     else:
         raise UserError(
-            f"unknown model {config.name!r}: {nearest(config.name, [*SMALL, *CIFAR])} (any timm model is timm:NAME)"
+            f"unknown model {config.name!r}: {nearest(config.name, [*SMALL, *CIFAR])} (any timm model is timm:NAME, "
+            "your own my.module.Net)"
         )
     if config.pretrained is True:
         raise UserError(
@@ -76,6 +90,9 @@ def create_model(config: ModelConfig, num_classes: int, in_chans: int = 3) -> nn
 
 def load_weights(model: nn.Module, path: Path, head: str) -> None:
     """Loads a state dict from a file into the network, without the head's tensors whose shapes differ.
+
+    Args:
+        head: its name in the network; "": every tensor must fit.
 
     Raises:
         UserError: the file cannot be read, or anything but the head does not fit.

@@ -20,10 +20,10 @@ def iterations(config: Config) -> int | None:
 
 
 def training_images(data: DataConfig) -> int | None:
-    """Returns how many images a run trains on; None of a folder of images that is not there."""
+    """Returns how many images a run trains on; None of a folder of images that is not there, or of your own."""
     if data.train_images is not None:
         return data.train_images
-    whole = IMAGES.get(data.name) or _files(Path(data.root) / "train")
+    whole = IMAGES.get(data.name) or (_files(Path(data.root) / "train") if data.name == "imagefolder" else 0)
     return whole - data.validation if whole else None
 
 

@@ -69,8 +69,10 @@ def make(making: Making, overrides: Sequence[str], score: Callable[[Config, Sequ
     if recipe.recipe == "soup":
         options += ["--recipe", recipe.select]
     if recipe.update_bn:
-        options += ["--update-bn", "--trust"]  # the cells, whose code it may be, were named to be trained
+        options += ["--update-bn"]
         overrides = [*overrides, "evaluate.recalibrate_iterations=null"]
+    if recipe.update_bn or any(each.config.own_code() for each in making.of):
+        options += ["--trust"]  # the cells, whose code it may be, were named to be trained
     runs = [str(each.run) for each in making.of]
     return score(making.of[0].config, [recipe.recipe, *runs, *options, *overrides]) == 0 and making.finished
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from lookaround_ddp import seeds
@@ -18,6 +17,7 @@ from lookaround_ddp.data import Batch, Dataset, mixed
 from lookaround_ddp.distributed import World
 from lookaround_ddp.models import Normalize, autocast, compensate_norm_momentum, create_model, refuse_unsafe_layout
 from lookaround_ddp.optim import Lookahead, climbed, create_optimizer, frozen_statistics, set_learning_rate
+from lookaround_ddp.training.loss import make_loss
 
 
 class Replica:
@@ -30,6 +30,9 @@ class Replica:
     def __init__(self, config: Config, number: int, dataset: Dataset, world: World) -> None:
         seed = config.seed if config.model.seed is None else config.model.seed
         seeds.seed_torch(world.device, seed, seeds.INITIAL)
+        self.own = bool(config.own_code())  # which may draw from `random` and numpy
+        if self.own:
+            seeds.seed_python(seed, seeds.INITIAL)
         model = create_model(config.model, dataset.classes, dataset.channels)
         for setting in ("channels_last", "compile"):
             if getattr(config, setting) and world.device.type == "cpu":
@@ -45,6 +48,7 @@ class Replica:
                 process_group=world.shard_group,
                 gradient_as_bucket_view=True,  # else they exist twice, and are copied
             )
+        self.loss = make_loss(config, world.device)
         self.optimizer = create_optimizer(config.optimizer, self.model)
         self.sam, self.lookahead = config.optimizer.sam, None
         if config.optimizer.lookahead is not None:
@@ -101,11 +105,12 @@ class Replica:
     def _gradient(self, images: Tensor, targets: Tensor, share: float, key: tuple[int, ...]) -> Tensor:
         """Computes the loss, and leaves gradients in the parameters' `grad`. Equal keys draw equal dropout masks."""
         seeds.seed_torch(self.world.device, key[0], seeds.FORWARD, *key[1:])
+        if self.own:
+            seeds.seed_python(key[0], seeds.FORWARD, *key[1:])
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.config.precision, self.world.device):
             logits = self.network(images)
-        smoothing = self.config.label_smoothing if targets.dim() == 1 else 0.0  # mixed targets are smooth already
-        loss = cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        loss = self.loss(logits.float(), targets)
         self.scaler.scale(loss * share).backward()
         return loss.detach()
 

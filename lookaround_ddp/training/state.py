@@ -84,6 +84,17 @@ def parts(replicas: Sequence[Replica], weight_averages: Sequence[Trajectory], ar
     return named | own
 
 
+def with_later_keys(made: State, defaults: State) -> State:
+    """Returns an older checkpoint's config with the defaults of the keys that came later, which leave all as it was."""
+    kept = {key: value for key, value in defaults.items() if key not in ("epochs", *made)}  # of the length it has one
+    below = {
+        key: with_later_keys(value, defaults[key])
+        for key, value in made.items()
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+    }
+    return kept | made | below
+
+
 def check_resumable(config: Config, dataset: Dataset, state: State) -> None:
     """Raises UserError if the checkpoint of this state was made with other data or another config."""
     if state["classes"] != dataset.classes:
@@ -99,7 +110,7 @@ def check_resumable(config: Config, dataset: Dataset, state: State) -> None:
     made = state["config"]
     made = made | {"data": {"pipeline": "workers"} | made["data"]}  # older checkpoints say nothing of it
     made["data"].pop("on_corrupt", None)  # and this of what no longer matters
-    changes = list(changed_keys(made, config.identity()))
+    changes = list(changed_keys(with_later_keys(made, Config().identity()), config.identity()))
     if changes:
         raise UserError(
             f"the checkpoint in {config.out} was made with another config ({'; '.join(changes)}): "

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 import traceback
-from pathlib import Path
 
 import torch
 
-import lookaround_ddp
 from lookaround_ddp.config import Config
 from lookaround_ddp.data import Dataset, left_out, make_batches
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import BatchError, UserError, shortened
 from lookaround_ddp.optim import learning_rate
+from lookaround_ddp.own_code import place_in_own_code
 from lookaround_ddp.training.replica import Replica
 
 TRIED = (
@@ -80,7 +79,7 @@ def try_out(config: Config, dataset: Dataset, shards: int) -> None:
 
 def as_mistake(error: Exception, config: Config, dataset: Dataset) -> UserError:
     """Returns the line for what an iteration failed at; prints the traceback first if somebody's own code raised it."""
-    if not known_code(error):
+    if place_in_own_code(error) is not None:
         traceback.print_exception(error)
     text = shortened(" ".join(str(error).split()), 300)
     values = {
@@ -93,9 +92,3 @@ def as_mistake(error: Exception, config: Config, dataset: Dataset) -> UserError:
     return UserError(
         "".join([f"the first iteration fails: {type(error).__name__}: {text}", *(f": {mend}" for mend in mends[:1])])
     )
-
-
-def known_code(error: Exception) -> bool:
-    """Returns whether the last function in an error's traceback is of this package or of an installed one."""
-    last = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    return Path(lookaround_ddp.__file__).parent in last.parents or "site-packages" in last.parts

@@ -15,10 +15,10 @@ from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.device.batches import batched, pixels, resolved
 from lookaround_ddp.data.images import Files, Subset
 from lookaround_ddp.data.loader import load
-from lookaround_ddp.data.own_code import imported
 from lookaround_ddp.data.transforms import train_pipelines
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
+from lookaround_ddp.own_code import imported
 from tests.support.devices import CPU, PLAIN, dataset, epoch, iterations
 
 ALL = ["crop+hflip+vflip", "rotation", "randaugment", "autoaugment", "perspective", "equalize", "random_resized_crop"]

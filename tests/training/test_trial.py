@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from PIL import Image
@@ -9,8 +11,9 @@ from PIL import Image
 from lookaround_ddp.config.load import load_config
 from lookaround_ddp.data.datasets import open_dataset
 from lookaround_ddp.errors import UserError
+from lookaround_ddp.own_code import place_in_own_code
 from lookaround_ddp.training import trial
-from lookaround_ddp.training.trial import as_mistake, known_code, try_out
+from lookaround_ddp.training.trial import as_mistake, try_out
 
 SMALL = ("data.train_images=40", "data.batch_size=20")
 
@@ -63,10 +66,11 @@ def test_parameters_that_take_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_traceback_of_somebodys_own_code_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     config = load_config(None, [*SMALL])
     dataset = open_dataset(config.data, config.seed)
-    for fails, shown in ((lambda: {}["key"], True), (lambda: Image.new("RGB", (-1, 0)), False)):
+    for fails, shown in ((lambda: {}["key"], True), (partial(Image.new, "RGB", (-1, 0)), False)):
         with pytest.raises((KeyError, ValueError)) as raised:
             fails()
-        assert known_code(raised.value) == (not shown)
+        place = place_in_own_code(raised.value)
+        assert (place is not None and place.startswith(f"{__file__}, line ")) == shown
         line = str(as_mistake(raised.value, config, dataset))
         assert line.startswith("the first iteration fails: ")
         assert ("Traceback" in capsys.readouterr().err) == shown

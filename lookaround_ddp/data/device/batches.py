@@ -20,10 +20,10 @@ from lookaround_ddp.data.batches import Batch, Iterations, Key
 from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.device.transforms import INSTEAD, make_steps
 from lookaround_ddp.data.draws import Draws
-from lookaround_ddp.data.images import Images, in_memory, stored_pixels
-from lookaround_ddp.data.own_code import Code
+from lookaround_ddp.data.images import Files, Images, in_memory, stored_pixels, whole_of
 from lookaround_ddp.data.transforms import Pipeline, train_pipelines
 from lookaround_ddp.errors import UserError
+from lookaround_ddp.own_code import Code
 
 
 def resolved(config: Config, dataset: Dataset, code: Code) -> Config:
@@ -119,4 +119,5 @@ def one_thread() -> Iterator[None]:
 
 def _check_in_memory(split: Images) -> None:
     if not in_memory(split):
-        raise UserError(f"data.pipeline=device is for images in memory, and these are in files: {INSTEAD}")
+        where = "in files" if isinstance(whole_of(split), Files) else "made one by one"
+        raise UserError(f"data.pipeline=device is for images in memory, and these are {where}: {INSTEAD}")
