@@ -49,6 +49,9 @@ class DataConfig(Section):
     """Fetch the dataset into `root` if it is not there."""
     batch_size: Count = 128
     """Images in an update of one replica, whatever the number of ranks."""
+    accumulate: Count = 1
+    """Parts in which a minibatch goes through the network, one after the other, for less memory: an update is still one
+    of the whole minibatch, and k counts updates. Batch-norm sees each part for itself."""
     workers: int = Field(0, ge=0, le=1024)
     """Loader processes of each rank."""
     pipeline: Literal["workers", "device", "auto"] = "auto"

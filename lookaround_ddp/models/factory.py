@@ -151,7 +151,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def compensate_norm_momentum(model: nn.Module, replicas: int) -> None:
+def compensate_norm_momentum(model: nn.Module, replicas: float) -> None:
     """Sets each batch-norm's momentum m to 1 - (1 - m)^d.
 
     The paper's code updates one shared set of running statistics d times in an iteration; a replica

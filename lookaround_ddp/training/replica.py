@@ -37,6 +37,8 @@ class Replica:
         for setting in ("channels_last", "compile"):
             if getattr(config, setting) and world.device.type == "cpu":
                 refuse_unsafe_layout(model, setting)
+        if config.data.accumulate > 1:  # batch-norm's statistics move in each part, and remember as many images
+            compensate_norm_momentum(model, 1 / config.data.accumulate)
         layout = torch.channels_last if config.channels_last else torch.preserve_format
         self.model: nn.Module = model.to(world.device).to(memory_format=layout)
         if config.compile:
@@ -79,8 +81,7 @@ class Replica:
         if self.sam is None:
             loss = self._gradient(images, targets, share, key)
         else:
-            local = self.sam.perturbation == "local" and isinstance(self.network, DistributedDataParallel)
-            with self.network.no_sync() if local else nullcontext():  # type: ignore[operator]  # DDP has it
+            with self._apart() if self.sam.perturbation == "local" else nullcontext():
                 loss = self._gradient(images, targets, share, key)
             with (
                 climbed(
@@ -103,16 +104,32 @@ class Replica:
         return loss
 
     def _gradient(self, images: Tensor, targets: Tensor, share: float, key: tuple[int, ...]) -> Tensor:
-        """Computes the loss, and leaves gradients in the parameters' `grad`. Equal keys draw equal dropout masks."""
+        """Computes the loss, and leaves gradients in the parameters' `grad`. Equal keys draw equal dropout masks.
+
+        With data.accumulate the images go through the network in parts; their gradients are summed by their shares.
+        """
         seeds.seed_torch(self.world.device, key[0], seeds.FORWARD, *key[1:])
         if self.own:
             seeds.seed_python(key[0], seeds.FORWARD, *key[1:])
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.config.precision, self.world.device):
-            logits = self.network(images)
-        loss = self.loss(logits.float(), targets)
-        self.scaler.scale(loss * share).backward()
-        return loss.detach()
+        count = max(1, min(self.config.data.accumulate, len(images) // 2))  # batch-norm needs two images
+        parts = list(zip(images.tensor_split(count), targets.tensor_split(count), strict=True))
+        losses = []
+        for number, (some, own) in enumerate(parts, 1):
+            weight = len(some) / len(images)
+            with self._apart() if number < count else nullcontext():
+                with autocast(self.config.precision, self.world.device):
+                    logits = self.network(some)
+                loss = self.loss(logits.float(), own)
+                self.scaler.scale(loss * (share * weight)).backward()
+            losses.append(loss.detach() if count == 1 else loss.detach() * weight)
+        return losses[0] if count == 1 else torch.stack(losses).sum()
+
+    def _apart(self) -> AbstractContextManager[None]:
+        """Lets the ranks of a replica keep their gradients to themselves while the block runs."""
+        if isinstance(self.network, DistributedDataParallel):
+            return self.network.no_sync()  # type: ignore[no-any-return]
+        return nullcontext()
 
     def restart(self) -> None:
         """Clears the optimizer's state: the weights are a new starting point."""

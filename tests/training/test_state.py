@@ -27,7 +27,7 @@ def made(config: dict[str, Any], *lacking: str) -> dict[str, Any]:
     return {"classes": 10, "trained_on": "80 images", "config": values}
 
 
-LATER = ("loss", "data.options")
+LATER = ("loss", "data.accumulate", "data.options")
 
 
 @pytest.mark.parametrize("config", [{}, {"iterations": 30}, {"optimizer": {"sam": {}}, "average": {"outer": {}}}])
@@ -38,7 +38,7 @@ def test_an_older_checkpoint_goes_on(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"data": {"options": {"a": 2}}}, r"another config \(data.options.a: None -> 2\)"),
+        ({"data": {"accumulate": 2}}, r"another config \(data.accumulate: 1 -> 2\)"),
         ({"loss": "a.b"}, r"another config \(loss: cross_entropy -> a.b\)"),
         ({"iterations": 30}, r"another config \(epochs: 20 -> None; iterations: None -> 30\)"),
     ],
