@@ -32,6 +32,9 @@ class ModelConfig(Section):
     """Draws the initial weights; by default the run's. Runs that share it can be averaged afterwards (a soup)."""
     options: dict[str, Any] = Field({})
     """Further arguments of timm.create_model, or of a network of your own."""
+    checkpointing: bool = False
+    """Compute activations anew in the backward pass instead of keeping them: less memory, the same weights. For those
+    of timm's networks that can, and for your own with a method set_grad_checkpointing."""
 
 
 class DataConfig(Section):
@@ -239,5 +242,6 @@ class Config(Section):
         values = self.model_dump(mode="json", exclude=others)
         for key in ("root", "download", "workers", "on_corrupt", "missing_class"):
             del values["data"][key]
+        del values["model"]["checkpointing"]
         del values["epochs" if self.iterations is not None else "iterations"]
         return values

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lookaround_ddp.config import ModelConfig
 from lookaround_ddp.errors import UserError, nearest
-from lookaround_ddp.models.own import own_model
+from lookaround_ddp.models.own import own_model, use_checkpointing
 from lookaround_ddp.models.resnet import BasicBlock, Bottleneck, GroupedBottleneck, ResNet
 from lookaround_ddp.models.vgg import VGG
 from lookaround_ddp.own_code import is_path
@@ -51,7 +51,8 @@ def create_model(config: ModelConfig, num_classes: int, in_chans: int = 3) -> nn
     """Makes the network, with a head for `num_classes`, on the CPU, initialized from torch's global generator.
 
     Raises:
-        UserError: an unknown name (with the nearest known one), weights that cannot be read or do not fit.
+        UserError: an unknown name (with the nearest known one), weights that cannot be read or do not fit, or a
+            network that cannot do what the config asks for.
     """
     if config.name.startswith("timm:"):
         model = _timm_model(config, num_classes, in_chans)
@@ -62,6 +63,8 @@ def create_model(config: ModelConfig, num_classes: int, in_chans: int = 3) -> nn
             load_weights(model, weights_file(str(config.pretrained)), head="")
     else:
         model = _small_model(config, num_classes, in_chans)
+    if config.checkpointing:
+        use_checkpointing(model, config.name)
     return model
 
 
@@ -182,8 +185,8 @@ def refuse_unsafe_layout(model: nn.Module, setting: str) -> None:
 
 
 def empty_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
-    """Makes the network to load weights into: without those that were published for it."""
-    return create_model(config.model_copy(update={"pretrained": False}), num_classes, in_chans)
+    """Makes the network to load weights into: without those that were published for it, and not to be trained."""
+    return create_model(config.model_copy(update={"pretrained": False, "checkpointing": False}), num_classes, in_chans)
 
 
 def _timm_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:

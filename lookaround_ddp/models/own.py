@@ -1,4 +1,4 @@
-"""Networks of somebody's own, which a config names by a dotted path."""
+"""Networks of somebody's own, which a config names by a dotted path; activations that are not kept."""
 
 from __future__ import annotations
 
@@ -29,3 +29,15 @@ def own_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module
     if any(map(is_lazy, model.parameters())):
         raise UserError(f"model {name}: a lazy layer has no weights before it sees an image: give it its size")
     return model
+
+
+def use_checkpointing(model: nn.Module, name: str) -> None:
+    """Lets a network compute its activations anew in the backward pass.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]  # timm's, or an own network's
+    except (AttributeError, AssertionError, NotImplementedError):
+        raise UserError(f"model.checkpointing: {name} has no activation checkpointing: set it to false") from None

@@ -121,7 +121,9 @@ class Replica:
                 with autocast(self.config.precision, self.world.device):
                     logits = self.network(some)
                 loss = self.loss(logits.float(), own)
-                self.scaler.scale(loss * (share * weight)).backward()
+                # Where activations are computed anew, batch-norm's statistics would move twice.
+                with frozen_statistics(self.model) if self.config.model.checkpointing else nullcontext():
+                    self.scaler.scale(loss * (share * weight)).backward()
             losses.append(loss.detach() if count == 1 else loss.detach() * weight)
         return losses[0] if count == 1 else torch.stack(losses).sum()
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lookaround_ddp.config.load import make_config
 from lookaround_ddp.config.schema import Config, ModelConfig
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.models import create_model
+from lookaround_ddp.models import create_model, empty_model
 from lookaround_ddp.training.loss import make_loss
 from tests.support.own_code import HERE, Net
 
@@ -33,6 +33,9 @@ def test_a_network(tmp_path: Path) -> None:
     assert torch.equal(other.inner.weight, model.inner.weight)
     with pytest.raises(UserError, match=r"does not fit the model: 3 tensors too many, 0 missing, such as inner.weight"):
         made(f"{HERE}.Net", pretrained=str(path))
+    config = ModelConfig(name=f"{HERE}.Checkpointed", checkpointing=True)
+    assert create_model(config, 5, 3).checkpointing
+    assert not hasattr(empty_model(config, 5, 3), "checkpointing")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A minibatch in parts, against the whole."""
+"""A minibatch in parts, and activations that are computed anew, against the plain."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from lookaround_ddp.distributed.world import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.training.replica import Replica
 from tests.support.own_code import HERE
+from tests.support.ranks import same_state
 
 WORLD = World(rank=0, size=1, replicas=3, device=torch.device("cpu"), backend="none")
 SGD = {"momentum": 0.9, "weight_decay": 1e-3, "lr": 0.1}
@@ -101,3 +102,40 @@ def test_what_is_divided(digits: Dataset) -> None:
     assert momenta == {1 - 0.9 ** (1 / 8)}
     with pytest.raises(UserError, match="accumulate is 12: a minibatch of 22 images has at most 11 parts of 2 or more"):
         make_config({"data": {"accumulate": 12, "batch_size": 22}})
+
+
+CHECKPOINTED = (
+    {"model": {"name": "timm:resnet10t", "options": {"drop_path_rate": 0.5}, "dropout": 0.5}},
+    {"model": {"name": "timm:vit_tiny_patch16_224", "options": {"img_size": 16, "depth": 2}, "dropout": 0.5}},
+)
+
+
+@pytest.mark.parametrize("values", CHECKPOINTED)
+@pytest.mark.parametrize("more", [{}, {"optimizer": {**SGD, "sam": {}}, "data": {"accumulate": 3}}])
+def test_checkpointing_gives_the_same_bits(digits: Dataset, values: dict[str, Any], more: dict[str, Any]) -> None:
+    """Weights, batch-norm's statistics and counts: with dropout, and with what is drawn in the network's depth."""
+    runs = []
+    for checkpointing in (False, True):
+        config = {**values, **more, "model": {**values["model"], "checkpointing": checkpointing}}
+        calls = 0
+
+        def counted(*arguments: Any) -> None:
+            nonlocal calls
+            calls += 1
+
+        replica, batches = make(digits, **config)
+        inner = [m for m in replica.model.modules() if type(m).__name__ in ("Block", "BasicBlock")]
+        inner[0].register_forward_pre_hook(counted)  # computing anew stops before the end
+        losses = [replica.step(batches[iteration][0], iteration, 0.1) for iteration in range(2)]
+        runs.append(({**replica.model.state_dict(), "losses": torch.stack(losses)}, calls))
+    (plain, once), (anew, twice) = runs
+    assert twice == 2 * once > 0
+    assert same_state(plain, anew)
+
+
+def test_checkpointing_of_what_has_none(digits: Dataset) -> None:
+    for name in ("resnet8", f"{HERE}.Net", "timm:dla46x_c"):
+        with pytest.raises(UserError, match=f"model.checkpointing: {name} has no activation checkpointing"):
+            make(digits, model={"name": name, "checkpointing": True})
+    with_it, without = (make_config({"model": {"checkpointing": each}}).identity() for each in (True, False))
+    assert with_it == without  # so that a run may go on with the other

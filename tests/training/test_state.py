@@ -33,6 +33,7 @@ LATER = ("loss", "data.accumulate", "data.options")
 @pytest.mark.parametrize("config", [{}, {"iterations": 30}, {"optimizer": {"sam": {}}, "average": {"outer": {}}}])
 def test_an_older_checkpoint_goes_on(config: dict[str, Any]) -> None:
     check_resumable(make_config(config), DATA, made(config, *LATER))
+    check_resumable(make_config(config | {"model": {"checkpointing": True}}), DATA, made(config, *LATER))
 
 
 @pytest.mark.parametrize(
