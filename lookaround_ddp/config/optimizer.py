@@ -42,6 +42,8 @@ class OptimizerConfig(Section):
     """Nesterov's form of sgd's momentum."""
     no_decay: Literal["none", "norm_bias"] = "none"
     """norm_bias: no weight decay on biases and one-dimensional parameters."""
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """The learning rate of each layer is so many times that of the next one, as timm groups them: the head has `lr`."""
     clip_norm: float | None = Field(None, gt=0)
     """Clip the gradient's L2 norm to this."""
     sam: SamConfig | None = None

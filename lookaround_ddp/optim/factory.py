@@ -39,6 +39,10 @@ def create_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.O
     for key in sorted(config.options.keys() & TRAINER_SETS.keys()):
         raise UserError(f"optimizer.options.{key} would contradict what the trainer sets: {TRAINER_SETS[key]}")
     options = dict(config.options)
+    if config.layer_decay is not None:
+        if "layer_decay" in options:
+            raise UserError("optimizer.options.layer_decay would contradict optimizer.layer_decay: keep one of them")
+        options["layer_decay"] = config.layer_decay
     if config.name in FUSED and not {"foreach", "fused", "capturable", "differentiable"} & options.keys():
         # The fused kernel is 4 times as fast on a CPU, too; it takes neither complex parameters nor mixed devices.
         options["fused"] = not any(parameter.is_complex() for parameter in model.parameters())
@@ -50,7 +54,7 @@ def create_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.O
     if config.name not in known:
         raise UserError(f"unknown optimizer {config.name!r}: {nearest(config.name, known)}")
     try:
-        return create_optimizer_v2(
+        made = create_optimizer_v2(
             model,
             opt=config.name,
             lr=config.lr,
@@ -61,6 +65,12 @@ def create_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.O
         )
     except (TypeError, ValueError, AssertionError) as error:
         raise UserError(f"optimizer {config.name} with {options}: {error}") from None
+    if (config.layer_decay or 1) < 1 and all(group.get("lr_scale", 1) == 1 for group in made.param_groups):
+        raise UserError(
+            "optimizer.layer_decay: nothing says which layer of the network comes after which: take one of timm's, or "
+            "give your own timm's method group_matcher"
+        )
+    return made
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -1,4 +1,4 @@
-"""A minibatch in parts, and activations that are computed anew, against the plain."""
+"""A minibatch in parts, activations that are computed anew, and layers with rates of their own, against the plain."""
 
 from __future__ import annotations
 
@@ -139,3 +139,32 @@ def test_checkpointing_of_what_has_none(digits: Dataset) -> None:
             make(digits, model={"name": name, "checkpointing": True})
     with_it, without = (make_config({"model": {"checkpointing": each}}).identity() for each in (True, False))
     assert with_it == without  # so that a run may go on with the other
+
+
+@pytest.mark.parametrize("no_decay", ["none", "norm_bias"])
+def test_layer_decay(digits: Dataset, no_decay: str) -> None:
+    """A ViT of two blocks has the layers 0 (patches and positions), 1, 2 (blocks) and 3 (norm and head)."""
+    replica, batches = make(
+        digits,
+        model={"name": "timm:vit_tiny_patch16_224", "options": {"img_size": 16, "depth": 2}},
+        optimizer={"lr": 0.1, "momentum": 0, "weight_decay": 0.5, "layer_decay": 0.5, "no_decay": no_decay},
+    )
+    replica.step(batches[0][0], 0, 0.2)
+    rates = {id(p): (g["lr"], g["weight_decay"]) for g in replica.optimizer.param_groups for p in g["params"]}
+    weights = {name: rates[id(p)] for name, p in replica.model.named_parameters()}
+    assert [
+        weights[f"{name}.weight"] for name in ("patch_embed.proj", "blocks.0.mlp.fc1", "blocks.1.mlp.fc1", "head")
+    ] == [
+        (0.2 * 0.5**3, 0.5),
+        (0.2 * 0.5**2, 0.5),
+        (0.2 * 0.5, 0.5),
+        (0.2, 0.5),
+    ]
+    assert weights["blocks.0.mlp.fc1.bias"] == (0.2 * 0.5**2, 0.5 if no_decay == "none" else 0)
+
+
+def test_layer_decay_of_what_has_no_layers(digits: Dataset) -> None:
+    with pytest.raises(UserError, match=r"optimizer.layer_decay: nothing says which layer"):
+        make(digits, optimizer={"layer_decay": 0.5})
+    with pytest.raises(UserError, match=r"options.layer_decay would contradict optimizer.layer_decay"):
+        make(digits, optimizer={"layer_decay": 0.5, "options": {"layer_decay": 0.5}})

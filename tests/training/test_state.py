@@ -27,7 +27,7 @@ def made(config: dict[str, Any], *lacking: str) -> dict[str, Any]:
     return {"classes": 10, "trained_on": "80 images", "config": values}
 
 
-LATER = ("loss", "data.accumulate", "data.options")
+LATER = ("loss", "data.accumulate", "data.options", "optimizer.layer_decay")
 
 
 @pytest.mark.parametrize("config", [{}, {"iterations": 30}, {"optimizer": {"sam": {}}, "average": {"outer": {}}}])
