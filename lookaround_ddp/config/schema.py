@@ -23,7 +23,8 @@ class ModelConfig(Section):
     """resnet8 | 14 | 20 (small images), resnet18 | 34 | 50 | 101 | 152, resnext50, vgg19 (CIFAR size), or timm:NAME. Or
     my.module.Net, a class or function of your own, called with the numbers of classes and of channels."""
     pretrained: bool | PathText = False
-    """True for timm's weights, or the path of a state dict or a checkpoint; a head of another size is made anew."""
+    """True for timm's weights, or the path of a state dict, a checkpoint or a finished run; a head of another size is
+    made anew."""
     width: int = Field(16, ge=1, le=2**14)
     """Channels of the first stage of resnet8, 14 and 20."""
     dropout: float | None = Field(None, ge=0, lt=1)

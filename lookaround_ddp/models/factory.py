@@ -117,12 +117,17 @@ def load_weights(model: nn.Module, path: Path, head: str) -> None:
 
 
 def weights_file(name: str) -> Path:
-    """Returns the file that `model.pretrained` names: itself, or the replica's in the folder of a checkpoint.
+    """Returns the file that `model.pretrained` names: itself, the replica's in the folder of a checkpoint, or a run's.
+
+    A finished run stands for its average along time where it made one, else for its mean model.
 
     Raises:
         UserError: there is no such file, or a checkpoint has several replicas.
     """
     path = Path(name)
+    for shipped in ("trajectory.safetensors", "model.safetensors"):
+        if (path / shipped).is_file():
+            return path / shipped
     replicas = sorted(path.glob("replica-*.pt"))
     if len(replicas) > 1:
         raise UserError(f"model.pretrained: {path} has {len(replicas)} replicas: name one of them, {replicas[0]}")

@@ -110,6 +110,15 @@ def test_pretrained_from_a_checkpoint(tmp_path: Path) -> None:
     assert str(raised.value) == said
 
 
+def test_pretrained_from_a_finished_run(tmp_path: Path) -> None:
+    """From its average along time where it has one, else from its mean model."""
+    for name in ("model.safetensors", "trajectory.safetensors"):
+        source = create_model(ModelConfig(), num_classes=10).state_dict()
+        save_file(source, tmp_path / name)
+        found = create_model(ModelConfig(pretrained=str(tmp_path)), num_classes=10).state_dict()
+        assert all(torch.equal(value, source[key]) for key, value in found.items())
+
+
 def test_pretrained_timm_model_from_a_file(tmp_path: Path) -> None:
     source = timm.create_model("resnet10t", num_classes=1000)
     torch.save(source.state_dict(), tmp_path / "w.pth")
