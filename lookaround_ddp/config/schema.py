@@ -44,7 +44,7 @@ class DataConfig(Section):
     ) = "digits"
     """noise: random images in memory, of 10 classes and data.size (32) pixels, to measure speed with. Or
     my.module.images, a function or class of your own, called with data.root: it returns what to train on and what to
-    test on (README: "Your own network, data and loss")."""
+    test on (see above)."""
     options: dict[str, Any] = Field({})
     """Further arguments of a dataset of your own."""
     root: PathText = "data"
