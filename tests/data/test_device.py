@@ -78,7 +78,8 @@ def test_auto_is_the_device_where_it_can_do_all() -> None:
     files = Files(["one.png"], [0])
     photographs = Dataset(files, files, 1, 3, 20, None, (0.5,) * 3, (0.5,) * 3, T.AutoAugmentPolicy.IMAGENET)
     own = "replicas=[[hflip],[mixup,tests.data.test_batches.invert]]"
-    assert pipeline(data) == "workers"
+    assert pipeline(data) == "device"  # new runs
+    assert pipeline(data, "data.pipeline=workers") == "workers"
     assert pipeline(data, "data.pipeline=auto", "replicas=[[hflip],[mixup]]") == "device"
     assert pipeline(data, "data.pipeline=auto", own) == "workers"
     assert pipeline(photographs, "data.pipeline=auto") == "workers"
