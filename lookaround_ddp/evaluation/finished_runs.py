@@ -75,7 +75,7 @@ def evaluate_run(run: Path, config: Config, world: World) -> Scores:
         name = "replicas" if iteration == last else f"iteration {iteration}'s replicas"  # the newest file was damaged
         scores[name] = evaluators[0].replicas(models)
     scores = score_run(run, config, dataset, evaluators, world, scores)
-    if BEST in (read_result(run) or {}).get("files", ()):
+    if (run / BEST).is_file():
         with world.together():
             model = _model(run / BEST, config, dataset, world)
         scores["best"] = evaluators[0].shared(model)

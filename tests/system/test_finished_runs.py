@@ -217,7 +217,8 @@ def test_the_best_epoch(
     kept, evaluations = result(run), lines(run, "mean")
     assert [line["mean"]["top1"] for line in evaluations] == list(test)
     assert kept["mean"] == evaluations[-1]["mean"]
-    assert kept["best"] == {
+    sha256 = {"sha256": kept["files"]["best.safetensors"]} if validation else {}
+    assert kept["best"] == sha256 | {
         "iteration": 5 * best,
         "epoch": best,
         "selected_by": selected_by,
