@@ -91,7 +91,7 @@ def result(run: Path) -> dict[str, Any]:
 def scores(run: Path) -> dict[str, Any]:
     """What a result says, but for times and places."""
     whole = result(run)
-    for key in ("seconds", "total_seconds", "processes", "of"):
+    for key in ("seconds", "total_seconds", "processes", "of", "digest", "files"):
         whole.pop(key, None)
     whole["soup"] = [Path(name).name for name in whole.get("soup", [])]
     whole.get("winner", {}).pop("run", None)
