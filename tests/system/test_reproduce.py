@@ -29,7 +29,7 @@ FILES = {
     "base/tiny": """
         epochs: 2
         model: {width: 4, seed: 0}
-        data: {train_images: 80, validation: 40, batch_size: 16}
+        data: {train_images: 80, validation: 40, batch_size: 16, pipeline: workers}
         replicas: [[crop], [rotation]]
         average: {k: 3}
         evaluate: {every: 2}
