@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
-from lookaround_ddp.errors import shortened
+from lookaround_ddp.errors import shortened, status_of_signal
+
+INTERRUPTED = status_of_signal(signal.SIGINT)
 
 
 def say_once(text: str, of_rank: bool = False, above: str = "") -> None:
