@@ -55,7 +55,9 @@ def export_timm(classifier: Classifier, file: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".writing-{folder.name}-", dir=folder.parent) as name:
         made = Path(name) / "folder"
         labels = {"label_names": list(classifier.class_names)}
-        save_for_hf(network, str(made), labels, arguments, safe_serialization=True)
+        save_for_hf(
+            network.to(memory_format=torch.contiguous_format), str(made), labels, arguments, safe_serialization=True
+        )
         shutil.copyfile(file, made / MODEL)
         check_timm(classifier, made)
         made.rename(folder)

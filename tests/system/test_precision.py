@@ -15,7 +15,8 @@ from lookaround_ddp.config.schema import Config
 from lookaround_ddp.training.replica import Replica
 from tests.support.runs import TINY, Job, train, weights
 
-CONFIG = (*TINY, "model.width=16", "optimizer.lr=0.01")  # 10 iterations, so short that rounding hardly grows
+# 10 iterations, so short that rounding hardly grows
+CONFIG = (*TINY, "data.pipeline=workers", "model.width=16", "optimizer.lr=0.01")
 
 
 @pytest.fixture(scope="module")
