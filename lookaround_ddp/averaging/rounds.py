@@ -11,7 +11,7 @@ K = int | Callable[[int], int] | None
 def whole(value: object) -> int | None:
     """Returns a whole number of any library as an int; None for anything else, such as 2.0 or True."""
     try:
-        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]  # it raises of anything else
     except TypeError:
         return None
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from lookaround_ddp.cli.arguments import paths, values
 from lookaround_ddp.cli.finished import analyze, ensemble, evaluate, report, soup
 from lookaround_ddp.cli.say import INTERRUPTED, say_once
-from lookaround_ddp.cli.use import export, predict
+from lookaround_ddp.cli.trained import export, predict
 from lookaround_ddp.config import about, load_config, names
 from lookaround_ddp.distributed import LostRanks, PreemptionHandler, adopt_step, idle_gpus, join, processes_here
 from lookaround_ddp.errors import (

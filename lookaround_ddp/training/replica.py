@@ -130,7 +130,7 @@ class Replica:
     def _apart(self) -> AbstractContextManager[None]:
         """Lets the ranks of a replica keep their gradients to themselves while the block runs."""
         if isinstance(self.network, DistributedDataParallel):
-            return self.network.no_sync()  # type: ignore[no-any-return]
+            return self.network.no_sync()  # type: ignore[no-any-return]  # torch gives it no type
         return nullcontext()
 
     def restart(self) -> None:

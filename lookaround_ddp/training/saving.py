@@ -102,12 +102,12 @@ def keep_folder(run: Run) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / LOCK).exists():
                 run.locks.enter_context(locked(folder))
-            (folder / "config.yaml").write_text(run.config.text())
-            run.record.reopen()
-            run.record.say(
-                f"warning: {', '.join(gone)} of {folder} was removed while the run trained: made again, without the "
-                "lines so far"
-            )
+            write_atomically(folder / "config.yaml", run.config.text().encode())
+            if METRICS in gone:
+                run.record.reopen()
+            lost = ", without the lines so far" if METRICS in gone else ""
+            names = " and ".join(gone)
+            run.record.say(f"warning: {names} of {folder} was removed while the run trained: made again{lost}")
 
 
 def warn_of_slow_saving(run: Run) -> None:

@@ -15,16 +15,8 @@ from lookaround_ddp.optim import learning_rate
 from lookaround_ddp.own_code import place_in_own_code
 from lookaround_ddp.training.replica import Replica
 
-TRIED = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+# what a wrong config makes PyTorch, timm and torchvision raise; not OSError, MemoryError or an interrupt
+TRIED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 MENDS = (  # what a message of PyTorch or timm speaks of, and what to do about it
     (
         r"(?i)input.* doesn't match model|input size .* match",

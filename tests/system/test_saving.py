@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -116,3 +117,42 @@ def test_killed_while_a_checkpoint_is_written(undisturbed: Path, tmp_path: Path)
         assert not list(out.rglob(".writing-*"))
     assert set(resumed) == {4, 6}
     assert resumed == sorted(resumed)
+
+
+def lose(what: str, rank: int) -> None:
+    """Removes something of the run's folder, or all of it, when iteration 6 begins."""
+    from lookaround_ddp.training.replica import Replica
+
+    step = Replica.step
+
+    def losing(self: Replica, batches: object, number: int, rate: float) -> object:
+        if number == 5 and rank == 0 and self.number == 0:
+            path = Path(self.config.out) / what
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return step(self, batches, number, rate)
+
+    Replica.step = losing
+
+
+@pytest.mark.parametrize(("what", "lines"), [(".", 4), ("config.yaml", 10), ("metrics.jsonl", 4)])
+def test_what_is_removed_while_a_run_trains_is_made_again(
+    undisturbed: Path, tmp_path: Path, what: str, lines: int
+) -> None:
+    """The checkpoint after iteration 6 finds it; the record has a line for each iteration from 7 on, or all of them."""
+    out = tmp_path / "run"
+    job = Job("train", f"out={out}", *CONFIG, ranks=2, prepare=partial(lose, what))
+    assert job.wait() == [0, 0], job.said()
+    assert "was removed while the run trained: made again" in job.said(0)
+    assert ("without the lines so far" in job.said(0)) == (what != "config.yaml")
+    assert weights(out) == weights(undisturbed)
+    assert (out / "config.yaml").read_text().replace(str(out), "") == (
+        (undisturbed / "config.yaml").read_text().replace(str(undisturbed), "")
+    )
+    record = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len([line for line in record if "loss" in line]) == lines
+    assert "has finished" in train(out, *CONFIG)
+
+
+def test_a_refused_config_leaves_no_folder(tmp_path: Path) -> None:
+    train(tmp_path / "run", *CONFIG, "model.name=timm:nix", expect=2)
+    assert list(tmp_path.iterdir()) == []
