@@ -14,6 +14,8 @@ FAILED, MISTAKE = 1, 2  # exit statuses; 0: done
 class UserError(Exception):
     """A mistake that a user made and can mend: shown as one line, without a traceback, exit status 2."""
 
+    everywhere = False  # every rank of the job raises it, rank 0 too
+
 
 def status_of_signal(number: int) -> int:
     """Returns the exit status of what a signal ended, as a shell has it: 130 after Ctrl-C, 143 after SIGTERM."""

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
         adopt_step()
         COMMANDS[options.command](options)
     except UserError as error:
-        say_once(f"error: {error}")
+        say_once(f"error: {error}", everywhere=error.everywhere)
         sys.exit(MISTAKE)
     except FloatingPointError as error:
         say_once(f"stopped: {error}")

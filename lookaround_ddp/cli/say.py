@@ -12,7 +12,7 @@ from lookaround_ddp.errors import shortened, status_of_signal
 INTERRUPTED = status_of_signal(signal.SIGINT)
 
 
-def say_once(text: str, of_rank: bool = False, above: str = "") -> None:
+def say_once(text: str, of_rank: bool = False, above: str = "", everywhere: bool = False) -> None:
     """Prints a line on rank 0; on another rank only if that still lives when rank 0 should have ended the job.
 
     One line, whatever names and values are in it.
@@ -20,11 +20,12 @@ def say_once(text: str, of_rank: bool = False, above: str = "") -> None:
     Args:
         of_rank: name rank 0, too, if it is not alone.
         above: is printed above it as it is, a traceback.
+        everywhere: rank 0 says it, too: where a launcher ends this rank then, it may take longer, on a busy machine.
     """
     text = shortened(" ".join(text.splitlines()), 2000)
     rank = os.environ.get("RANK", "0")
     if rank != "0":
-        time.sleep(3)
+        time.sleep(20 if everywhere and "TORCHELASTIC_RUN_ID" in os.environ else 3)
     if rank != "0" or (of_rank and os.environ.get("WORLD_SIZE", "1") != "1"):
         text = f"rank {rank}: {text}"
     print(f"{above}{text}", file=sys.stderr, flush=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.data import Mixup
 from torch import Tensor
 from torch.utils import data
 
@@ -16,6 +15,9 @@ from lookaround_ddp import seeds
 from lookaround_ddp.data.images import Images, next_readable, stored_pixels
 from lookaround_ddp.data.transforms import Pipeline, StepFailed
 from lookaround_ddp.errors import BatchError, UserError
+
+if TYPE_CHECKING:
+    from timm.data import Mixup
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from timm.data import Mixup
 from torch import Tensor
+
+if TYPE_CHECKING:  # timm takes a second to import, and few mix
+    from timm.data import Mixup
 
 
 def mixed(mix: Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from timm.data import Mixup
 from torch import Tensor
 from torchvision import transforms as T
 from torchvision.transforms.functional import pil_to_tensor
@@ -20,6 +19,9 @@ from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.draws import Draws
 from lookaround_ddp.errors import UserError, nearest, told, trace_below
 from lookaround_ddp.own_code import Code, imported, is_path
+
+if TYPE_CHECKING:
+    from timm.data import Mixup
 
 INTERPOLATION = T.InterpolationMode.BILINEAR  # of images that are resized to be scored
 
@@ -122,6 +124,8 @@ def _pipeline(entries: Sequence[Augmentation], dataset: Dataset, smoothing: floa
         steps = [*(("resize", each) for each in _resize(dataset)), *steps]
     mix = None
     if mixes:
+        from timm.data import Mixup  # a second, which those that mix nothing need not wait for
+
         mix = Mixup(
             mixup_alpha=mixes.get("mixup", 0.0),
             cutmix_alpha=mixes.get("cutmix", 0.0),

@@ -110,4 +110,6 @@ class World:
         for rank, each in enumerate(messages):
             if each is not None:
                 where = f" (rank {rank})" if None in messages else ""
-                raise UserError(each + where) from error
+                mistake = UserError(each + where)
+                mistake.everywhere = True
+                raise mistake from error
