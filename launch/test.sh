@@ -26,7 +26,7 @@ esac
 files=3
 [ "$tier" != cluster ] || files=2
 status=0 began=$SECONDS
-"$python" -m pytest -n "$files" --dist loadfile "$@" || status=$?
+"$python" -m pytest -n "$files" --dist loadfile --no-loadscope-reorder "$@" || status=$?
 echo "tests: $tier, $((SECONDS - began)) s"
 [ "$tier" != quick ] || echo "bash launch/test.sh all runs the rest: many ranks, whole jobs, SLURM and several hosts"
 exit "$status"

@@ -18,6 +18,11 @@ from tests.support.limits import TEST_TIMEOUT
 # by folder; all others are unit tests
 TIERS = {"averaging": "ranks", "integrations": "ranks", "system": "system", "system/cluster": "cluster"}
 
+LONG = (  # files, from the longest down
+    *("test_readme", "test_slurm_jobs", "test_hosts", "test_faults", "test_odd_configs", "test_methods", "test_bench"),
+    *("test_spoiled_files", "test_launcher", "test_precision", "test_resume", "test_reproduce", "test_preemption"),
+)
+
 os.environ["OMP_NUM_THREADS"] = "1"  # several ranks share few cores; two OpenMP threads each would thrash
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as of a shell's &; tests send it
@@ -33,7 +38,11 @@ TESTS = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks each test with the tier of its folder, and gives it the time that its processes may take."""
+    """Marks each test with the tier of its folder, and gives it the time that its processes may take.
+
+    Files that take long come first: the last to begin would keep a core waiting.
+    """
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     for item in items:
         folders = [str(folder) for folder in item.path.relative_to(TESTS).parents]  # the innermost first
         item.add_marker(next((TIERS[folder] for folder in folders if folder in TIERS), "unit"))

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torchvision
-from PIL import Image
 from torchvision.transforms import AutoAugmentPolicy
 
 from lookaround_ddp import seeds
 from lookaround_ddp.config import DataConfig
+from lookaround_ddp.data.digits import digits
 from lookaround_ddp.data.folders import class_folders
 from lookaround_ddp.data.images import Arrays, Files, Images, Subset
 from lookaround_ddp.data.own_data import open_own
@@ -102,17 +102,9 @@ def split_seed(config: DataConfig, seed: int) -> int:
 
 
 def _digits(config: DataConfig) -> Dataset:
-    """Opens 1,797 handwritten digits (UCI optdigits, from scikit-learn), enlarged from 8 x 8 to 16 x 16 pixels.
-
-    The first 1,000 of the file are for training and the last 797 for testing.
-    """
-    from sklearn.datasets import load_digits  # imported here: it takes a second, and only digits need it
-
-    bunch = load_digits()
-    small = [Image.fromarray(pixels) for pixels in (bunch.images * (255 / 16)).astype(np.uint8)]
-    pixels = np.stack([np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR)) for image in small])
-    labels = bunch.target.tolist()
-    train, test = Arrays(pixels[:1000], labels[:1000]), Arrays(pixels[1000:], labels[1000:])
+    """Opens the 1,797 handwritten digits: the first 1,000 of them for training, the last 797 for testing."""
+    pixels, labels = digits()
+    train, test = Arrays(pixels[:1000], list(labels[:1000])), Arrays(pixels[1000:], list(labels[1000:]))
     return Dataset(train, test, 10, 1, 16, 16, (0.306,), (0.319,), AutoAugmentPolicy.SVHN)
 
 

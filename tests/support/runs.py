@@ -31,10 +31,10 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         # commands import these only when they are called: each rank would do so for itself
-        *("torchvision", "timm.optim", "sklearn.datasets"),
+        *("torchvision", "timm.optim", "matplotlib.figure", "matplotlib.backends.backend_agg"),
         *(f"lookaround_ddp.{name}" for name in ("cli.commands", "training", "evaluation", "report")),
         *(f"lookaround_ddp.analysis.{name}" for name in ("diversity", "plane", "sharpness", "trajectory")),
-        *("tests.support.exchanges", "tests.support.trainings"),
+        *("tests.support.exchanges", "tests.support.trainings", "tests.support.warm"),
     ]
 )
 

@@ -39,7 +39,7 @@ def commands() -> list[str]:
 
 @pytest.mark.timeout(3 * TEST_TIMEOUT)
 def test_every_command(tmp_path: Path, venv: Path) -> None:
-    """With the environment of the tests in place of one that is installed, and the tests collected, not run."""
+    """With the environment of the tests for one that is installed; trainings are cut short, tests collected alone."""
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", "--no-hardlinks", str(ROOT), str(clone)], check=True, timeout=TEST_TIMEOUT)
     picture_folder(tmp_path / "images")
@@ -59,6 +59,9 @@ def test_every_command(tmp_path: Path, venv: Path) -> None:
     environment.pop("VENV", None)
     script = "\n".join(["set -e", *commands()]).replace("DIR", str(tmp_path / "images"))
     script = script.replace("bash launch/test.sh", "bash launch/test.sh --collect-only -q -n 0")
+    script = script.replace("launch/quickstart.sh", "launch/quickstart.sh epochs=2").replace("epochs=10", "epochs=1")
+    script = re.sub(r"(launch/torchrun.sh digits/\S+)", r"\1 epochs=2", script)
+    assert script.count("epochs=") == 4
     done = subprocess.run(
         ["bash", "-xc", script], cwd=clone, env=environment, capture_output=True, text=True, timeout=2.5 * TEST_TIMEOUT
     )
