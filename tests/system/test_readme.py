@@ -59,7 +59,7 @@ def test_every_command(tmp_path: Path, venv: Path) -> None:
     environment.pop("VENV", None)
     script = "\n".join(["set -e", *commands()]).replace("DIR", str(tmp_path / "images"))
     script = script.replace("bash launch/test.sh", "bash launch/test.sh --collect-only -q -n 0")
-    script = script.replace("launch/quickstart.sh", "launch/quickstart.sh epochs=2").replace("epochs=10", "epochs=1")
+    script = script.replace("launch/quickstart.sh", "launch/quickstart.sh epochs=2").replace("epochs=10", "epochs=2")
     script = re.sub(r"(launch/torchrun.sh digits/\S+)", r"\1 epochs=2", script)
     assert script.count("epochs=") == 4
     done = subprocess.run(
