@@ -17,7 +17,7 @@ from lookaround_ddp.cli.arguments import paths, values
 from lookaround_ddp.cli.finished import analyze, ensemble, evaluate, report, soup
 from lookaround_ddp.cli.say import INTERRUPTED, say_once
 from lookaround_ddp.cli.trained import export, predict
-from lookaround_ddp.config import about, load_config, names
+from lookaround_ddp.config import about_config, config_names, load_config
 from lookaround_ddp.distributed import LostRanks, PreemptionHandler, adopt_step, idle_gpus, join, processes_here
 from lookaround_ddp.errors import (
     FAILED,
@@ -121,7 +121,7 @@ def show_config(options: argparse.Namespace) -> None:
 
 def list_configs(options: argparse.Namespace) -> None:
     """Prints the names of the configs that come with the package, with a line on each."""
-    chosen = [name for name in names() if options.word in name]
+    chosen = [name for name in config_names() if options.word in name]
     paper = [name for name in chosen if name.startswith("paper/")]
     if not options.word:
         chosen = [name for name in chosen if name not in paper]
@@ -129,7 +129,7 @@ def list_configs(options: argparse.Namespace) -> None:
         raise UserError(f"no config has {options.word!r} in its name: `configs` lists them")
     width = max(map(len, chosen))
     for name in chosen:
-        print(f"{name:{width}}  {about(name)}")
+        print(f"{name:{width}}  {about_config(name)}")
     if not options.word:
         print(f"and {len(paper)} cells of the paper's tables and figures: `configs paper` lists them")
 
@@ -142,10 +142,10 @@ def processes(options: argparse.Namespace) -> None:
     if idle := idle_gpus(config, chosen):
         print(idle, file=sys.stderr)
     if os.environ.get("NODE_RANK", "0") == "0" or not config.data.download:  # one node at a time downloads
-        from lookaround_ddp.training import rehearse
+        from lookaround_ddp.training import run_preflight
 
         alone = options.nodes == 1 and "SLURM_ARRAY_TASK_ID" not in os.environ  # whose `out` is to be another one
-        rehearse(config, chosen * options.nodes, alone=alone)
+        run_preflight(config, chosen * options.nodes, alone=alone)
     print(chosen, config.out)
 
 
@@ -167,17 +167,24 @@ def reproduce(options: argparse.Namespace) -> None:
 
 def bench(options: argparse.Namespace) -> None:
     """Measures the average step, rounds, the data pipeline or the trainer on this machine."""
-    from lookaround_ddp.bench import average, rounds, training
-    from lookaround_ddp.bench import data as pipelines
     from lookaround_ddp.bench import figures as machine
+    from lookaround_ddp.bench.average import measure_and_print_average
+    from lookaround_ddp.bench.data import measure_and_print_data
+    from lookaround_ddp.bench.rounds import measure_and_print_rounds
+    from lookaround_ddp.bench.training import measure_and_print_training
 
     machine.check_writable(options.json)
     figures = {}
     try:
-        parts = {"average": average, "round": rounds, "data": pipelines, "train": training}
-        for name, part in parts.items():
+        parts = {
+            "average": measure_and_print_average,
+            "round": measure_and_print_rounds,
+            "data": measure_and_print_data,
+            "train": measure_and_print_training,
+        }
+        for name, measure_and_print in parts.items():
             if options.what in (name, "all"):
-                figures[name] = part.report(options)
+                figures[name] = measure_and_print(options)
                 if options.json is not None and is_main_rank():
                     machine.write_figures(options.json, figures)
     except KeyboardInterrupt:

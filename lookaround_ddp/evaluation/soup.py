@@ -13,12 +13,13 @@ from torch import nn
 
 from lookaround_ddp.checkpoint import MODEL, check_free, save_made, save_model
 from lookaround_ddp.config import Config, Recipe
-from lookaround_ddp.data import Code, Dataset, described, open_dataset, refused, split_seed
+from lookaround_ddp.data import Dataset, described, open_dataset, split_seed
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation.evaluator import Score, make_evaluator
 from lookaround_ddp.evaluation.finished_runs import check_classes, check_same_data, shipped_model
 from lookaround_ddp.evaluation.scorer import Scorer, State, loss_barrier
+from lookaround_ddp.own_code import Code, refused
 
 ALL_PAIRS = 5  # of more ingredients the barriers to the best one are measured, not those between all of them
 
@@ -84,7 +85,7 @@ def cook(
                 how = Recipe(recipe="soup", select=recipe, update_bn=update_bn)
                 _save_model(out, configs[0], dataset, scorer.model, chosen, start)
                 record = how.record(configs[0].evaluate.recalibrate_iterations)
-                save_made(out, _own(configs[0]), record, runs, configs, {"mean": test, "soup": chosen})
+                save_made(out, _config_of_mean(configs[0]), record, runs, configs, {"mean": test, "soup": chosen})
     split = "test" if dataset.validation is None else "held-out images"
     return Soup(split, scores, barriers, chosen, test)
 
@@ -176,7 +177,7 @@ def _split(config: Config) -> tuple[Any, ...]:
     return data.name, data.train_images, data.validation, split_seed(data, config.seed)
 
 
-def _own(config: Config) -> Config:
+def _config_of_mean(config: Config) -> Config:
     """Returns the config of one network that is a mean, from that of its first ingredient."""
     evaluate = config.evaluate.model_copy(update={"replicas": False})
     return config.model_copy(update={"trajectory": type(config.trajectory)(), "snapshots": False, "evaluate": evaluate})
@@ -187,5 +188,5 @@ def _save_model(
 ) -> None:
     """Saves the soup so that `evaluate`, `ensemble` and `soup` read it like a finished run's model."""
     out.mkdir(parents=True, exist_ok=True)
-    metadata = {"soup": list(chosen), "start": start, "config": _own(config).identity()}
+    metadata = {"soup": list(chosen), "start": start, "config": _config_of_mean(config).identity()}
     save_model(out / MODEL, model.state_dict(), described(dataset) | metadata)

@@ -10,15 +10,16 @@ import torch
 
 from lookaround_ddp.checkpoint import Checkpoints, locked, read_result, refuse_foreign_config
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import left_out, make_batches, prepare
+from lookaround_ddp.data import make_batches, open_on_all_ranks
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
+from lookaround_ddp.own_code import left_out
 from lookaround_ddp.training.setup import set_up
 from lookaround_ddp.training.state import check_resumable
 from lookaround_ddp.training.trial import try_out
 
 
-def rehearse(config: Config, processes: int, alone: bool) -> None:
+def run_preflight(config: Config, processes: int, alone: bool) -> None:
     """Opens the data, compares the config with the run folder's checkpoint, and trains a network on two images.
 
     It runs no code that the config names, and leaves out what it cannot look at without: the ranks do, once they have
@@ -26,7 +27,7 @@ def rehearse(config: Config, processes: int, alone: bool) -> None:
 
     Args:
         processes: of the whole job.
-        alone: no other host rehearses at this time, so that the run folder must be free.
+        alone: no other host runs its preflight at this time, so that the run folder must be free.
 
     Raises:
         UserError: as `fit` would on every rank, and again whenever the ranks are restarted.
@@ -42,7 +43,7 @@ def rehearse(config: Config, processes: int, alone: bool) -> None:
     world = World(0, 1, 1, torch.device("cpu"), "none")
     known = config.model_copy(update={"loss": "cross_entropy"})
     if "model" in own:
-        dataset = prepare(known, world)
+        dataset = open_on_all_ranks(known, world)
         known = resolved(known, dataset, left_out)
         plan = make_batches(known, dataset, world, left_out).plan
     else:

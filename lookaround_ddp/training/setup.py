@@ -9,12 +9,13 @@ from pathlib import Path
 from lookaround_ddp.averaging import Lookaround, Nodes, Outer, content_digest
 from lookaround_ddp.checkpoint import Checkpoints, pipeline_before
 from lookaround_ddp.config import Config, check_cycles, check_length, iterations_of, lengths, with_pipeline
-from lookaround_ddp.data import Code, Dataset, Iterations, imported, make_batches, prepare
+from lookaround_ddp.data import Dataset, Iterations, make_batches, open_on_all_ranks
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import make_evaluators
 from lookaround_ddp.optim import Trajectory
+from lookaround_ddp.own_code import Code, imported
 from lookaround_ddp.training.progress import Losses, Stopwatch
 from lookaround_ddp.training.record import Record
 from lookaround_ddp.training.replica import Replica
@@ -30,7 +31,7 @@ def set_up(config: Config, world: World, code: Code = imported) -> Run:
     Raises:
         UserError: a mistake in the config, or in the data.
     """
-    config, dataset = as_it_began(config, world), prepare(config, world)
+    config, dataset = as_it_began(config, world), open_on_all_ranks(config, world)
     with world.together():
         config = resolved(config, dataset, code)
         batches, replicas = build(config, dataset, world, code)
@@ -93,7 +94,7 @@ def make_lookaround(config: Config, replicas: list[Replica], per_epoch: int, wor
         outer = Outer(**config.average.outer.model_dump())
     try:
         nodes = make_nodes(config, per_epoch)
-        if world.replicas == 1:  # in a rehearsal
+        if world.replicas == 1:  # in a preflight
             outer = nodes = None
         return Lookaround(
             [replica.model for replica in replicas],

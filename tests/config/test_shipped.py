@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lookaround_ddp.config.load import load_config
-from lookaround_ddp.config.shipped import PACKAGED, about, find_config, names, shipped
+from lookaround_ddp.config.shipped import PACKAGED, about_config, config_names, configs_folder, find_config
 from lookaround_ddp.errors import UserError
 from tests.support.runs import ROOT
 
@@ -18,18 +18,18 @@ def test_they_are_those_of_the_clone() -> None:
     files = {
         path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "base"
     }
-    assert {Path(f"{name}.yaml") for name in names()} == files
-    assert about(DIGITS).startswith("Lookaround on 1,000 handwritten digits")
+    assert {Path(f"{name}.yaml") for name in config_names()} == files
+    assert about_config(DIGITS).startswith("Lookaround on 1,000 handwritten digits")
 
 
 @pytest.mark.parametrize("name", [DIGITS, f"{DIGITS}.yaml", f"configs/{DIGITS}.yaml", f"configs/{DIGITS}"])
 def test_by_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert shipped() == PACKAGED
+    assert configs_folder() == PACKAGED
     assert find_config(Path(name)) == PACKAGED / f"{DIGITS}.yaml"
     assert load_config(Path(name)).out == "runs/digits-resnet8-lookaround"
     monkeypatch.chdir(ROOT)
-    assert shipped() == Path("configs")
+    assert configs_folder() == Path("configs")
 
 
 def test_a_file_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
