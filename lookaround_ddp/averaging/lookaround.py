@@ -126,6 +126,8 @@ class Lookaround:
         self.steps, self._lent = 0, False
         neighbours = None if nodes is None else nearby(self.members, nodes.size, inside)
         self._average = AverageStep(self.models, self.members, neighbours, shards, self.extra_buffers, exact=exact)
+        if optimizer_state == "average":  # the host waits for what the ranks say of their optimizers anyway
+            self._average.later = False
         background = background_members(self.members, beside) if self.delay else self.members
         self.corrections = Corrections(self._average, background, shards)
         self.outer = OuterStep(outer) if outer is not None and outer.moves else None
@@ -282,7 +284,11 @@ class Lookaround:
         self.synchronize_shards()
         near = None if now or self.due_over_all(self.steps) else self._average.near
         members = near or self.members
-        states = same_states(self.optimizers, members) if self.optimizer_state == "average" else None
+        states = None
+        if self.optimizer_state == "average":
+            if near is None and self.replicas > 1:  # first, as of `averaged`: ranks at different steps part after it
+                self._average.check(self.steps)
+            states = same_states(self.optimizers, members)
         if self.replicas == 1:
             self._measured(torch.zeros(1, dtype=torch.float64) if self.measure else None)
         elif near is not None:
