@@ -62,7 +62,7 @@ def _read(path: Path, read: Callable[[Path], dict[str, Tensor]]) -> tuple[dict[s
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and 0 < value < 10**7  # of classes: more would fill the memory, whatever the file is
+    return type(value) is int and 0 < value < 10**7  # of classes: more would fill the memory, whatever the file is
 
 
 def read_network(path: Path, config: ModelConfig) -> tuple[nn.Module, dict[str, Any]]:

@@ -20,7 +20,6 @@ from lookaround_ddp.config import DataConfig
 from lookaround_ddp.errors import BatchError, UserError, told, trace_below
 from lookaround_ddp.own_code import called, find
 
-
 GREY = ("1", "L", "LA", "La")  # PIL's modes
 
 

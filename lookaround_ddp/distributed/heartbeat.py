@@ -28,7 +28,7 @@ OWN = ("failed", "left (SystemExit")  # how the reasons of ranks begin that ende
 
 
 class LostRanks(RuntimeError):
-    """Ranks that the others waited for in vain; `speaker` is the one rank that should say so, and what is to be done."""
+    """Ranks that the others waited for in vain; `speaker` is the one rank that says so, and what is to be done."""
 
     def __init__(self, message: str, speaker: int, mend: str = AGAIN) -> None:
         self.speaker, self.mend = speaker, mend
