@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, never through a symbolic link, and errors that name the file."""
+"""Files that are written whole or not at all, never through a symbolic link, and read only if they are files."""
 
 from __future__ import annotations
 
@@ -6,10 +6,24 @@ import errno
 import io
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
+
+
+def regular(path: Path) -> Path:
+    """Returns a path that may be opened to read: it leads to a file, or to a folder, which says so itself.
+
+    Raises:
+        OSError: nothing is there; or a pipe, whose reader would wait for ever, a socket, or a device, which may do
+            anything when it is opened. The error has its name.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and was not opened", str(path))
+    return path
 
 
 @contextmanager
@@ -74,7 +88,7 @@ def link(path: Path, name: Path) -> None:
 
 
 def open_in_place(path: Path, mode: str) -> IO[str]:
-    """Opens a text file to write where it is; raises OSError, with its name, where it is a symbolic link."""
+    """Opens a text file to write where it is; raises OSError, with its name, where it is a link, or no file."""
     return open(path, mode, opener=_not_through_links)
 
 
@@ -114,6 +128,8 @@ def sync(folder: Path) -> None:
 
 
 def _not_through_links(path: str, flags: int) -> int:
+    with suppress(FileNotFoundError):  # it is new, or a link that leads nowhere
+        regular(Path(path))
     try:
         return os.open(path, flags | os.O_NOFOLLOW, 0o666)
     except OSError as error:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
 from lookaround_ddp.checkpoint import locked
-from lookaround_ddp.files import make_folder, open_in_place, remove, write_atomically, write_picture
+from lookaround_ddp.files import make_folder, open_in_place, regular, remove, write_atomically, write_picture
 
 
 @pytest.fixture
@@ -64,3 +67,23 @@ def test_a_folder_that_is_a_link_is_neither_filled_nor_emptied(tmp_path: Path) -
     assert (tmp_path / "elsewhere" / "7").is_dir()
     remove(tmp_path / "elsewhere")
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_only_a_file_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a pipe, whose reader would wait, nor a link to one; a folder is left to whoever opens it."""
+    monkeypatch.chdir(tmp_path)  # a socket's path may not be long
+    os.mkfifo("pipe")
+    Path("link").symlink_to("pipe")
+    Path("zero").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket")
+    for name in ("pipe", "link", "zero", "socket"):
+        for refuses in (regular, lambda path: open_in_place(path, "a")):
+            with pytest.raises(OSError, match="it is a pipe, a socket or a device, and was not opened") as caught:
+                refuses(Path(name))
+            assert (caught.value.filename, caught.value.errno) == (name, errno.EINVAL)
+    Path("file").touch()
+    assert regular(Path("file")).read_bytes() == b""
+    assert regular(tmp_path) == tmp_path
+    with pytest.raises(FileNotFoundError):
+        regular(Path("none"))

@@ -28,6 +28,7 @@ from lookaround_ddp.config import Config, k_text
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import Scorer, State, loss_barrier, mean_state
+from lookaround_ddp.files import regular
 from lookaround_ddp.tables import print_table
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def _diversity_title(numbers: Numbers) -> str:
 def _distances(run: Path) -> list[tuple[int, list[float]]]:
     """Reads (iteration, each replica's distance to phi) of the run itself from its record."""
     path, found = run / "metrics.jsonl", []
-    for text in path.read_text().splitlines() if path.is_file() else ():
+    for text in regular(path).read_text().splitlines() if path.exists() else ():
         with suppress(ValueError):  # a line that a killed run left half written
             line = json.loads(text)
             if line.get("distance") is not None:

@@ -32,7 +32,7 @@ from lookaround_ddp.data import Dataset, open_on_all_ranks
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import Score, Scorer, State, mean_state
-from lookaround_ddp.files import write_atomically
+from lookaround_ddp.files import regular, write_atomically
 
 SAVE_INTERVAL = 2.0  # seconds between two saves of the finished points
 
@@ -129,7 +129,7 @@ class Kept:
 
     def _read(self) -> dict[int, Score]:
         try:
-            found = json.loads(self.path.read_text())
+            found = json.loads(regular(self.path).read_text())
             return {int(key): value for key, value in found["scores"].items()} if found["of"] == self.digest else {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # there is no such file, or it is not ours
             return {}

@@ -120,6 +120,8 @@ class Lookaround(Replicas):
         self.k, self.start, self.delay = self.rounds.k, self.rounds.start, self.rounds.delay
         near = None if nodes is None else nearby(replica_group, nodes.size, inside)
         super().__init__(hosted, replica_group, near, shards, frozenset(named), exact=exact)
+        if optimizer_state == "average":  # the host waits for what the ranks say of their optimizers anyway
+            self._average.later = False
         background = background_replica_group(replica_group, beside) if self.delay else replica_group
         self.corrections = Corrections(self._average, background, shards)
         self.outer = OuterStep(outer) if outer is not None and outer.moves else None
@@ -213,7 +215,11 @@ class Lookaround(Replicas):
         self.synchronize_shards()
         near = None if now or self.due_over_all(self.steps) else self._average.near
         replica_group = near or self.replica_group
-        states = same_states(self.optimizers, replica_group) if self.optimizer_state == "average" else None
+        states = None
+        if self.optimizer_state == "average":
+            if near is None and self.replicas > 1:  # first, as of `averaged`: ranks at different steps part after it
+                self._average.check(self.steps)
+            states = same_states(self.optimizers, replica_group)
         if self.replicas == 1:
             self._measured(torch.zeros(1, dtype=torch.float64) if self.measure else None)
         elif near is not None:

@@ -15,11 +15,10 @@ from lookaround_ddp.checkpoint.digests import file_digest, json_digest
 from lookaround_ddp.checkpoint.part_file import Part, load_part, restore_part
 from lookaround_ddp.checkpoint.writer import Writer, snapshot
 from lookaround_ddp.distributed import World
-from lookaround_ddp.errors import UserError
-from lookaround_ddp.files import link, make_folder, remove, sync, write, write_atomically
+from lookaround_ddp.errors import UserError, explained
+from lookaround_ddp.files import link, make_folder, regular, remove, sync, write, write_atomically
 
 CHECKPOINTS = "checkpoints"  # the folder of a run that has them
-
 
 RunState = dict[str, Any]  # of a run, JSON-able: what a checkpoint holds beside the replicas
 
@@ -235,7 +234,7 @@ def checkpoints_in(folder: Path) -> list[int]:
 def inspect(path: Path, names: Sequence[str] = ()) -> tuple[dict[str, Any], str | None]:
     """Returns the state of a checkpoint, and what is wrong with it or its files of these names: None if nothing is."""
     try:
-        state = json.loads((path / "run.json").read_text())
+        state = json.loads(regular(path / "run.json").read_text())
         digest = state.pop("digest")
         if digest != json_digest(state):
             return {}, "run.json: its checksum differs"
@@ -244,6 +243,8 @@ def inspect(path: Path, names: Sequence[str] = ()) -> tuple[dict[str, Any], str 
                 return {}, f"{name}: its checksum differs"
     except FileNotFoundError as error:
         return {}, f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except OSError as error:
+        return {}, explained(error)
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
         return {}, f"run.json: {error}"
     return state, None

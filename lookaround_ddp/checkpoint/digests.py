@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lookaround_ddp.files import regular
+
 
 def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
+    """Returns the SHA-256 of a file; raises OSError if it is none, as `regular` does."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         while chunk := file.read(2**20):
             digest.update(chunk)
     return digest.hexdigest()

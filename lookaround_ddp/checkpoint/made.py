@@ -15,7 +15,7 @@ from lookaround_ddp.checkpoint.run_folder import METRICS, MODEL, RESULT
 from lookaround_ddp.checkpoint.shipped import write_result
 from lookaround_ddp.config import Config, dump
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.files import write_atomically
+from lookaround_ddp.files import regular, write_atomically
 
 
 def check_free(out: Path) -> None:
@@ -57,7 +57,7 @@ def save_made(
 def check_network(run: Path) -> None:
     """Raises UserError if the folder holds scores of others' models, and no model of its own."""
     try:
-        made_of = json.loads((run / RESULT).read_text())["of"]
+        made_of = json.loads(regular(run / RESULT).read_text())["of"]
         names = " ".join(each["run"] for each in made_of)
     except (OSError, ValueError, LookupError, TypeError):  # no such folder, or a run's
         return

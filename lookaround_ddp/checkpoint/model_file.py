@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lookaround_ddp.config import ModelConfig
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.files import write_atomically
+from lookaround_ddp.files import regular, write_atomically
 from lookaround_ddp.models import empty_model
 
 METADATA = "lookaround_ddp"  # one key alone: safetensors writes several in random order, and the file would differ
@@ -47,7 +47,7 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _read(path: Path, read: Callable[[Path], dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(regular(path), "pt") as file:
             metadata = json.loads(file.metadata()[METADATA])
         if not (isinstance(metadata, dict) and all(_is_count(metadata[key]) for key in ("classes", "channels"))):
             raise ValueError("its metadata are of something else")
@@ -57,11 +57,12 @@ def _read(path: Path, read: Callable[[Path], dict[str, Tensor]]) -> tuple[dict[s
             f"there is no {path}: the run has not finished; the same train command goes on with it"
         ) from None
     except Exception as error:  # safetensors' own exception type, a missing key, bad JSON: all mean the same
-        raise UserError(f"{path} is not a model of this package: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"{path} is not a model of this package: {reason}") from None
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and 0 < value < 10**7  # of classes: more would fill the memory, whatever the file is
+    return type(value) is int and 0 < value < 10**7  # of classes: more would fill the memory, whatever the file is
 
 
 def read_network(path: Path, config: ModelConfig) -> tuple[nn.Module, dict[str, Any]]:

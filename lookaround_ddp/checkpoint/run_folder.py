@@ -53,7 +53,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
     """Returns the config that a run folder was trained with; `overrides` may say where its data is now."""
-    if not (run / "config.yaml").is_file():
+    if not (run / "config.yaml").exists():
         raise UserError(f"{run} is not a run folder: there is no config.yaml in it")
     config = as_begun(load_config(run / "config.yaml", overrides))
     return config.model_copy(update={"out": str(run)})  # as a value: `out=2024` would be read as a number

@@ -16,7 +16,7 @@ from lookaround_ddp.checkpoint.model_file import read_metadata
 from lookaround_ddp.checkpoint.run_folder import BEST, METRICS, MODEL, RESULT, TRAJECTORY, member_files
 from lookaround_ddp.config import Config, changed_keys, made_before
 from lookaround_ddp.errors import UserError, shortened
-from lookaround_ddp.files import write_atomically
+from lookaround_ddp.files import regular, write_atomically
 
 FILES, DIGEST = "files", "digest"  # in result.json: the checksums of other files, and its own
 
@@ -39,10 +39,11 @@ def read_result(run: Path) -> RunState | None:
 
     Raises:
         UserError: it is damaged, or was changed.
+        OSError: it is no file.
     """
     path = run / RESULT
     try:
-        result = json.loads(path.read_text()) if path.is_file() else None
+        result = json.loads(regular(path).read_text()) if path.exists() else None
         if result is None:
             return None
         if not isinstance(result, dict):
@@ -102,7 +103,7 @@ def _files_left(config: Config) -> list[str]:
     """Returns the names of the files that are there of a finished run, but for result.json."""
     run = Path(config.out)
     names = [MODEL, TRAJECTORY, BEST, *(str(path.relative_to(run)) for path in member_files(config)), METRICS]
-    return [name for name in names if (run / name).is_file()]
+    return [name for name in names if (run / name).exists()]
 
 
 def _made_with(config: Config, result: RunState) -> Iterator[tuple[str, Any]]:

@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
         sys.exit(FAILED)
     except LostRanks as error:
         if os.environ.get("RANK", "0") == str(error.speaker):
-            print(f"stopped: {error}. Start the same command again", file=sys.stderr, flush=True)
+            print(f"stopped: {error}. {error.mend}", file=sys.stderr, flush=True)
         sys.exit(FAILED)
     except BrokenPipeError:  # of `| head`; Python would complain once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

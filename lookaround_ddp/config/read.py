@@ -9,6 +9,7 @@ from typing import Any
 
 from lookaround_ddp.config.text import parse
 from lookaround_ddp.errors import UserError, shortened
+from lookaround_ddp.files import regular
 
 BASE = "base"  # in a config file: the files, relative to it, whose values it adds to or replaces
 
@@ -22,7 +23,7 @@ def read_file(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         UserError: the file, or a base, is not there, or is no YAML of `key: value` lines; it is its own base.
     """
     try:
-        values = parse(path.read_text(encoding="utf-8"), str(path))
+        values = parse(regular(path).read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"config {path}: {reason}") from None

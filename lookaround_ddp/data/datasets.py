@@ -21,6 +21,7 @@ from lookaround_ddp.data.folders import class_folders
 from lookaround_ddp.data.images import Arrays, Files, Images, Subset
 from lookaround_ddp.data.own_data import open_own
 from lookaround_ddp.errors import UserError
+from lookaround_ddp.files import regular
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,9 @@ def _stanford_cars(config: DataConfig) -> Dataset:
     splits = []
     for name in ("train", "test"):
         try:
+            cars = Path(config.root) / "stanford_cars"
+            for part in (*cars.glob("*.mat"), *cars.glob("devkit/*.mat")):
+                regular(part)
             split = torchvision.datasets.StanfordCars(config.root, split=name)
             paths, labels = zip(*split._samples, strict=True)  # torchvision's class offers the paths nowhere else
         except Exception as error:  # on a damaged file scipy's reader may raise any exception
@@ -162,8 +166,7 @@ def _stanford_cars(config: DataConfig) -> Dataset:
             ) from None
         splits.append(Files(paths, labels))
         names = tuple(split.classes)
-    train, test = splits
-    return _photographs(train, test, 196, names)
+    return _photographs(splits[0], splits[1], 196, names)
 
 
 def _photographs(train: Files, test: Files, classes: int, names: tuple[str, ...]) -> Dataset:
@@ -230,7 +233,7 @@ def _idx_split(root: Path, stem: str) -> Arrays:
 def _idx(path: Path, dimensions: int) -> np.ndarray:
     """Reads the uint8 array of an idx file (LeCun's MNIST format): a magic number, the shape, the bytes."""
     try:
-        data = path.read_bytes() if path.is_file() else gzip.decompress(path.with_suffix(".gz").read_bytes())
+        data = path.read_bytes() if path.is_file() else gzip.decompress(regular(path.with_suffix(".gz")).read_bytes())
         magic, *shape = np.frombuffer(data, ">i4", 1 + dimensions)
         if magic != 0x800 + dimensions:
             raise ValueError(f"magic number {magic:#x}")

@@ -20,6 +20,8 @@ from lookaround_ddp.config import DataConfig
 from lookaround_ddp.errors import BatchError, UserError, told, trace_below
 from lookaround_ddp.own_code import called, find
 
+GREY = ("1", "L", "LA", "La")  # PIL's modes
+
 
 class ItemFailed(BatchError):
     """An image of somebody's own that cannot be had."""
@@ -96,7 +98,8 @@ def as_image(image: Any, mode: str | None = None) -> Image.Image:
     """Returns a PIL image in this mode (None: L or RGB, whichever has its colours) of what a split has.
 
     Raises:
-        UserError: it is neither a PIL image nor a uint8 array of grey values or colours.
+        UserError: it is neither a PIL image nor a uint8 array of grey values or colours; or it has colours, which
+            that mode would drop.
     """
     if not isinstance(image, Image.Image):
         array = np.asarray(image)
@@ -106,6 +109,8 @@ def as_image(image: Any, mode: str | None = None) -> Image.Image:
         image = Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
     if image.mode == "F" or image.mode.startswith("I"):
         raise UserError(f"PIL's mode is {image.mode}: convert it to 8 bits, L or RGB")
+    if mode == "L" and image.mode not in GREY:
+        raise UserError(f"it has colours ({image.mode}), and the first image is grey: convert all to RGB, or all to L")
     return image.convert(mode or ("L" if image.mode in ("1", "L") else "RGB"))
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from lookaround_ddp.errors import UserError, shortened
+from lookaround_ddp.files import regular
 
 # An image may be at most so many times as long as wide: a longer one in a small file would be huge when resized.
 SLIMMEST = 1000
@@ -110,8 +112,8 @@ def _upright(shown: Image.Image, file: Image.Image) -> Image.Image:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Opens a file so that a pipe that nobody writes into counts as empty; otherwise its reader would wait for ever."""
-    return os.open(path, flags | os.O_NONBLOCK)
+    """Opens a file, and nothing else; what became a pipe meanwhile counts as empty: its reader would wait for ever."""
+    return os.open(regular(Path(path)), flags | os.O_NONBLOCK)
 
 
 def _reason(error: Exception) -> str:

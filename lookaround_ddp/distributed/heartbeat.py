@@ -23,12 +23,15 @@ ANSWER_SECONDS = 3.5  # within which a living rank gives a sign of life, and the
 # What torch's RuntimeErrors say when the connection to other ranks is at fault
 COLLECTIVE = re.compile(r"gloo|NCCL|c10d|TCPStore|Connection (closed|reset)|Broken pipe|pair closure")
 
+AGAIN = "Start the same command again"
+OWN = ("failed", "left (SystemExit")  # how the reasons of ranks begin that ended by themselves
+
 
 class LostRanks(RuntimeError):
-    """Ranks that the others waited for in vain; `speaker` is the one rank that should say so."""
+    """Ranks that the others waited for in vain; `speaker` is the one rank that says so, and what is to be done."""
 
-    def __init__(self, message: str, speaker: int) -> None:
-        self.speaker = speaker
+    def __init__(self, message: str, speaker: int, mend: str = AGAIN) -> None:
+        self.speaker, self.mend = speaker, mend
         super().__init__(message)
 
 
@@ -78,10 +81,12 @@ class Heartbeat:
         waited = re.search("(?i)timed? ?out", str(error)) is not None
         if self._try(lambda: found.extend(self._roll_call(waited))):
             message, speaker = verdict(found, self.rank, self.timeout)
+            mend = advice(found)
         else:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             message, speaker = f"rank 0 has ended, or its host cannot be reached: nobody answers at {where}", self.rank
-        return LostRanks(f"{message} ({short(error)})", speaker)
+            mend = f"{AGAIN}, unless rank 0 said what is to be mended first"
+        return LostRanks(f"{message} ({short(error)})", speaker, mend)
 
     def leave(self, reason: str) -> None:
         """Ends the thread, and tells the others why this rank ends, such as "left (KeyboardInterrupt)"."""
@@ -190,6 +195,12 @@ def verdict(states: Sequence[Mapping[str, Any]], rank: int, timeout: float) -> t
         say = ["all of them did: the network between them failed, or one was slower than the timeout"]
     doing = states[waiting[0]]["doing"]
     return f"{_ranks(waiting)} waited in vain, {doing} (timeout {timeout:g} s): {'; '.join(say)}", waiting[0]
+
+
+def advice(states: Sequence[Mapping[str, Any]]) -> str:
+    """Returns what is to be done: not the same once more, if a rank ended by an error of its own."""
+    own = [number for number, state in enumerate(states) if state["ended"].startswith(OWN)]
+    return f"Mend what ended {_ranks(own)} first: the same command would come to it again" if own else AGAIN
 
 
 def describe_states(states: Sequence[Mapping[str, Any]]) -> str:

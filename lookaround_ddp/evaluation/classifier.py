@@ -5,18 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
 
 from lookaround_ddp.checkpoint import load_model, load_state
-from lookaround_ddp.config import Config, make_config
+from lookaround_ddp.config import Config, ListOf, Section, make_config, validated
 from lookaround_ddp.data import central_square
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.models import Normalize, autocast, empty_model, placed
 from lookaround_ddp.own_code import is_path, refuse
+
+
+class Shown(Section):
+    """What a file says of the images that its network is shown; see `data.described`."""
+
+    classes: int
+    class_names: ListOf[str]
+    channels: Literal[1, 3]
+    size: int = Field(ge=1, le=2**14)
+    crop: float = Field(gt=0.01, le=1)
+    interpolation: str
+    mean: ListOf[Annotated[float, Field(ge=0, le=1)]]
+    std: ListOf[Annotated[float, Field(ge=1e-4, le=1)]]
 
 
 @dataclass(frozen=True)
@@ -69,9 +83,11 @@ def read_classifier(path: Path, trust: bool = False) -> Classifier:
     cpu = torch.device("cpu")
     try:
         config = make_config(metadata["config"])
-        transform = central_square(metadata["size"], metadata["channels"], metadata["crop"], metadata["interpolation"])
-        normalize = Normalize(metadata["mean"], metadata["std"], cpu, config.channels_last)
-        names = tuple(map(str, metadata["class_names"]))
+        shown = validated(Shown, {key: metadata[key] for key in Shown.model_fields})
+        if (len(shown.class_names), len(shown.mean), len(shown.std)) != (shown.classes, shown.channels, shown.channels):
+            raise ValueError("it has another number of class names, means or standard deviations than it says")
+        transform = central_square(shown.size, shown.channels, shown.crop, shown.interpolation)
+        normalize = Normalize(shown.mean, shown.std, cpu, config.channels_last)
     except KeyError as error:
         raise UserError(
             f"{path} does not say how its network is shown images (it has no {error}): it was written by an older "
@@ -85,4 +101,4 @@ def read_classifier(path: Path, trust: bool = False) -> Classifier:
     load_state(network, state, config.model, str(path))
     network = placed(network, config.channels_last, cpu).eval()
     mode = "L" if metadata["channels"] == 1 else "RGB"
-    return Classifier(network, config, metadata, mode, transform, normalize, names)
+    return Classifier(network, config, metadata, mode, transform, normalize, shown.class_names)

@@ -14,6 +14,7 @@ from typing import Any
 from lookaround_ddp.checkpoint import METRICS, check_shipped, read_result, run_config
 from lookaround_ddp.config import Config, make_config
 from lookaround_ddp.errors import UserError
+from lookaround_ddp.files import regular
 
 SEEDS = re.compile(r"[-_./]+(seed|s)?[-_=]?\d*$")  # the end of the common part of names that end in a seed
 
@@ -200,4 +201,4 @@ def _group_name(names: Sequence[str]) -> str:
 
 
 def _text_of_file(path: Path) -> str:
-    return path.read_text() if path.is_file() else ""
+    return regular(path).read_text() if path.exists() else ""

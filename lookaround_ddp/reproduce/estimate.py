@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lookaround_ddp.config import Config, DataConfig
+from lookaround_ddp.files import regular
 
 IMAGES_OF = {"digits": 1000, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "stanford_cars": 8_144}
 
@@ -30,7 +31,7 @@ def training_images(data: DataConfig) -> int | None:
 def done(run: Path) -> int:
     """Returns the iteration of a run's newest checkpoint; 0 without one."""
     try:
-        return int((run / "LATEST").read_text())
+        return int(regular(run / "LATEST").read_text())
     except (OSError, ValueError):
         return 0
 

@@ -35,7 +35,8 @@ def finish(run: Run) -> RunState:
                 recalibrate_mean(run, mean)
                 save_shared_model(run, MODEL, mean)
             _save_weight_average(run)
-    known = {name: score for name, score in run.scores.items() if name in ("mean", "validation", "replicas")}
+    same = ["replicas"] if moved_on(run) else ["replicas", "mean", "validation"]
+    known = {name: score for name, score in run.scores.items() if name in same}
     scores = score_run(Path(config.out), config, run.dataset, (run.test, run.validation), world, known)
     scores["best"] = run.best
     run.record.final({"iteration": run.total, "epoch": run.total / run.per_epoch, FINAL: scores})
@@ -53,6 +54,11 @@ def finish(run: Run) -> RunState:
         if world.main:
             result = write_result(config, result)
     return world.share(result)
+
+
+def moved_on(run: Run) -> bool:
+    """Returns whether the run's last average step left another model than the mean that was evaluated before it."""
+    return run.around.outer is not None and run.around.due_over_all(run.iteration)
 
 
 def save_snapshot(run: Run) -> None:

@@ -82,11 +82,21 @@ def begun_anew(rank: int) -> list[float]:
     return [started, model[2].weight[0, 0].item()]
 
 
+HOW = ("a step more", "averaged on rank 0", "a step more, averaged states", "averaged on rank 0, averaged states")
+
+
 def uneven(rank: int, how: str) -> list[Any]:
-    """Rank 1 has done a step more than rank 0, or rank 0 alone lends the mean after step 2 of 3."""
+    """Rank 1 has done a step more than rank 0, or rank 0 alone lends the mean after step 2 of 3.
+
+    What is averaged of the optimizers differs, too: rank 1's alone has momentum.
+    """
     model = network()
-    around = Lookaround(model, k=3)
+    how, _, states = how.partition(", ")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9 * rank)
+    around = Lookaround(model, k=3, optimizers=[optimizer], optimizer_state="average" if states else "local")
     fill(model, float(rank))
+    model(torch.ones(2, 2)).sum().backward()
+    optimizer.step()
     message = "no error"
     for _ in range(2):
         around.step()
@@ -141,7 +151,7 @@ def worker(rank: int, ranks: int) -> dict[str, Any]:
     for change in CHANGES:
         for alone in (True, False):
             results[f"{change.__name__}, {alone}"] = changed(change, rank, alone)
-    for how in ("a step more", "averaged on rank 0"):
+    for how in HOW:
         results[how] = uneven(rank, how)
     results["left alone"] = left_alone(rank)
     return results
@@ -213,7 +223,7 @@ def test_a_mean_on_its_way_meets_other_parameters(ranks: list[dict[str, Any]]) -
         )
 
 
-@pytest.mark.parametrize("how", ["a step more", "averaged on rank 0"])
+@pytest.mark.parametrize("how", HOW)
 def test_ranks_at_different_steps_are_refused_on_all(ranks: list[dict[str, Any]], how: str) -> None:
     for number, rank in enumerate(ranks):
         message, weight = rank[how]

@@ -115,6 +115,18 @@ def test_what_is_no_dataset(monkeypatch: pytest.MonkeyPatch, made: Any, message:
     assert "\n" not in str(raised.value)
 
 
+def test_colours_are_not_dropped_since_the_first_image_is_grey(monkeypatch: pytest.MonkeyPatch) -> None:
+    red = Image.new("RGB", (4, 4), (255, 0, 0))
+    items = [(SQUARE, 0), (red, 0), (Image.new("LA", (4, 4), (7, 255)), 0)]
+    data = given(monkeypatch, (items, items[::-1]))
+    assert (data.channels, data.train.image(2).getpixel((0, 0))) == (1, 7)
+    with pytest.raises(BatchError, match=r"image 1 of .*: it has colours \(RGB\), and the first image is grey"):
+        data.train.image(1)
+    data = given(monkeypatch, (items[1:], items))  # grey ones among those in colour lose nothing
+    assert (data.channels, data.train.image(0).getpixel((0, 0))) == (3, (255, 0, 0))
+    assert data.train.image(1).getpixel((0, 0)) == (7, 7, 7)
+
+
 def test_images_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     items = [(SQUARE, 0), (SQUARE[:3], 0), (SQUARE, 1)]
     data = given(monkeypatch, (Given(items, [0, 0, 0]), items))

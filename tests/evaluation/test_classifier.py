@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,6 +82,32 @@ def test_what_a_network_is_shown(tmp_path: Path) -> None:
     right = (shown / 255 - [0.5, 0.25, 0.0]) / [0.5, 0.5, 0.25]
     found = classifier.normalize(classifier.transform(image)[None])[0]
     np.testing.assert_allclose(found.permute(1, 2, 0).numpy(), right, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("class_names", (["a"], [], "ab", [1, 2], None)),
+        ("mean", ([0.5], [], ["x"], [float("nan")] * 3, 2)),
+        ("std", ([0.5], [0.5, 0.5, 0.0], [-1, 1, 1], {}, None)),
+        ("size", (0, -1, 1e9, 10**12, "x", None)),
+        ("crop", (0, -1, 10**9, "x")),
+        ("channels", (2, True, 0)),
+        ("classes", (3, True)),
+        ("interpolation", ("nearby", 3)),
+    ],
+)
+def test_files_that_say_nonsense(tmp_path: Path, key: str, values: tuple[Any, ...]) -> None:
+    own = {"classes": 2, "class_names": ["a", "b"], "channels": 3, "size": 16, "crop": 0.875}
+    own |= {"interpolation": "bilinear", "mean": [0.5, 0.25, 0.0], "std": [0.5, 0.5, 0.25]}
+    config = load_config(None, ["model.width=4"])
+    path, state = tmp_path / "m.safetensors", create_model(config.model, 2, 3).state_dict()
+    for value in values:
+        save_model(path, state, own | {key: value, "config": config.identity()})
+        said = f"{key}[.0-9]* is|another number of class names, means or|metadata are of something else|'nearby'"
+        with pytest.raises(UserError, match=f"is not a model of this package: .*({said})") as raised:
+            read_classifier(path)
+        assert "\n" not in str(raised.value)
 
 
 def test_files_that_say_too_little(tmp_path: Path) -> None:

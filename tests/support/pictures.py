@@ -93,7 +93,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         written(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"),
         "PostScript is a program",
     ),
-    "a pipe": (pipe, "not an image"),
+    "a pipe": (pipe, "it is a pipe, a socket or a device, and was not opened"),
     "a folder": (folder, "Is a directory"),
     "gone": (Path.unlink, "No such file or directory"),
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lookaround_ddp.distributed.heartbeat import describe_states, lost_connection, verdict
+from lookaround_ddp.distributed.heartbeat import advice, describe_states, lost_connection, verdict
 from tests.support.limits import TEST_TIMEOUT
 from tests.support.runs import TINY, Job
 
@@ -57,6 +57,8 @@ def test_the_rank_that_does_not_come_is_named(tmp_path: Path, how: str, what: st
     assert codes == [1, 1], job.said()
     expected = rf"stopped: ranks 0 and 2 waited in vain, evaluating after iteration 10 \(timeout 6 s\): {what} \("
     assert len(re.findall(expected, job.said(0))) == 1, job.said()
+    mend = "Start the same command again" if how != "raise" else "Mend what ended rank 1 first: the same command would"
+    assert f"). {mend}" in job.said(0).splitlines()[-1]
     assert "stopped" not in job.said(2)
     assert "Traceback" not in job.said(0) + job.said(2)
 
@@ -153,6 +155,11 @@ def test_what_is_said_of_ranks() -> None:
     late = state("averaging after iteration 5", "came too late")
     assert verdict([late, waited, waited], 0, 30) == ("rank 0 came too late: the others had waited 30 s for it", 0)
     assert "rank 0 came too late" in verdict([late, waited, waited], 1, 30)[0]
+    killed, own = state("averaging", alive=False), state("averaging", "failed (ValueError: it is broken)")
+    assert advice([killed, waited, state("averaging", "left (KeyboardInterrupt)")]) == "Start the same command again"
+    assert advice([own, waited, state("averaging", "left (SystemExit: 7)")]) == (
+        "Mend what ended ranks 0 and 2 first: the same command would come to it again"
+    )
     assert describe_states([waited, slow, waited]) == (
         "ranks 0 and 2: averaging after iteration 5; rank 1: training iteration 5"
     )

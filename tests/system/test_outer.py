@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from lookaround_ddp.evaluation import score_text
 from tests.support.ranks import same_state
 from tests.support.runs import TINY, Job, die_at, train, weights
 
@@ -47,6 +49,19 @@ def test_killed(undisturbed: Path, tmp_path: Path, iteration: int, before: int, 
     assert -signal.SIGKILL in job.wait()
     assert f"resumed after iteration {iteration - 1}" in train(out, *CONFIG, ranks=after)
     assert weights(out) == weights(undisturbed)
+
+
+@pytest.mark.parametrize("k", [5, 4])
+def test_the_score_is_that_of_what_is_saved(tmp_path: Path, k: int) -> None:
+    """Also where the run ends with a round: the mean that was evaluated before its average step has moved on then."""
+    train(tmp_path / "run", *CONFIG, f"average.k={k}", "evaluate.every=1", "data.validation=30")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    job = Job("evaluate", str(tmp_path / "run"))
+    assert job.wait() == [0], job.said()
+    for name in ("mean", "validation"):
+        assert f"{name} {score_text(result[name])}\n" in job.said()
+    before = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-2]
+    assert (json.loads(before)["mean"] == result["mean"]) == (k == 4)
 
 
 def test_a_single_network_before_the_start(tmp_path: Path) -> None:
