@@ -24,7 +24,7 @@ ANSWER_SECONDS = 3.5  # within which a living rank gives a sign of life, and the
 COLLECTIVE = re.compile(r"gloo|NCCL|c10d|TCPStore|Connection (closed|reset)|Broken pipe|pair closure")
 
 AGAIN = "Start the same command again"
-OWN = ("failed", "left (SystemExit")  # how the reasons of ranks begin that ended by themselves
+OWN_ERROR = ("failed", "left (SystemExit")  # how the reasons of ranks begin that ended by themselves
 
 
 class LostRanks(RuntimeError):
@@ -199,7 +199,7 @@ def verdict(states: Sequence[Mapping[str, Any]], rank: int, timeout: float) -> t
 
 def advice(states: Sequence[Mapping[str, Any]]) -> str:
     """Returns what is to be done: not the same once more, if a rank ended by an error of its own."""
-    own = [number for number, state in enumerate(states) if state["ended"].startswith(OWN)]
+    own = [number for number, state in enumerate(states) if state["ended"].startswith(OWN_ERROR)]
     return f"Mend what ended {_ranks(own)} first: the same command would come to it again" if own else AGAIN
 
 
