@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
         say_once(f"error: {error}", everywhere=error.everywhere)
         sys.exit(MISTAKE)
     except FloatingPointError as error:
+        _stop_if_own(error)
         say_once(f"stopped: {error}")
         sys.exit(FAILED)
     except BatchError as error:

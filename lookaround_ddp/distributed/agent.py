@@ -9,14 +9,23 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Sequence
+from functools import partial
 
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.launcher import api
 from torch.distributed.run import parse_args, run
 
+from lookaround_ddp.distributed.supervisor import LEAVE
 from lookaround_ddp.errors import FAILED, MISTAKE, status_of_signal
+
+# for which a node whose ranks are done waits for the others, whose ranks end with them: torchrun waits 300 for one that
+# was cut off meanwhile
+EXIT_SECONDS = 15.0
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -25,8 +34,11 @@ def main(arguments: Sequence[str]) -> None:
     Exits with 0 when the run is done, 2 after a user's mistake, 128 + n where signal n ended it (130 after Ctrl-C, 143
     after SIGTERM), else 1. With the variable LOGLEVEL, torchrun reports all the same.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [LEAVE])
+    threading.Thread(target=leave_when_told, daemon=True).start()
     if "LOGLEVEL" not in os.environ:
         logging.disable(logging.CRITICAL)
+    api.LocalElasticAgent = partial(LocalElasticAgent, exit_barrier_timeout=EXIT_SECONDS)  # type: ignore[misc]
     try:
         run(parse_args(arguments))
     except SignalException as error:
@@ -43,6 +55,12 @@ def main(arguments: Sequence[str]) -> None:
     except RendezvousError as error:
         print(f"stopped: the nodes did not meet: {error or type(error).__name__}", file=sys.stderr)
         sys.exit(FAILED)
+
+
+def leave_when_told() -> None:
+    """Ends the process with status 1 on that signal, of which a main thread that waits in a store would not hear."""
+    signal.sigwait([LEAVE])
+    os._exit(FAILED)
 
 
 def status_of_failures(statuses: Iterable[int]) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+LEAVE = signal.SIGRTMIN + 3  # tells torchrun to end with status 1, whatever its main thread waits for; see `agent`
 LOOK, LOOKS = 2.0, 6  # seconds between two looks at the head's port; so many in vain are enough
 CONNECT = 3.0  # seconds
 
@@ -89,7 +90,7 @@ def watch(torchrun: int, head: str, port: int) -> None:
 
 
 def leave_when_cut_off(torchrun: int, head: str, port: int) -> None:
-    """Kills a torchrun whose ranks have ended and that does not reach the head: it would wait for minutes.
+    """Ends a torchrun whose ranks have ended and that does not reach the head: it would wait for minutes.
 
     Returns when torchrun has ended.
     """
@@ -105,6 +106,8 @@ def leave_when_cut_off(torchrun: int, head: str, port: int) -> None:
         if missed == LOOKS:
             line = f"error: {head} cannot be reached at port {port}: start this node again when it can"
             print(line, file=sys.stderr, flush=True)
+            _send(torchrun, LEAVE)
+            time.sleep(LOOK)
             _send(torchrun, signal.SIGKILL)
             return
         time.sleep(LOOK)

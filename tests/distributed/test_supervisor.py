@@ -90,7 +90,7 @@ def test_a_torchrun_is_killed_after_six_looks_in_vain(
     monkeypatch.setattr(supervisor, "reachable", lambda host, port: now == "h")
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
     leave_when_cut_off(10, "127.0.0.1", 7)
-    assert sent == ([(10, signal.SIGKILL)] if killed else [])
+    assert sent == ([(10, supervisor.LEAVE), (10, signal.SIGKILL)] if killed else [])
     line = "error: 127.0.0.1 cannot be reached at port 7: start this node again when it can\n"
     assert capsys.readouterr().err == (line if killed else "")
 
@@ -141,7 +141,7 @@ def test_a_first_process_passes_signals_on_and_has_torchruns_status(staying: sub
 CUT_OFF = "import subprocess, time; subprocess.run(['sleep', '1']); print('ended', flush=True); time.sleep(60)"
 
 
-def test_a_node_that_is_cut_off_is_killed_by_its_watch() -> None:
+def test_a_node_that_is_cut_off_is_ended_by_its_watch() -> None:
     """The process becomes torchrun, so that its number is torchrun's; the watch is a child of it and no rank."""
     with socket.create_server(("127.0.0.1", 0)) as head:
         port = head.getsockname()[1]
@@ -161,5 +161,5 @@ def test_a_node_that_is_cut_off_is_killed_by_its_watch() -> None:
             assert process.poll() is None
             head.close()
             _, said = process.communicate(timeout=50)
-    assert process.returncode == -signal.SIGKILL
+    assert process.returncode == -supervisor.LEAVE
     assert said == f"error: 127.0.0.1 cannot be reached at port {port}: start this node again when it can\n"

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.own_code import HERE
-from tests.support.runs import resumes, train, weights
+from tests.support.runs import Job, resumes, train, weights
 
 OWN = (
     *("data.batch_size=7", "data.accumulate=3", "data.workers=1", "epochs=2", "average.k=2", "checkpoint.every=0.5"),
@@ -38,6 +38,18 @@ def test_ranks_that_share_a_replica(tmp_path: Path) -> None:
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
     batch_norm = ("model.name=resnet8", "model.width=4", "optimizer.sam={}", "precision=fp32")
     train(tmp_path / "norm", *OWN, "replicas=[[rotation]]", *batch_norm, ranks=2)
+
+
+def test_a_loss_that_fails_on_one_rank(tmp_path: Path) -> None:
+    """An error as the trainer's own, of replicas that are not finite, is none: all ranks would have raised that."""
+    loss = f"loss={{{HERE}.FailsLater: {{calls: 8}}}}"
+    job = Job("train", f"out={tmp_path}/run", *OWN, "replicas=[[rotation],[none]]", loss, "timeout=20", ranks=2)
+    assert job.wait() == [1, 1], job.said()
+    what = "FloatingPointError: no more losses"
+    assert re.fullmatch(rf"rank 1: stopped: .*own_code.py, line \d+: {what}", job.said(1).splitlines()[-1]), job.said()
+    last = rf"stopped: rank 0 waited in vain, .*: rank 1 failed \({what}\) \(.*\)\. Mend what ended rank 1 first"
+    assert re.match(last, job.said(0).splitlines()[-1]), job.said()
+    assert "Traceback" not in job.said(0)
 
 
 def test_ranks_with_other_data(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lookaround_ddp.cli import main
 from lookaround_ddp.errors import UserError
@@ -79,6 +81,44 @@ def test_a_known_class_needs_no_trust(tmp_path: Path, capsys: pytest.CaptureFixt
     """torchvision's transforms are nobody's own code; of what else its modules hold, nothing is run."""
     main(["train", f"out={tmp_path}/run", *TINY, "replicas=[[torchvision.transforms.RandomVerticalFlip]]"])
     said(capsys, "soup", f"{tmp_path}/run", "--recipe=uniform", "--update-bn")
+
+
+def test_a_file_that_became_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its reader would wait for ever, and is not begun: that is said in a line."""
+    run = tmp_path / "run"
+    arguments = ("train", f"out={run}", *TINY, "data.validation=20", "checkpoint.keep=1")
+    main(arguments)
+    picture = tmp_path / "a.png"
+    Image.new("L", (16, 16)).save(picture)
+    read = [("report", str(run)), ("evaluate", str(run)), ("soup", str(run), "--recipe=uniform")]
+    show = [("predict", str(run / "model.safetensors"), str(picture))]
+    replicas = [("evaluate", str(run), "evaluate.replicas=true")]
+    for path, commands in {
+        run / "config.yaml": read,
+        run / "result.json": [*read, arguments],
+        run / "metrics.jsonl": read,
+        run / "best.safetensors": read,
+        run / "model.safetensors": [*read, *show],
+        run / ".lock": [arguments],
+        run / "checkpoints" / "10" / "run.json": replicas,
+        run / "checkpoints" / "10" / "replica-2.pt": replicas,
+    }.items():
+        kept = path.read_bytes()
+        path.unlink()
+        os.mkfifo(path)
+        for command in commands:
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as caught:
+                main(command)
+            (*above, last) = "".join(capsys.readouterr()).splitlines()
+            refused = [line for line in (*above, last) if f"{path}" in line and "was not opened" in line]
+            assert (caught.value.code, len(refused)) == (2, 1), (path, command, above, last)
+            assert last.startswith("error: ")
+        path.unlink()
+        path.write_bytes(kept)
+    picture.unlink()
+    os.mkfifo(picture)
+    said(capsys, *show[0], expect=1)
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def test_a_host_that_is_cut_off_is_named_and_the_job_goes_on_when_it_is_back(
         wait_for(lambda: (out / "LATEST").exists())
         subprocess.run(["bash", SCRIPT, "cut", "3"], check=True)
         wait_for(lambda: "waited in vain" in files[0].read_text())
-        assert nodes[2].wait(TEST_TIMEOUT) != 0
+        assert nodes[2].wait(TEST_TIMEOUT) == 1
         subprocess.run(["bash", SCRIPT, "mend", "3"], check=True)
         nodes[2] = start(venv, files[2], *arguments, host=3, MAX_RESTARTS="3")
         assert [node.wait(TEST_TIMEOUT) for node in nodes] == [0, 0, 0], files[0].read_text()
@@ -106,6 +106,25 @@ def test_a_host_that_is_cut_off_is_named_and_the_job_goes_on_when_it_is_back(
     assert re.search(r"resumed after iteration \d+", files[0].read_text())
     train(tmp_path / "one", *config)
     assert weights(out) == weights(tmp_path / "one")
+
+
+def test_a_host_that_is_cut_off_when_all_is_done_holds_nobody_up(hosts: None, venv: Path, tmp_path: Path) -> None:
+    """The run has finished, and its last rank is about to end. torchrun would wait 300 s for that host."""
+    out, held = tmp_path / "run", f"{{tests.support.own_code.HeldAtTheEnd: {{folder: {tmp_path}}}}}"
+    files = [tmp_path / f"node{host}.txt" for host in (1, 2, 3)]
+    arguments = (f"out={out}", *TINY, f"replicas=[[crop], [hflip], [{held}]]", "timeout=30")
+    nodes = [start(venv, file, *arguments, host=host) for host, file in enumerate(files, 1)]
+    try:
+        wait_for((tmp_path / "held").exists)
+        subprocess.run(["bash", SCRIPT, "cut", "3"], check=True)
+        (tmp_path / "go").touch()
+        assert [node.wait(TEST_TIMEOUT / 4) for node in nodes[:2]] == [0, 0], files[0].read_text()
+        assert nodes[2].wait(TEST_TIMEOUT) == 1
+    finally:
+        subprocess.run(["bash", SCRIPT, "mend", "3"], check=True)
+        end(nodes)
+    assert (out / "result.json").exists()
+    assert "Traceback" not in "".join(file.read_text() for file in files)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
