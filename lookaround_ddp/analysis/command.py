@@ -12,4 +12,5 @@ OF_MODELS = ("plane", "sharpness")  # of these, those of networks: a run's check
 def function_of(analysis: str) -> Callable[..., None]:
     """Returns what does an analysis: of its options, or (for one of RUNS) of options, runs, their configs and World."""
     folder = "analysis" if analysis in RUNS else "analysis.theory"
-    return import_module(f"lookaround_ddp.{folder}.{analysis}").analyze
+    module = import_module(f"lookaround_ddp.{folder}.{analysis}")
+    return getattr(module, f"analyze_{analysis}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lookaround_ddp.checkpoint import Checkpoints
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Code, load, prepare
+from lookaround_ddp.data import Code, load, open_on_all_ranks
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
@@ -35,7 +35,7 @@ class Continuation:
         if len(config.replicas) < 2 or config.average.k == "never":
             raise UserError(f"{run} has no replicas that are averaged: name a run of Lookaround")
         self.run, self.world = run, world
-        self.dataset = prepare(config, world)
+        self.dataset = open_on_all_ranks(config, world)
         with world.together():
             self.original = resolved(config, self.dataset, code)
             model = config.model.model_copy(update={"pretrained": False})  # its weights are those of a checkpoint

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 LINE_PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)  # between two replicas, where the loss is measured
 
 
-def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], world: World) -> None:
+def analyze_diversity(
+    options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], world: World
+) -> None:
     """Trains rounds from a run's checkpoints on, and measures each just before its average step."""
     if len(runs) > 1:
         raise UserError(f"one run at a time: {runs[0]} or {runs[1]}?")
@@ -68,7 +70,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
                 row = {"from": start, "round": number + 1, "iteration": end}
                 row |= measure_round(scorer, going.states(), phi, world)
                 if world.main:
-                    print(f"checkpoint {start}, round {number + 1}: {_text(row)}", flush=True)
+                    print(f"checkpoint {start}, round {number + 1}: {_row_text(row)}", flush=True)
                 rows.append(row)
                 going.average()
         except FloatingPointError as error:  # the other rounds are no worse for it
@@ -88,8 +90,8 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
             "diverged": diverged,
             "rounds": rows,
         }
-        _print(numbers)
-        _draw(numbers, _distances(run), output)
+        _print_diversity(numbers)
+        _draw_diversity(numbers, _distances(run), output)
         output.write(numbers)
 
 
@@ -140,7 +142,7 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(one @ other / (one.norm() * other.norm()))
 
 
-def _text(row: Numbers) -> str:
+def _row_text(row: Numbers) -> str:
     means = {name: float(np.mean(row[name])) for name in ("distance", "cosine", "disagreement", "barrier")}
     return (
         f"distance to phi {means['distance']:.4g}, cosine {means['cosine']:.3f}, "
@@ -148,14 +150,14 @@ def _text(row: Numbers) -> str:
     )
 
 
-def _print(numbers: Numbers) -> None:
+def _print_diversity(numbers: Numbers) -> None:
     table = []
     for row in numbers["rounds"]:
         means = [float(np.mean(row[name])) for name in ("distance", "cosine", "disagreement", "barrier")]
         nll = float(np.mean([score["nll"] for score in row["replica_scores"]]))
         cells = [f"{means[0]:.4g}", f"{means[1]:.3f}", f"{means[2]:.2f}", f"{means[3]:.4f}"]
         table.append([str(row["iteration"]), *cells, f"{nll:.4f}", f"{row['mean']['nll']:.4f}"])
-    print(_titled(numbers))
+    print(_diversity_title(numbers))
     print_table(("end", "distance", "cosine", "disagree %", "barrier", "NLL, replicas", "NLL, phi"), table, left=())
     print(
         "At the end of a round, before its average step: means over replicas, or pairs of them. Barrier: NLL above the "
@@ -163,7 +165,7 @@ def _print(numbers: Numbers) -> None:
     )
 
 
-def _titled(numbers: Numbers) -> str:
+def _diversity_title(numbers: Numbers) -> str:
     rate = numbers["lr"] if isinstance(numbers["lr"], str) else f"learning rate {numbers['lr']:g}"
     return (
         f"{numbers['run']}: {numbers['replicas']} replicas, k = {numbers['k']}, {rate}; {numbers['images']}, "
@@ -182,7 +184,7 @@ def _distances(run: Path) -> list[tuple[int, list[float]]]:
     return found
 
 
-def _draw(numbers: Numbers, recorded: Sequence[tuple[int, list[float]]], output: Output) -> None:
+def _draw_diversity(numbers: Numbers, recorded: Sequence[tuple[int, list[float]]], output: Output) -> None:
     figure = empty_figure(11, 7)
     distance, angle, disagreement, height = figure.subplots(2, 2).flat
     rows = numbers["rounds"]
@@ -192,10 +194,10 @@ def _draw(numbers: Numbers, recorded: Sequence[tuple[int, list[float]]], output:
             label = "while the run trained" if number == 0 else None
             distance.plot(iterations, values, color=f"C{number}", lw=0.8, alpha=0.5, label=label)
     names = [f"replica {number}" for number in range(numbers["replicas"])]
-    _plot(distance, rows, [row["distance"] for row in rows], names)
+    _plot_rounds(distance, rows, [row["distance"] for row in rows], names)
     names = [f"replicas {one} and {other}" for one, other in rows[0]["pairs"]]
     for axes, key in ((angle, "cosine"), (disagreement, "disagreement"), (height, "barrier")):
-        _plot(axes, rows, [row[key] for row in rows], names)
+        _plot_rounds(axes, rows, [row[key] for row in rows], names)
     distance.set(title="distance to the mean phi", ylabel="L2 norm over all parameters", ylim=(0, None))
     angle.set(title="directions of two replicas from the round's start", ylabel="cosine of their displacements")
     angle.axhline(0, color="black", lw=0.8)
@@ -207,10 +209,10 @@ def _draw(numbers: Numbers, recorded: Sequence[tuple[int, list[float]]], output:
         axes.grid(alpha=0.3)
         if len(axes.lines) < 16:
             axes.legend(fontsize=8)
-    output.draw(figure, _titled(numbers))
+    output.draw(figure, _diversity_title(numbers))
 
 
-def _plot(axes: Axes, rows: Sequence[Numbers], values: Sequence[Sequence[float]], names: Sequence[str]) -> None:
+def _plot_rounds(axes: Axes, rows: Sequence[Numbers], values: Sequence[Sequence[float]], names: Sequence[str]) -> None:
     """Draws a curve for each name; if several rounds follow a checkpoint, with a gap before the next checkpoint."""
     several = any(row["round"] > 1 for row in rows)
     for place, name in enumerate(names):

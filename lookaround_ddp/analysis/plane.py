@@ -28,19 +28,19 @@ from lookaround_ddp.analysis.scoring import (
 )
 from lookaround_ddp.checkpoint import Checkpoints, run_of
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Dataset, prepare
+from lookaround_ddp.data import Dataset, open_on_all_ranks
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import Score, Scorer, State, mean_state
 from lookaround_ddp.files import write_atomically
 
-SAVED = 2.0  # seconds between two saves of the finished points
+SAVE_INTERVAL = 2.0  # seconds between two saves of the finished points
 
 
-def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], world: World) -> None:
+def analyze_plane(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], world: World) -> None:
     """Scores the networks and every point of a grid, which the ranks share; goes on where it was interrupted."""
-    _check(options)
-    config, dataset = configs[0], prepare(configs[0], world)
+    _check_plane_options(options)
+    config, dataset = configs[0], open_on_all_ranks(configs[0], world)
     with world.together():
         output = Output(default_output(options, runs[0], "plane"))
         networks = _networks(options, runs, configs, dataset, world)
@@ -63,7 +63,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         return scorer.score(plane.state(float(xs[column]), float(ys[row])))
 
     count = len(states) + len(xs) * len(ys)
-    kept = Kept(output, _digest(scorer, states, options), world)
+    kept = Kept(output, _digest_of_scores(scorer, states, options), world)
     left = [number for number in range(count) if number not in kept.scores]
     if world.main and len(left) < count:
         print(f"{count - len(left)} of {count} points were kept of a run that was interrupted", flush=True)
@@ -115,7 +115,7 @@ class Kept:
 
     def add(self, number: int, score: Score) -> None:
         self.scores[number] = score
-        if time.monotonic() - self.saved > SAVED:
+        if time.monotonic() - self.saved > SAVE_INTERVAL:
             self.save()
 
     def save(self) -> None:
@@ -163,14 +163,14 @@ def _networks(
     return networks | {"the replicas' mean phi": mean_state(states)}
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check_plane_options(options: argparse.Namespace) -> None:
     if options.points < 2:
         raise UserError(f"--points is {options.points}: give 2 or more")
     if not options.margin >= 0:
         raise UserError(f"--margin is {options.margin:g}: give 0 or more")
 
 
-def _digest(scorer: Scorer, states: Sequence[State], options: argparse.Namespace) -> str:
+def _digest_of_scores(scorer: Scorer, states: Sequence[State], options: argparse.Namespace) -> str:
     """Hashes everything that the scores depend on."""
     digest = hashlib.sha256()
     for state in states:

@@ -19,7 +19,7 @@ from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import Scorer, State, check_classes, check_same_data, mean_state, shipped_model
 
-T = TypeVar("T")
+Answer = TypeVar("Answer")
 
 
 TELL_EVERY = 10.0  # between two lines that say how much is done
@@ -61,11 +61,11 @@ def choose_images(dataset: Dataset, split: str, images: int | None) -> Images:
 
 def map_over_ranks(
     count: int,
-    compute: Callable[[int], T],
+    compute: Callable[[int], Answer],
     world: World,
     what: str | None = None,
-    keep: Callable[[int, T], None] | None = None,
-) -> list[T]:
+    keep: Callable[[int, Answer], None] | None = None,
+) -> list[Answer]:
     """Computes `compute(i)` for i < count, one rank each, and returns all results in order on all ranks.
 
     Collective; `compute` is not. The ranks exchange results after each of theirs, so that none waits for long for the
@@ -75,10 +75,10 @@ def map_over_ranks(
         what: name of the results, for rank 0 to print how long they take and how many are done; None prints nothing.
         keep: called on every rank with each number and its result, soon after it is known.
     """
-    found: list[T] = []
+    found: list[Answer] = []
     pace = Pace(count, what, world) if what else None
     for first in range(0, count, world.size):
-        own: list[T] = []
+        own: list[Answer] = []
         with world.together():
             if first + world.rank < count:
                 own.append(compute(first + world.rank))

@@ -27,7 +27,7 @@ from lookaround_ddp.analysis.scoring import (
     shipped_states,
 )
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Batch, load, prepare
+from lookaround_ddp.data import Batch, load, open_on_all_ranks
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import Scorer, State, evaluating
@@ -37,13 +37,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-Place = tuple[int, int | None, float]  # run, direction (None: the minimum itself), radius
+Probe = tuple[int, int | None, float]  # run, direction (None: the minimum itself), radius
 
 
-def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], world: World) -> None:
+def analyze_sharpness(
+    options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], world: World
+) -> None:
     """Scores each run's network at random places around it, and measures its Hessian's largest eigenvalue."""
-    _check(options)
-    config, dataset = configs[0], prepare(configs[0], world)
+    _check_sharpness_options(options)
+    config, dataset = configs[0], open_on_all_ranks(configs[0], world)
     with world.together():
         output = Output(default_output(options, runs[0], "sharpness"))
         states = shipped_states(runs, configs, dataset, world)
@@ -51,7 +53,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
             config, dataset, world, options.split, options.images, options.recalibrate, code_of(options)
         )
     radii = [options.radius * (step + 1) / options.steps for step in range(options.steps)]
-    places: list[Place] = [(run, None, 0.0) for run in range(len(runs))]
+    places: list[Probe] = [(run, None, 0.0) for run in range(len(runs))]
     places += [(run, way, radius) for radius in radii for way in range(options.directions) for run in range(len(runs))]
 
     def score(number: int) -> Numbers:
@@ -62,7 +64,7 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
         return scorer.score(perturb(states[run], direction, radius))
 
     scores = map_over_ranks(len(places), score, world, "scores")
-    rows = {str(run): _row(number, places, scores) for number, run in enumerate(runs)}
+    rows = {str(run): _sharpness_row(number, places, scores) for number, run in enumerate(runs)}
     if options.hessian_images:
         with world.together():
             hessian = lone_scorer(
@@ -79,8 +81,8 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
             "batch_norm": "measured anew" if options.recalibrate else "the network's own statistics",
             "runs": rows,
         }
-        _print(numbers)
-        _draw(numbers, output)
+        _print_sharpness(numbers)
+        _draw_sharpness(numbers, output)
         output.write(numbers)
 
 
@@ -140,7 +142,7 @@ def _loss(scorer: Scorer, model: nn.Module, batch: Batch, count: int) -> Tensor:
     return cross_entropy(model(scorer.normalize(batch.images)), labels, reduction="sum") / count
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check_sharpness_options(options: argparse.Namespace) -> None:
     for name in ("steps", "directions"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}: give 1 or more")
@@ -151,7 +153,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--hessian-images is {options.hessian_images}: give 1 or more, or 0 for no Hessian")
 
 
-def _row(run: int, places: Sequence[Place], scores: Sequence[Numbers]) -> Numbers:
+def _sharpness_row(run: int, places: Sequence[Probe], scores: Sequence[Numbers]) -> Numbers:
     """Collects a run's scores: the one at its minimum, and at each radius those in all directions."""
     own = [(place, score) for place, score in zip(places, scores, strict=True) if place[0] == run]
     radii = sorted({radius for (_, way, radius), _ in own if way is not None})
@@ -164,7 +166,7 @@ def _row(run: int, places: Sequence[Place], scores: Sequence[Numbers]) -> Number
     }
 
 
-def _print(numbers: Numbers) -> None:
+def _print_sharpness(numbers: Numbers) -> None:
     radii = next(iter(numbers["runs"].values()))["radii"]
     shown = sorted({0, len(radii) // 2, len(radii) - 1})
     headings = ["mean NLL at radius", "0", *(f"{radii[place]:g}" for place in shown), "top eigenvalue"]
@@ -184,14 +186,14 @@ def _print(numbers: Numbers) -> None:
     )
 
 
-def _draw(numbers: Numbers, output: Output) -> None:
+def _draw_sharpness(numbers: Numbers, output: Output) -> None:
     hessian = all("hessian" in row for row in numbers["runs"].values())
     figure = empty_figure(13 if hessian else 9, 4.2)
     axes = figure.subplots(1, 3 if hessian else 2)
     names = short_names(list(numbers["runs"]))
     for place, (name, row) in enumerate(zip(names, numbers["runs"].values(), strict=True)):
         for key, panel in (("nll", axes[0]), ("top1", axes[1])):
-            _plot(panel, row, key, f"C{place % 10}", without_formulas(name))
+            _plot_profile(panel, row, key, f"C{place % 10}", without_formulas(name))
     if hessian:
         _draw_eigenvalues(axes[2], numbers["runs"])
     axes[0].set(title="loss", ylabel="NLL (nats per image)")
@@ -204,7 +206,7 @@ def _draw(numbers: Numbers, output: Output) -> None:
     output.draw(figure, f"{title}{numbers['images']}, batch-norm: {numbers['batch_norm']}")
 
 
-def _plot(axes: Axes, row: Numbers, key: str, color: str, label: str) -> None:
+def _plot_profile(axes: Axes, row: Numbers, key: str, color: str, label: str) -> None:
     radii = [0.0, *row["radii"]]
     values = [[row["score"][key]], *row[key]]
     finite = [[each for each in some if math.isfinite(each)] or [math.nan] for some in values]

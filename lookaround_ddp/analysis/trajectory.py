@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 SHARES = (1.0, 0.1, 0.01)  # of the run's learning rate, where none is given
 
 
-def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], world: World) -> None:
+def analyze_trajectory(
+    options: argparse.Namespace, runs: Sequence[Path], configs: Sequence[Config], world: World
+) -> None:
     """Trains on from a checkpoint's mean without average steps, and scores each iteration, for each learning rate."""
     if len(runs) > 1:
         raise UserError(f"one run at a time: {runs[0]} or {runs[1]}?")
@@ -66,11 +68,11 @@ def analyze(options: argparse.Namespace, runs: Sequence[Path], configs: Sequence
             "iterations": options.iterations,
             "images": describe_images(options, scorer),
             "batch_norm": "measured anew" if options.recalibrate else "averaged with the weights",
-            "replicas": [", ".join(map(_name, own)) for own in config.replicas],
+            "replicas": [", ".join(map(_entry_name, own)) for own in config.replicas],
             "curves": curves,
         }
-        _print(numbers)
-        _draw(numbers, output)
+        _print_trajectory(numbers)
+        _draw_trajectory(numbers, output)
         output.write(numbers)
     if all(curve["diverged"] for curve in curves):
         raise FloatingPointError(curves[-1]["diverged"])
@@ -85,11 +87,11 @@ def score_states(scorer: Scorer, states: Sequence[State], world: World) -> list[
     return map_over_ranks(1 + len(states), task, world)
 
 
-def _name(entry: object) -> str:
+def _entry_name(entry: object) -> str:
     return entry if isinstance(entry, str) else "+".join(entry) if isinstance(entry, dict) else str(entry)
 
 
-def _print(numbers: Numbers) -> None:
+def _print_trajectory(numbers: Numbers) -> None:
     table = []
     for curve in numbers["curves"]:
         names = ["mean phi", *(f"replica {place}: {own}" for place, own in enumerate(numbers["replicas"]))]
@@ -101,7 +103,7 @@ def _print(numbers: Numbers) -> None:
             cells = [f"{top1[-1]:.2f}", f"{max(top1):.2f}", f"{nll[-1]:.4g}", f"{lowest:.4g}"]
             table.append([f"{curve['lr']:g}" if place == 0 else "", name, *cells])
     begin = numbers["curves"][0]["mean"][0]
-    print(_titled(numbers))
+    print(_trajectory_title(numbers))
     print_table(("lr", "network", "top-1 %", "at best", "NLL", "at best"), table, left=(1,))
     print(
         "At the end (or the last iteration before a rate diverged), and at the best iteration. The common point: "
@@ -109,30 +111,30 @@ def _print(numbers: Numbers) -> None:
     )
 
 
-def _titled(numbers: Numbers) -> str:
+def _trajectory_title(numbers: Numbers) -> str:
     return (
         f"{numbers['run']}: from the mean after iteration {numbers['checkpoint']}, no average step for "
         f"{numbers['iterations']} iterations; {numbers['images']}, batch-norm: {numbers['batch_norm']}"
     )
 
 
-def _draw(numbers: Numbers, output: Output) -> None:
+def _draw_trajectory(numbers: Numbers, output: Output) -> None:
     curves = numbers["curves"]
     figure = empty_figure(max(4.2 * len(curves), 6), 6.6)
     panels = figure.subplots(2, len(curves), squeeze=False, sharex=True)
     for column, curve in enumerate(curves):
         for row, key in enumerate(("top1", "nll")):
-            _plot(panels[row][column], curve, key, numbers["replicas"])
+            _plot_scores(panels[row][column], curve, key, numbers["replicas"])
         after = f", diverged after {len(curve['mean']) - 1}" if curve["diverged"] else ""
         panels[0][column].set_title(f"learning rate {curve['lr']:g}{after}")
         panels[1][column].set_xlabel("iterations since the common point")
     panels[0][0].set_ylabel("top-1 (%)")
     panels[1][0].set_ylabel("NLL (nats per image)")
     legend_below(figure, panels[0][0])
-    output.draw(figure, _titled(numbers))
+    output.draw(figure, _trajectory_title(numbers))
 
 
-def _plot(axes: Axes, curve: Numbers, key: str, names: Sequence[str]) -> None:
+def _plot_scores(axes: Axes, curve: Numbers, key: str, names: Sequence[str]) -> None:
     for place, name in enumerate(names):
         values = [row[place][key] for row in curve["replicas"]]
         axes.plot(values, color=f"C{place % 10}", lw=1.2, label=without_formulas(f"replica {place}: {name}"))

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lookaround_ddp.averaging.exchange import Part, average_matrices_
+from lookaround_ddp.averaging.exchange import Exchanged, average_matrices_
 from lookaround_ddp.averaging.mean import Write
 from lookaround_ddp.averaging.nodes import matrix_near, shared_parts
 from lookaround_ddp.averaging.outer import OuterStep
@@ -203,7 +203,7 @@ class AverageStep:
         *,
         measure: bool,
         write: Write = "mean",
-        part: Part = "all",
+        part: Exchanged = "all",
     ) -> Tensor | None:
         """Averages the rows.
 

@@ -84,7 +84,7 @@ class Completed:
         return self._result
 
 
-def begin(exchange: Exchange, members: ReplicaGroup, device: torch.device) -> UnderWay:
+def begin_exchange(exchange: Exchange, members: ReplicaGroup, device: torch.device) -> UnderWay:
     """Begins an exchange, in a thread or on a stream where it can overlap what follows; otherwise it has ended."""
     if members.ranks == 1 or members.wire(device) != device:
         return Completed(exchange)

@@ -42,7 +42,7 @@ def check_agreement(
 
 STRUCTURE = "structure of the model (digest)"
 
-SHARDED = (
+SHARDED_ADVICE = (
     "which spreads one replica's weights over its ranks: Lookaround cannot average these; let each rank hold a whole "
     "replica, or train one replica on several ranks with DDP (see `shards`)"
 )
@@ -54,12 +54,12 @@ WRAPPERS = {  # what is wrong with each, and the mend
         "train one replica, wrap it with them as DDP's process_group, give the same group as `shards`, and as `group` "
         "the ranks that hold different replicas"
     ),
-    "FullyShardedDataParallel": SHARDED,
-    "FSDPModule": SHARDED,
+    "FullyShardedDataParallel": SHARDED_ADVICE,
+    "FSDPModule": SHARDED_ADVICE,
 }
 
 
-def check(
+def check_all(
     models: Sequence[nn.Module],
     members: ReplicaGroup,
     optimizers: Sequence[torch.optim.Optimizer],

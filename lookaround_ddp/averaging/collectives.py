@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lookaround_ddp.averaging import mean as within
 from lookaround_ddp.averaging.matrix import UNIT, Matrix
-from lookaround_ddp.averaging.mean import Scratch, Task, blocks, measure, write
+from lookaround_ddp.averaging.mean import Scratch, Task, blocks, measure, write_mean
 from lookaround_ddp.averaging.replica_group import ReplicaGroup, all_gather_
 
 PIECE_BYTES = {
@@ -42,9 +42,11 @@ def mean_by_collectives_(matrix: Matrix, members: ReplicaGroup, task: Task) -> N
             shards.append(_fetch(own, members, *pieces[number + AHEAD]))
         means.append(_give(_means(scratch, shards.popleft().wait(), members.teams), members))
         if number >= AHEAD:
-            _finish(matrix, members, task, pieces[number - AHEAD][0], _whole(means.popleft()).to(own.device))
+            _finish_piece(
+                matrix, members, task, pieces[number - AHEAD][0], _gathered_means(means.popleft()).to(own.device)
+            )
     for start, _ in pieces[len(pieces) - len(means) :]:
-        _finish(matrix, members, task, start, _whole(means.popleft()).to(own.device))
+        _finish_piece(matrix, members, task, start, _gathered_means(means.popleft()).to(own.device))
 
 
 def mean_by_all_reduce_(matrix: Matrix, members: ReplicaGroup, task: Task) -> None:
@@ -55,7 +57,7 @@ def mean_by_all_reduce_(matrix: Matrix, members: ReplicaGroup, task: Task) -> No
     if members.group is not None:
         total = total.to(members.wire(own.device))
         dist.all_reduce(total, group=members.group)
-    _finish(matrix, members, task, task.start, total.div_(len(teams[0])).to(own.device).view(len(teams), -1))
+    _finish_piece(matrix, members, task, task.start, total.div_(len(teams[0])).to(own.device).view(len(teams), -1))
 
 
 def _means(scratch: Scratch, shards: Tensor, teams: list[range]) -> Tensor:
@@ -69,7 +71,7 @@ def _give(means: Tensor, members: ReplicaGroup) -> _Arriving:
     return _Arriving(whole, means, all_gather_(whole.view(-1), means.view(-1), members.group, async_op=True))
 
 
-def _whole(arriving: _Arriving) -> Tensor:
+def _gathered_means(arriving: _Arriving) -> Tensor:
     """Waits for the means of all shards; returns them in order, shape (teams, columns of the piece)."""
     return arriving.wait().transpose(0, 1).flatten(1)
 
@@ -139,7 +141,7 @@ def _fetch(own: Tensor, members: ReplicaGroup, start: int, stop: int) -> _Arrivi
     return _Arriving(shards, sent, work)
 
 
-def _finish(matrix: Matrix, members: ReplicaGroup, task: Task, start: int, means: Tensor) -> None:
+def _finish_piece(matrix: Matrix, members: ReplicaGroup, task: Task, start: int, means: Tensor) -> None:
     """Measures and writes a piece of columns from `start` on, of which all ranks have each team's mean."""
     stop = start + means.shape[1]
     scratch = Scratch(means.dtype, means.device)
@@ -149,7 +151,7 @@ def _finish(matrix: Matrix, members: ReplicaGroup, task: Task, start: int, means
             for low, high in blocks(start, stop, own.device):
                 replicas = dict(enumerate(own[:, low - start : high - start], max(members.first, team.start)))
                 measure(task, matrix, scratch, low, mean[low - start : high - start], replicas)
-        write(own[: 1 if task.write == "first" else None].unbind(0), mean, task)
+        write_mean(own[: 1 if task.write == "first" else None].unbind(0), mean, task)
 
 
 def _hosted(own: Tensor, members: ReplicaGroup, team: range) -> Tensor:

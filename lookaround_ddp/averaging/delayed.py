@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lookaround_ddp.averaging.average_step import AverageStep
-from lookaround_ddp.averaging.background import UnderWay, begin
+from lookaround_ddp.averaging.background import UnderWay, begin_exchange
 from lookaround_ddp.averaging.exchange import average_matrices_
 from lookaround_ddp.averaging.matrix import Matrix
 from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup
@@ -73,7 +73,7 @@ class Corrections:
                 write="difference",
             )
 
-        self._under_way = begin(exchange, self._members, average.device)
+        self._under_way = begin_exchange(exchange, self._members, average.device)
         self._values = [
             rows.parameters_in([matrix.own[hosted] for matrix in self._matrices])
             for hosted in range(self._members.hosted)

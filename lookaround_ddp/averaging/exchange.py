@@ -15,7 +15,7 @@ from lookaround_ddp.averaging.matrix import Matrix
 from lookaround_ddp.averaging.mean import Task, Write, mean_within_reach_
 from lookaround_ddp.averaging.replica_group import ReplicaGroup, size_of, wire
 
-Part = Literal["all", "buffers"]
+Exchanged = Literal["all", "buffers"]
 
 
 def average_matrices_(
@@ -27,7 +27,7 @@ def average_matrices_(
     exact: bool = True,
     measure: bool = False,
     write: Write = "mean",
-    part: Part = "all",
+    part: Exchanged = "all",
 ) -> Tensor | None:
     """Averages rows of one or more dtypes; see `AverageStep.exchange`. Collective."""
     total: Tensor | None = None

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from lookaround_ddp.averaging.average_step import AverageStep
 from lookaround_ddp.averaging.background import background_members
-from lookaround_ddp.averaging.checks import check, check_again
+from lookaround_ddp.averaging.checks import check_again, check_all
 from lookaround_ddp.averaging.delayed import Corrections
 from lookaround_ddp.averaging.nodes import Nodes, nearby
 from lookaround_ddp.averaging.optimizer_state import average_states_, reset_state, same_states
 from lookaround_ddp.averaging.outer import Outer, OuterStep
 from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup, broadcast_, broadcast_to_all_
-from lookaround_ddp.averaging.rounds import K
+from lookaround_ddp.averaging.rounds import RoundLength
 from lookaround_ddp.averaging.tensors import as_list, as_models, local_tensors, preserved
 
 
@@ -95,7 +95,7 @@ class Lookaround:
     def __init__(
         self,
         models: nn.Module | Sequence[nn.Module],
-        k: K = 5,
+        k: RoundLength = 5,
         *,
         start: int = 0,
         group: dist.ProcessGroup | None = None,
@@ -120,7 +120,7 @@ class Lookaround:
         settings: dict[str, Any] = {"k": k, "start": start, "delay": delay, "optimizer_state": optimizer_state}
         settings |= {"buffers": named, "exact": exact, "measure": measure, "outer": outer, "nodes": nodes}
         groups = {"beside": beside, "inside": inside, "shards": shards}
-        self.rounds = check(self.models, self.members, self.optimizers, groups, settings)
+        self.rounds = check_all(self.models, self.members, self.optimizers, groups, settings)
         self.k, self.start, self.delay = self.rounds.k, self.rounds.start, self.rounds.delay
         self.extra_buffers, self.shards = frozenset(named), shards
         self.steps, self._lent = 0, False

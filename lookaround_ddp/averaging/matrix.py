@@ -13,7 +13,7 @@ from lookaround_ddp.averaging.forks import keep_in_children
 from lookaround_ddp.averaging.replica_group import ReplicaGroup
 from lookaround_ddp.averaging.shared_memory import shared_memory
 
-ALIGNMENT = 64  # bytes: a cache line, and what vector units like
+ROW_ALIGNMENT = 64  # bytes: a cache line, and what vector units like
 UNIT = 16  # elements: a rank's share of a row is a multiple of it
 
 
@@ -103,7 +103,7 @@ def laid_out(row: Sequence[Tensor], parameters: int, unit: int) -> tuple[list[Pl
             for number in part:
                 elements = row[number].nbytes // dtype.itemsize
                 places[number] = Place(matrix, columns, columns + elements, number < parameters)
-                columns = _rounded_up(columns + elements, ALIGNMENT // dtype.itemsize)
+                columns = _rounded_up(columns + elements, ROW_ALIGNMENT // dtype.itemsize)
             ends.append(columns)
             columns = _rounded_up(columns, unit)
             ends.append(columns)

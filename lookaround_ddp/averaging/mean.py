@@ -83,7 +83,7 @@ def mean_within_reach_(matrix: Matrix, members: ReplicaGroup, task: Task) -> Non
         for team in teams:
             mean = scratch.mean_of(values[team.start : team.stop])
             measure(task, matrix, scratch, start, mean, {replica: values[replica] for replica in team})
-            write([values[replica] for replica in targets if replica in team], mean, task)
+            write_mean([values[replica] for replica in targets if replica in team], mean, task)
     members.meet()
 
 
@@ -100,7 +100,7 @@ def measure(task: Task, matrix: Matrix, scratch: Scratch, start: int, mean: Tens
             task.squares[start // BLOCK_ELEMENTS, replica] += square
 
 
-def write(values: Sequence[Tensor], mean: Tensor, task: Task) -> None:
+def write_mean(values: Sequence[Tensor], mean: Tensor, task: Task) -> None:
     """Writes the mean of a block into replicas' values of it, as the task says."""
     for value in values:
         new = mean - value if task.write == "difference" else mean

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lookaround_ddp.averaging.matrix import Matrix
-from lookaround_ddp.averaging.mean import BLOCK_ELEMENTS, Task, write
+from lookaround_ddp.averaging.mean import BLOCK_ELEMENTS, Task, write_mean
 from lookaround_ddp.averaging.rows import Rows
 from lookaround_ddp.averaging.tensors import SUM_DTYPES
 
@@ -113,9 +113,9 @@ class OuterStep:
                 task = Task(start, stop, ok=None if ok is None else ok.to(phi.device))
                 replicas, before, v = matrix.own[:, start:stop], phi[start:stop], velocity[start:stop]
                 gradient = before.to(v.dtype) - replicas[0]
-                write([v], v * momentum + gradient, task)
+                write_mean([v], v * momentum + gradient, task)
                 move = gradient + v * momentum if self.settings.nesterov else v
-                write([before, *replicas], (before - move * lr).to(before.dtype), task)
+                write_mean([before, *replicas], (before - move * lr).to(before.dtype), task)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns phi and v, tensors of the shapes of the parameters, the same on all ranks."""

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-ALIGNMENT = 16  # bytes, of the widest dtype
+DTYPE_ALIGNMENT = 16  # bytes, of the widest dtype
 PACKET_BYTES = 64 * 2**20  # of a broadcast
 
 
@@ -192,7 +192,7 @@ def broadcast_to_all_(rows: Sequence[Sequence[Tensor]], group: dist.ProcessGroup
 
 def _broadcast_packed_(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
     """Overwrites tensors by one message."""
-    sizes = [-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors]
+    sizes = [-(-tensor.nbytes // DTYPE_ALIGNMENT) * DTYPE_ALIGNMENT for tensor in tensors]
     packed = torch.empty(sum(sizes), dtype=torch.uint8, device=wire(group, tensors[0].device))
     places = [
         place[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)

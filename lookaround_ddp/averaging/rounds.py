@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 
-K = int | Callable[[int], int] | None
+RoundLength = int | Callable[[int], int] | None
 
 
 def whole(value: object) -> int | None:
@@ -26,10 +26,10 @@ class Rounds:
         ValueError: one of them is no whole number.
     """
 
-    def __init__(self, k: K, start: int, delay: int = 0) -> None:
-        self.k = k if k is None or callable(k) else _whole("k", k, "in a round; None never averages")
-        self.start = _whole("start", start, "before the first round")
-        self.delay = _whole("delay", delay, "until a mean arrives")
+    def __init__(self, k: RoundLength, start: int, delay: int = 0) -> None:
+        self.k = k if k is None or callable(k) else _checked_whole("k", k, "in a round; None never averages")
+        self.start = _checked_whole("start", start, "before the first round")
+        self.delay = _checked_whole("delay", delay, "until a mean arrives")
         self._began = self.start  # steps before the round that is under way, or an earlier one
 
     def length(self, begun: int) -> int | None:
@@ -71,7 +71,7 @@ class Rounds:
         return due
 
 
-def _whole(name: str, value: object, what: str) -> int:
+def _checked_whole(name: str, value: object, what: str) -> int:
     number = whole(value)
     if number is None:
         raise ValueError(f"{name} is {value!r}: give a whole number of steps {what}")

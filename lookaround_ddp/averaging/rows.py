@@ -52,8 +52,8 @@ class Rows:
     def digests(self, tensors: Sequence[Sequence[Tensor]], others: Sequence[Tensor] = ()) -> list[int]:
         """Returns for each hosted replica 32 bits that tell the kinds of its tensors, and of others of this rank."""
         fit = self.fit(tensors)
-        further = _digest(kinds_of(others)) if others else 0
-        return [(self._digest if fit else _digest(kinds_of(row))) ^ further for row in tensors]
+        further = _digest_of_kinds(kinds_of(others)) if others else 0
+        return [(self._digest if fit else _digest_of_kinds(kinds_of(row))) ^ further for row in tensors]
 
     def open(self, parameters: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
         """Makes rows for replicas with such tensors; collective.
@@ -62,7 +62,7 @@ class Rows:
         """
         row = [*parameters, *buffers]
         self._kinds = kinds_of(row)
-        self._digest = _digest(self._kinds)
+        self._digest = _digest_of_kinds(self._kinds)
         self._layouts = self.members.gather_objects([layout_of(tensor) for tensor in row])[0]
         self._where, sizes = laid_out(row, len(parameters), self._parts * UNIT)
         self.matrices, self._memory = allocated(sizes, self.members, shared=self._moves)
@@ -153,7 +153,7 @@ def _sums(matrix: Matrix, of_parameters: bool) -> Tensor:
     return torch.stack(sums) + 0 * own[:, matrix.buffers :].sum(1, dtype=dtype)
 
 
-def _digest(kinds: Sequence[Kind]) -> int:
+def _digest_of_kinds(kinds: Sequence[Kind]) -> int:
     return crc32(repr(kinds).encode())
 
 

@@ -34,7 +34,7 @@ def expect_lost_ranks() -> None:
 
 
 @atexit.register
-def _end() -> None:
+def _end_threads() -> None:
     """Waits for the threads that exchange, and ends gloo's, if the program has not."""
     failed = hasattr(sys, "last_value")  # an exception that nobody caught
     deadline = time.monotonic() + (LOST_RANKS_SECONDS if failed else _exit_seconds)
@@ -52,4 +52,4 @@ def _is_gloo(backends: str) -> bool:
     return "gloo" in backends and "nccl" not in backends
 
 
-os.register_at_fork(after_in_child=lambda: atexit.unregister(_end))  # gloo has no threads in a forked child
+os.register_at_fork(after_in_child=lambda: atexit.unregister(_end_threads))  # gloo has no threads in a forked child

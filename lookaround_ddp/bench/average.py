@@ -24,7 +24,7 @@ from lookaround_ddp.config import ModelConfig
 from lookaround_ddp.errors import is_main_rank
 from lookaround_ddp.models import create_model
 
-CLASSES = 1000
+IMAGENET_CLASSES = 1000
 
 
 WARM_UP_CALLS = 3  # the first call opens connections, and moves PeriodicModelAverager's parameters into its buffer
@@ -39,7 +39,7 @@ EXACT, DISTANCES, INEXACT = "Lookaround", "Lookaround(measure=True)", "Lookaroun
 REFERENCE, BOUND = "PeriodicModelAverager", "bare all_reduce"
 
 
-NOTES = f"""\
+AVERAGE_NOTES = f"""\
 Time of the slowest rank, each repeat started by a barrier; the competitors take turns in every repeat, after
 {WARM_UP_CALLS} calls of each. {EXACT}: average() with its finite check, over parameters and running statistics;
 measure=True adds the replicas' distances to their mean, as the trainer does. {REFERENCE} (PMA):
@@ -49,7 +49,7 @@ rank needed beyond what was resident before the call. Ranks of one machine that 
 in memory that they share, in place of their own. x PMA: ratio of the medians, and of the extra memory."""
 
 
-def report(options: argparse.Namespace) -> Figures:
+def measure_and_print_average(options: argparse.Namespace) -> Figures:
     """Measures the average step, prints the table and returns its figures.
 
     Args:
@@ -59,7 +59,7 @@ def report(options: argparse.Namespace) -> Figures:
         UserError: an unknown model; fewer than 1 rank or repeat.
     """
     machine.at_least({"--ranks": options.ranks, "--repeats": options.repeats}, 1)
-    model = create_model(ModelConfig(name=options.model), CLASSES)
+    model = create_model(ModelConfig(name=options.model), IMAGENET_CLASSES)
     elements = sum(parameter.numel() for parameter in model.parameters())
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     del model
@@ -67,25 +67,25 @@ def report(options: argparse.Namespace) -> Figures:
     setting = describe_ranks(ranks)
     if is_main_rank():
         machine.print_progress(f"average: {ranks} ranks measure, each with {options.model} ...")
-    measured, sizes = _measure(options.model, ranks, options.repeats)
+    measured, sizes = _measure_on_ranks(options.model, ranks, options.repeats)
     figures = {
         "machine": setting,
         "model": options.model,
         "parameters": elements,
         "parameter_bytes": size,
         "repeats": options.repeats,
-        "rows": {name: _row(name, measured) for name in measured},
+        "rows": {name: _average_row(name, measured) for name in measured},
         "cost": cost.cost_figures(sizes, ranks, size) if ranks > 1 else None,
     }
     if is_main_rank():
-        _print(figures)
+        _print_average(figures)
         if ranks > 1:
             step = None if options.step_ms is None else options.step_ms / 1000
             cost.print_cost(figures["cost"], step, options.epoch_steps)
     return figures
 
 
-def _row(name: str, measured: Figures) -> Figures:
+def _average_row(name: str, measured: Figures) -> Figures:
     own, reference = measured[name], measured[REFERENCE]
     milliseconds = machine.spread(own["milliseconds"])
     comparable = own["extra_bytes"] is not None and reference["extra_bytes"]
@@ -97,7 +97,7 @@ def _row(name: str, measured: Figures) -> Figures:
     }
 
 
-def _print(figures: Figures) -> None:
+def _print_average(figures: Figures) -> None:
     machine.print_machine(figures["machine"])
     title = f"Average step of {figures['model']}: {figures['parameters'] / 1e6:.2f} M parameters, "
     title += f"{figures['parameter_bytes'] / 1e6:.1f} MB; n = {figures['repeats']}"
@@ -109,12 +109,12 @@ def _print(figures: Figures) -> None:
         times = machine.spread_cells(row["milliseconds"], 2)
         table.append([name, *times, f"{row['time_ratio']:.2f}", extra, ratio])
     machine.print_figures(("ms", "min", "median", "max", "x PMA", "extra MB", "x PMA"), table)
-    print(NOTES)
+    print(AVERAGE_NOTES)
 
 
-def _measure(model: str, ranks: int, repeats: int) -> tuple[Figures, Figures]:
+def _measure_on_ranks(model: str, ranks: int, repeats: int) -> tuple[Figures, Figures]:
     """Returns milliseconds and extra bytes by competitor, and milliseconds by megabytes."""
-    everyone = on_ranks(_measured, ranks, model, repeats)
+    everyone = on_ranks(_measured_on_rank, ranks, model, repeats)
     milliseconds = slowest([times for times, _, _ in everyone])
     figures = {}
     for name in milliseconds:
@@ -127,12 +127,12 @@ def _measure(model: str, ranks: int, repeats: int) -> tuple[Figures, Figures]:
     return figures, slowest([sizes for _, _, sizes in everyone])
 
 
-def _measured(
+def _measured_on_rank(
     device: torch.device, name: str, repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, list[int | None]], dict[str, list[float]]]:
     """Measures on one rank: milliseconds and extra bytes of each competitor's calls, and milliseconds by megabytes."""
-    model = create_model(ModelConfig(name=name), CLASSES).to(device)
-    competitors = _competitors(model, device)
+    model = create_model(ModelConfig(name=name), IMAGENET_CLASSES).to(device)
+    competitors = _averagers(model, device)
     for _ in range(WARM_UP_CALLS):
         for call in competitors.values():
             call()
@@ -145,7 +145,7 @@ def _measured(
     return milliseconds, extra, cost.measure_sizes(device, repeats) if dist.get_world_size() > 1 else {}
 
 
-def _competitors(model: nn.Module, device: torch.device) -> dict[str, Callable[[], object]]:
+def _averagers(model: nn.Module, device: torch.device) -> dict[str, Callable[[], object]]:
     """Makes the calls that average the ranks' models, by competitor."""
     theirs = copy.deepcopy(model)  # PeriodicModelAverager replaces each parameter's memory
     for parameter in theirs.parameters():

@@ -45,10 +45,10 @@ def main(
     data = open_data(options)
     batches = batches_of(data, options, device)
     model = make_network(data, options).to(device).to(memory_format=layout)
-    print(json.dumps(train(model, batches, options, layout)))
+    print(json.dumps(train_bare(model, batches, options, layout)))
 
 
-def train(
+def train_bare(
     model: nn.Module, batches: Iterator[Any], options: argparse.Namespace, layout: torch.memory_format
 ) -> dict[str, float]:
     """Trains; returns the seconds after the warm-up, and the mean loss."""
@@ -67,7 +67,7 @@ def open_data(options: argparse.Namespace) -> datasets.Dataset:
     return datasets.open_dataset(config, seed=0)
 
 
-def batches_of(data: datasets.Dataset, options: argparse.Namespace, device: torch.device) -> Iterator[Any]:
+def batches_by_image(data: datasets.Dataset, options: argparse.Namespace, device: torch.device) -> Iterator[Any]:
     """Yields batches for ever, made image by image."""
     return endless(make_loader(data, options, device))
 
@@ -150,4 +150,4 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main(__doc__, batches_of)
+    main(__doc__, batches_by_image)

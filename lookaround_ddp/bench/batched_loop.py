@@ -19,7 +19,9 @@ from lookaround_ddp.data import Dataset
 from lookaround_ddp.data.device import pixels
 
 
-def batches_of(data: Dataset, options: argparse.Namespace, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def batches_on_device(
+    data: Dataset, options: argparse.Namespace, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields normalized batches for ever, shuffled, each image shifted by up to an eighth of its side and flipped."""
     pad = data.size // 8
     stored = F.pad(pixels(data.train, device), (pad, pad, pad, pad))
@@ -37,4 +39,4 @@ def batches_of(data: Dataset, options: argparse.Namespace, device: torch.device)
 
 
 if __name__ == "__main__":
-    main(__doc__, batches_of)
+    main(__doc__, batches_on_device)

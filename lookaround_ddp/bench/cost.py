@@ -24,7 +24,7 @@ RANKS = (8, 32, 128, 1024)
 ROUNDS = (1, 5, 10, 50)
 
 
-NOTES = """\
+COST_NOTES = """\
 Fitted: seconds = latency + bytes / bandwidth, through the medians of the exact average of 1 to 64 MB. For W ranks,
 of which W0 were measured, the ring model: latency times (W - 1) / (W0 - 1), and bytes / bandwidth times (1 - 1/W) /
 (1 - 1/W0). It takes each rank to have a link of its own like the measured ones: ranks that share one machine's memory
@@ -106,4 +106,8 @@ def print_cost(found: Figures, step: float | None, epoch: int) -> None:
         shares = [] if step is None else [seconds / (seconds + k * step) for k in rounds.values()]
         table.append([ranks, f"{1000 * seconds:.1f}", *(f"{100 * share:.1f} %" for share in shares)])
     print_figures(["ranks", "average, ms", *(rounds if step is not None else ())], table)
-    print(NOTES if step is not None else NOTES.partition(" The columns")[0] + " --step-ms MS adds what a round pays.")
+    print(
+        COST_NOTES
+        if step is not None
+        else COST_NOTES.partition(" The columns")[0] + " --step-ms MS adds what a round pays."
+    )

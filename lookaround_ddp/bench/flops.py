@@ -44,7 +44,7 @@ def product_speed(device: torch.device, precision: str = "fp32") -> float | None
     try:
         with _like_convolutions() if device.type == "cuda" else one_thread():
             left, right = torch.randn(2, side, side, device=device, dtype=dtype)
-            return 2 * side**3 / _seconds(left, right)
+            return 2 * side**3 / _product_seconds(left, right)
     except RuntimeError:  # out of memory
         return None
 
@@ -68,7 +68,7 @@ def _like_convolutions() -> Iterator[None]:
         products.fp32_precision = before
 
 
-def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
+def _product_seconds(left: torch.Tensor, right: torch.Tensor) -> float:
     """Measures the seconds of one product."""
     result = left @ right  # the first one allocates and plans
     start, count, passed = now(left.device), 0, 0.0

@@ -21,11 +21,11 @@ from lookaround_ddp.bench import figures as machine
 from lookaround_ddp.bench.figures import Figures, in_turn, now
 from lookaround_ddp.bench.throughput import LEAST_SECONDS, Competitors, images_per_second, processes_name
 from lookaround_ddp.config import AugmentConfig, ModelConfig
-from lookaround_ddp.data import Dataset, Files, Iterations, Plan, train_pipelines
+from lookaround_ddp.data import BatchPlan, Dataset, Files, Iterations, train_pipelines
 from lookaround_ddp.data.device import one_thread
 from lookaround_ddp.models import autocast, create_model
 
-IMAGES, WIDTH, HEIGHT, QUALITY = 64, 500, 375, 90
+FILE_COUNT, WIDTH, HEIGHT, QUALITY = 64, 500, 375, 90
 
 
 DETAILS = {4: 90, 16: 40, 64: 24, 256: 48}  # bumps across a picture -> how high they are, in grey values
@@ -37,13 +37,13 @@ SIDE, CLASSES = 224, 1000
 CPU_BATCH = 8  # images of a batch if a CPU decodes or trains; with a larger one, a figure would take seconds
 
 
-PIL, TENSORS, GPU = "PIL, 1 core", "torchvision, 1 core", "torchvision, GPU"
+PIL, TENSORS, TENSORS_ON_GPU = "PIL, 1 core", "torchvision, 1 core", "torchvision, GPU"
 
 
-NOTES = f"""\
-{IMAGES} made-up JPEG files of {WIDTH} x {HEIGHT} pixels, quality {QUALITY}, read from the page cache, decoded, a random
-box of each resized to {SIDE} x {SIDE} and perhaps flipped; images/s that arrive in the training process when it does
-nothing else. PIL: data.pipeline=workers, in the training process or in as many loader processes as stand there.
+JPEG_NOTES = f"""\
+{FILE_COUNT} made-up JPEG files of {WIDTH} x {HEIGHT} pixels, quality {QUALITY}, read from the page cache, decoded, a
+random box of each resized to {SIDE} x {SIDE} and perhaps flipped; images/s that arrive in the training process when
+it does nothing else. PIL: data.pipeline=workers, in that process or in as many loader processes as stand there.
 torchvision: io.decode_jpeg, then transforms v2 on each tensor; GPU: a list of files at once (nvJPEG), cropped there.
 The last row is what training takes: steps of the network on random images that lie on the device, in fp32 with all
 threads on a CPU, in bf16 and channels_last on a GPU. Ratio: to that row; below 1, the network starves. On a CPU, the
@@ -58,11 +58,11 @@ def check_model(consumer: str) -> None:
 def measure_jpegs(consumer: str, batch_size: int, workers: int, rounds: int) -> Figures:
     """Measures all competitors and the model that consumes the images."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batch_sizes = {"cpu": min(batch_size, CPU_BATCH), "cuda": min(batch_size, IMAGES)}
+    batch_sizes = {"cpu": min(batch_size, CPU_BATCH), "cuda": min(batch_size, FILE_COUNT)}
     training = f"training: {consumer}"
     with tempfile.TemporaryDirectory(prefix="lookaround_bench_") as folder:
-        paths = write_jpegs(Path(folder), IMAGES)
-        competitors = _competitors(paths, batch_sizes, workers)
+        paths = write_jpegs(Path(folder), FILE_COUNT)
+        competitors = _decoders(paths, batch_sizes, workers)
         competitors[training] = _consumer(consumer, batch_size if device.type == "cuda" else CPU_BATCH, device)
         speeds = in_turn(competitors, rounds)
         sizes = [path.stat().st_size for path in paths]
@@ -107,19 +107,19 @@ class Decoded(data.Dataset[torch.Tensor]):
         return torch.stack([self.crop(image) for image in images])
 
 
-def _competitors(paths: list[Path], batch_sizes: dict[str, int], workers: int) -> Competitors:
+def _decoders(paths: list[Path], batch_sizes: dict[str, int], workers: int) -> Competitors:
     small, large = batch_sizes["cpu"], batch_sizes["cuda"]
     split, half = Files([str(path) for path in paths], [0] * len(paths)), (0.5, 0.5, 0.5)
     dataset = Dataset(split, split, CLASSES, 3, SIDE, None, half, half, AutoAugmentPolicy.IMAGENET)
     pipelines = train_pipelines(AugmentConfig(), ["random_resized_crop+hflip"], dataset, 0.0)
-    by_image = Iterations(split, Plan(len(paths), small, 0, shared=True, drop_last=True), {0: pipelines})
+    by_image = Iterations(split, BatchPlan(len(paths), small, 0, shared=True, drop_last=True), {0: pipelines})
     result: Competitors = {
         PIL: partial(images_per_second, by_image, small, 0),
         f"PIL, {processes_name(workers)}": partial(images_per_second, by_image, small, workers),
         TENSORS: _on_one_thread(partial(images_per_second, Decoded(paths, small, torch.device("cpu")), small, 0)),
     }
     if torch.cuda.is_available():
-        result[GPU] = partial(images_per_second, Decoded(paths, large, torch.device("cuda")), large, 0)
+        result[TENSORS_ON_GPU] = partial(images_per_second, Decoded(paths, large, torch.device("cuda")), large, 0)
     return result
 
 
@@ -165,4 +165,4 @@ def print_jpegs(figures: Figures) -> None:
         for name, row in figures["rows"].items()
     ]
     machine.print_figures((first, "min", "median", "max", "ratio", "of rounds"), table)
-    print(NOTES)
+    print(JPEG_NOTES)

@@ -30,11 +30,11 @@ from lookaround_ddp.bench.figures import now
 
 def main() -> None:
     """Trains, and prints the seconds after the warm-up as JSON."""
-    seconds, loss, _ = train(parse())
+    seconds, loss, _ = train_original(parse_options())
     print(json.dumps({"seconds": seconds, "loss": loss}))
 
 
-def train(options: argparse.Namespace) -> tuple[float, float, list[nn.Module]]:
+def train_original(options: argparse.Namespace) -> tuple[float, float, list[nn.Module]]:
     """Trains; returns the seconds after the warm-up, the mean loss of all updates, and the networks."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
@@ -48,13 +48,13 @@ def train(options: argparse.Namespace) -> tuple[float, float, list[nn.Module]]:
         for model, optimizer, batches in zip(models, optimizers, streams, strict=True):
             total += update(model, optimizer, next(batches), layout, options.precision)
         if iteration % options.k == 0:
-            average(models)
+            average_models(models)
         if iteration == options.warm_up:
             start = now(device)
     return now(device) - start, total.item() / (options.iterations * options.replicas), models
 
 
-def average(models: Sequence[nn.Module]) -> None:
+def average_models(models: Sequence[nn.Module]) -> None:
     """Loads the mean of the models' state dicts into each of them; counters, which are integers, are rounded down."""
     states = [model.state_dict() for model in models]
     mean = {name: sum(state[name] for state in states) / len(states) for name in states[0]}
@@ -62,7 +62,7 @@ def average(models: Sequence[nn.Module]) -> None:
         model.load_state_dict(mean)
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--k", type=int, default=5)

@@ -10,10 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from lookaround_ddp.bench import figures as machine
-from lookaround_ddp.errors import UserError
-
-MISTAKE = 2  # the exit status of a user's mistake
-
+from lookaround_ddp.errors import MISTAKE, UserError
 
 GRACE = 15  # seconds that torchrun has to end its ranks
 
@@ -36,7 +33,7 @@ def run_module(arguments: Sequence[str]) -> str:
     try:
         output, errors = process.communicate()
     finally:
-        _end(process)
+        _end_process(process)
     if process.returncode == 0:
         return output
     mistakes = [line for line in errors.splitlines() if line.startswith("error: ")]
@@ -45,7 +42,7 @@ def run_module(arguments: Sequence[str]) -> str:
     raise RuntimeError(f"python -m {' '.join(arguments)} failed with {process.returncode}:\n{errors[-4000:]}")
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end_process(process: subprocess.Popen[str]) -> None:
     """Ends a process that still runs, and its children: torchrun's ranks are in sessions of their own."""
     if process.poll() is not None:
         return

@@ -22,20 +22,20 @@ from lookaround_ddp.config import ModelConfig
 from lookaround_ddp.errors import UserError, is_main_rank
 from lookaround_ddp.models import create_model
 
-CLASSES = 100
+CIFAR_CLASSES = 100
 
 
 NEVER, WAITED = "never averaged", "waited for"
 
 
-NOTES = """\
+ROUND_NOTES = """\
 A round is an average step and the k training steps that follow, on random images; with --wait-ms, steps that only wait,
 and leave the cores free. Time of the slowest rank; the competitors take turns. Average: what a round takes beyond the
 same steps without an average, median of the differences within each repeat. A delay is another algorithm: the mean
 comes so many steps later, as a correction, and is exchanged meanwhile. Hidden: 1 - average / that of "waited for"."""
 
 
-def report(options: argparse.Namespace) -> Figures:
+def measure_and_print_rounds(options: argparse.Namespace) -> Figures:
     """Measures rounds, prints the table and returns its figures.
 
     Args:
@@ -49,7 +49,7 @@ def report(options: argparse.Namespace) -> Figures:
     if options.wait_ms is not None and options.wait_ms <= 0:
         raise UserError(f"--wait-ms is {options.wait_ms:g}: give the milliseconds of a step, more than 0")
     ranks = job_size(options.ranks)
-    create_model(ModelConfig(name=options.round_model), CLASSES)  # a name that is unknown, before ranks start
+    create_model(ModelConfig(name=options.round_model), CIFAR_CLASSES)  # a name that is unknown, before ranks start
     setting = describe_ranks(ranks)
     if is_main_rank():
         machine.print_progress(f"round: {ranks} ranks measure, each with {options.round_model} ...")
@@ -61,7 +61,7 @@ def report(options: argparse.Namespace) -> Figures:
         options.repeats,
         options.wait_ms,
     )
-    times = slowest(on_ranks(_measured, ranks, *workload))
+    times = slowest(on_ranks(_measured_rounds, ranks, *workload))
     costs = {name: added(values, times[NEVER]) for name, values in times.items()}
     rows = {}
     for name, values in times.items():
@@ -73,7 +73,7 @@ def report(options: argparse.Namespace) -> Figures:
     names = ("model", "size", "batch_size", "k", "repeats", "wait_ms")
     figures = {"machine": setting, **dict(zip(names, workload, strict=True)), "rows": rows}
     if is_main_rank():
-        _print(figures)
+        _print_rounds(figures)
     return figures
 
 
@@ -82,14 +82,14 @@ def added(values: Sequence[float], to: Sequence[float]) -> float:
     return statistics.median(value - reference for value, reference in zip(values, to, strict=True))
 
 
-def _measured(
+def _measured_rounds(
     device: torch.device, name: str, size: int, batch_size: int, k: int, repeats: int, wait: float | None
 ) -> dict[str, list[float]]:
     """Measures, on one rank, milliseconds of a round of each competitor."""
     torch.manual_seed(0)
-    model = create_model(ModelConfig(name=name), CLASSES).to(device)
+    model = create_model(ModelConfig(name=name), CIFAR_CLASSES).to(device)
     images = torch.randn(batch_size, 3, size, size, device=device)
-    labels = torch.randint(CLASSES, (batch_size,), device=device)
+    labels = torch.randint(CIFAR_CLASSES, (batch_size,), device=device)
 
     def competitor(period: int | None, **options: Any) -> Callable[[], None]:
         own = copy.deepcopy(model)  # each moves its model into its storage
@@ -97,7 +97,7 @@ def _measured(
         if wait is not None:
             return functools.partial(_round, around, functools.partial(time.sleep, wait / 1000), k)
         optimizer = torch.optim.SGD(own.parameters(), lr=1e-3, momentum=0.9)
-        step = functools.partial(_step, own, optimizer, images, labels)
+        step = functools.partial(_training_step, own, optimizer, images, labels)
         return functools.partial(_round, around, step, k)
 
     competitors = {NEVER: competitor(None), WAITED: competitor(k)}
@@ -109,7 +109,9 @@ def _measured(
     return milliseconds_in_turn(competitors, repeats, device)
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor) -> None:
+def _training_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor
+) -> None:
     optimizer.zero_grad()
     cross_entropy(model(images), labels).backward()
     optimizer.step()
@@ -125,7 +127,7 @@ def _round(around: Lookaround, step: Callable[[], None], k: int) -> None:
             around.step()
 
 
-def _print(figures: Figures) -> None:
+def _print_rounds(figures: Figures) -> None:
     machine.print_machine(figures["machine"])
     what = f"{figures['batch_size']} images of {figures['size']} px a step"
     if figures["wait_ms"] is not None:
@@ -137,4 +139,4 @@ def _print(figures: Figures) -> None:
         hidden = "-" if row["hidden"] is None else f"{100 * row['hidden']:.0f} %"
         table.append([name, *machine.spread_cells(row["milliseconds"], 0), average, hidden])
     machine.print_figures(("ms", "min", "median", "max", "average", "hidden"), table)
-    print(NOTES)
+    print(ROUND_NOTES)

@@ -34,16 +34,16 @@ def images_per_second(batches: data.Dataset[Any], batch_size: int, workers: int)
     with closing(arriving):  # type: ignore[type-var]  # load is a generator: closing it ends the workers
         for _ in islice(arriving, ahead):
             pass
-        _finish()
+        _finish_run()
         start = time.perf_counter()
         for number in count(1):
             next(arriving)
             if time.perf_counter() - start >= LEAST_SECONDS and number >= ahead:
                 break
-        _finish()
+        _finish_run()
         return number * batch_size / (time.perf_counter() - start)
 
 
-def _finish() -> None:
+def _finish_run() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -18,11 +18,11 @@ from lookaround_ddp.bench.bare_loop import endless, main, make_loader
 from lookaround_ddp.data import Dataset
 
 
-def batches_of(data: Dataset, options: argparse.Namespace, device: torch.device) -> Iterator[Any]:
+def batches_of_timm(data: Dataset, options: argparse.Namespace, device: torch.device) -> Iterator[Any]:
     """Yields batches for ever, normalized on the device."""
     loader = make_loader(data, options, device, fast_collate)
     return endless(PrefetchLoader(loader, mean=data.mean, std=data.std, channels=data.channels, device=device))
 
 
 if __name__ == "__main__":
-    main(__doc__, batches_of)
+    main(__doc__, batches_of_timm)

@@ -19,7 +19,7 @@ from lookaround_ddp.bench import flops
 from lookaround_ddp.bench.figures import Figures
 from lookaround_ddp.bench.processes import run_module
 from lookaround_ddp.bench.ranks import refuse_job
-from lookaround_ddp.bench.workload import WARM_UP, K, Workload, planned
+from lookaround_ddp.bench.workload import AVERAGE_EVERY, WARM_UP, Workload, planned
 
 TRAINER, BARE, TIMM, BATCHED = "trainer, d = 1", "bare loop", "timm's loader", "batched loop"
 
@@ -30,17 +30,17 @@ ORIGINAL, ONE_RANK, TWO_RANKS = "original, d = 2", "trainer, d = 2, 1 rank", "tr
 REFERENCES = {TRAINER: BARE, TIMM: BARE, BATCHED: BARE, TWO_RANKS: ONE_RANK}
 
 
-NOTES = f"""\
-Images/s of all d replicas together after {WARM_UP} iterations of warm-up, without evaluation and checkpoints; n fresh
-processes each, which take turns. Bare loop: lookaround_ddp/bench/bare_loop.py, a loop as one writes it by hand,
-with the same network, images, augmentation, optimizer, batch size and threads; timm_loop.py: with timm's loader;
-batched_loop.py: bytes on the device, cropped and flipped as a batch. Original: original_loop.py, which does in one
-process what the published code does: d networks in turn, for each a loader with as many workers, PIL, state dicts
-averaged every {K} iterations. Ratio: of d = 1 to the bare loop, 2 ranks to 1 rank; times as fast: as the original; of
-the medians, and the smallest and largest of a round. MFU: the operations of forward and backward (PyTorch's
-FlopCounterMode: matrix products and convolutions) over those that the processes' cores or GPUs do in matrix products of
-this precision (fp32 on a GPU as its convolutions are, TF32), measured in this run, in turn with the others. On a GPU
-the trainer takes deterministic kernels, unless --fast-kernels, and the loops PyTorch's default."""
+TRAINING_NOTES = f"""\
+Images/s of all d replicas together after {WARM_UP} iterations of warm-up, without evaluation and checkpoints; n
+fresh processes each, which take turns. Bare loop: lookaround_ddp/bench/bare_loop.py, a loop as one writes it by
+hand, with the same network, images, augmentation, optimizer, batch size and threads; timm_loop.py: with timm's
+loader; batched_loop.py: bytes on the device, cropped and flipped as a batch. Original: original_loop.py, which does
+in one process what the published code does: d networks in turn, for each a loader with as many workers, PIL, state
+dicts averaged every {AVERAGE_EVERY} iterations. Ratio: of d = 1 to the bare loop, 2 ranks to 1 rank; times as fast:
+as the original; of the medians, and the smallest and largest of a round. MFU: the operations of forward and backward
+(PyTorch's FlopCounterMode: matrix products and convolutions) over those that the processes' cores or GPUs do in
+matrix products of this precision (fp32 on a GPU as its convolutions are, TF32), measured in this run, in turn with
+the others. On a GPU the trainer takes deterministic kernels, unless --fast-kernels, and the loops PyTorch's default."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Contest:
     run: Callable[[Path], float]
 
 
-def report(options: argparse.Namespace) -> Figures:
+def measure_and_print_training(options: argparse.Namespace) -> Figures:
     """Measures the trainer, prints the table and returns its figures.
 
     Args:
@@ -75,7 +75,7 @@ def report(options: argparse.Namespace) -> Figures:
     gpus = min(2, torch.cuda.device_count())
     setting = machine.describe_machine("nccl" if gpus == 2 else "gloo", "1 and 2", 1, gpus)
     with machine.ended_tidily(), tempfile.TemporaryDirectory(prefix="lookaround_bench_") as folder:
-        seconds, peaks = _measure(workload, options.rounds, Path(folder))
+        seconds, peaks = _measure_contests(workload, options.rounds, Path(folder))
     figures = {
         "machine": setting,
         "model": workload.model,
@@ -93,16 +93,16 @@ def report(options: argparse.Namespace) -> Figures:
         "rounds": options.rounds,
         "flops_per_image": operations,
         "peak": {"precision": workload.precision, "flops_per_second": machine.spread(peaks) if peaks else None},
-        "rows": _rows(workload, seconds, operations, peaks, gpus),
+        "rows": _contest_rows(workload, seconds, operations, peaks, gpus),
     }
-    _print(figures)
+    _print_training(figures)
     return figures
 
 
 def _contests(workload: Workload) -> dict[str, Contest]:
     loops = "lookaround_ddp.bench."
     own = workload.loop_arguments()
-    original = [f"{loops}original_loop", *own, "--replicas=2", f"--k={K}"]
+    original = [f"{loops}original_loop", *own, "--replicas=2", f"--k={AVERAGE_EVERY}"]
     return {
         TRAINER: Contest(1, 1, partial(_trainer, workload, 1, 1)),
         BARE: Contest(1, 1, partial(_loop, [f"{loops}bare_loop", *own])),
@@ -114,7 +114,7 @@ def _contests(workload: Workload) -> dict[str, Contest]:
     }
 
 
-def _measure(workload: Workload, rounds: int, folder: Path) -> tuple[dict[str, list[float]], list[float]]:
+def _measure_contests(workload: Workload, rounds: int, folder: Path) -> tuple[dict[str, list[float]], list[float]]:
     """Measures seconds of each contest, and operations a second of matrix products; no peaks if it cannot."""
     contests = _contests(workload)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -150,7 +150,7 @@ def _loop(arguments: Sequence[str], out: Path) -> float:
     return float(json.loads(run_module(arguments).splitlines()[-1])["seconds"])
 
 
-def _rows(
+def _contest_rows(
     workload: Workload,
     seconds: Mapping[str, list[float]],
     operations: int | None,
@@ -177,7 +177,7 @@ def _rows(
     return rows
 
 
-def _print(figures: Figures) -> None:
+def _print_training(figures: Figures) -> None:
     machine.print_machine(figures["machine"])
     parts = [f"{figures['model']} on {figures['data']}", f"batches of {figures['batch_size']}"]
     parts += [
@@ -201,7 +201,7 @@ def _print(figures: Figures) -> None:
     ]
     first = f"s for {figures['iterations'] - figures['warm_up']} iterations"
     machine.print_figures((first, "min", "median", "max", "times as fast", "of rounds"), table)
-    print(NOTES)
+    print(TRAINING_NOTES)
 
 
 def _operations(figures: Figures) -> str:

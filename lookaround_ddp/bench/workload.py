@@ -17,7 +17,7 @@ from lookaround_ddp.models import create_model
 WARM_UP = 10  # iterations that are not counted: loader processes start, memory is allocated
 
 
-K = 5  # iterations between averages, the default of the authors' command line
+AVERAGE_EVERY = 5  # iterations between averages, the default of the authors' command line
 
 
 BEYOND_THE_END = "1000000.0"  # epochs between evaluations and checkpoints; the trainer does both once, at the end
@@ -62,7 +62,7 @@ class Workload:
             "replicas": [own] * replicas,
             "optimizer.lr": 0.05,
             "schedule.name": "constant",
-            "average.k": K,
+            "average.k": AVERAGE_EVERY,
             "record.every": WARM_UP,
         }
         never = [f"evaluate.every={BEYOND_THE_END}", f"checkpoint.every={BEYOND_THE_END}"]

@@ -1,6 +1,6 @@
 """What a run leaves on disk, whole or not at all."""
 
-from lookaround_ddp.checkpoint.checkpoints import Checkpoints, State
+from lookaround_ddp.checkpoint.checkpoints import Checkpoints, RunState
 from lookaround_ddp.checkpoint.digests import file_digest
 from lookaround_ddp.checkpoint.made import check_free, check_network, save_made
 from lookaround_ddp.checkpoint.model_file import load_model, load_state, read_network, save_model
@@ -35,7 +35,7 @@ __all__ = [
     "TRAJECTORY",
     "Checkpoints",
     "Part",
-    "State",
+    "RunState",
     "check_free",
     "check_network",
     "check_shipped",

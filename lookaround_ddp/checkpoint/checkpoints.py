@@ -21,16 +21,16 @@ from lookaround_ddp.files import link, make_folder, remove, sync, write, write_a
 CHECKPOINTS = "checkpoints"  # the folder of a run that has them
 
 
-State = dict[str, Any]  # of a run, JSON-able: what a checkpoint holds beside the replicas
+RunState = dict[str, Any]  # of a run, JSON-able: what a checkpoint holds beside the replicas
 
 
 @dataclass(frozen=True)
-class UnderWay:
+class PendingCheckpoint:
     """A checkpoint whose files are being written."""
 
     temporary: Path
     final: Path
-    state: State
+    state: RunState
     writer: Writer
 
 
@@ -51,10 +51,10 @@ class Checkpoints:
 
     def __init__(self, run: Path, keep: int, world: World, warn: Callable[[str], None]) -> None:
         self.folder, self.keep, self.world, self.warn = run / CHECKPOINTS, keep, world, warn
-        self.under_way: UnderWay | None = None
+        self.under_way: PendingCheckpoint | None = None
         self.seconds = 0.0  # that this rank took to write its files of the checkpoint before
 
-    def begin(self, iteration: int, parts: Mapping[str, Part], state: State, beside: Sequence[Path] = ()) -> None:
+    def begin(self, iteration: int, parts: Mapping[str, Part], state: RunState, beside: Sequence[Path] = ()) -> None:
         """Begins a checkpoint of the parts as they are now, after the one that is under way is whole; collective.
 
         The training may go on, and change them, while the files are written.
@@ -82,7 +82,7 @@ class Checkpoints:
                         link(path, temporary / path.name)
         state = snapshot({**state, "iteration": iteration})
         writer = Writer(temporary, parts, self.world.device)
-        self.under_way = UnderWay(temporary, self.folder / str(iteration), state, writer)
+        self.under_way = PendingCheckpoint(temporary, self.folder / str(iteration), state, writer)
 
     @property
     def written(self) -> bool:
@@ -113,7 +113,7 @@ class Checkpoints:
                 shutil.rmtree(self.under_way.temporary, ignore_errors=True)
             self.under_way = None
 
-    def _finish(self, under_way: UnderWay) -> None:
+    def _finish(self, under_way: PendingCheckpoint) -> None:
         """Waits for the files of all ranks, and renames their folder; collective."""
         digests: dict[str, str] = {}
         with self.world.together():
@@ -207,7 +207,7 @@ class Checkpoints:
         """Warns that a damaged checkpoint is not used."""
         self.warn(f"checkpoint {iteration} is damaged ({problem}): passed over for the one before")
 
-    def _rename(self, under_way: UnderWay, digests: Mapping[str, str]) -> None:
+    def _rename(self, under_way: PendingCheckpoint, digests: Mapping[str, str]) -> None:
         """Writes run.json, renames the folder, moves LATEST and deletes old checkpoints; on rank 0 alone."""
         temporary, final, state = under_way.temporary, under_way.final, {**under_way.state, "files": digests}
         missing = [name for name in digests if not (temporary / name).is_file()]

@@ -70,7 +70,7 @@ def load_part(path: Path) -> Any:
     except (UnpicklingError, EOFError, RuntimeError) as error:
         raise UserError(
             f"{path} is refused, and nothing in it was run: its checksum is right, but this package writes tensors "
-            f"and plain values alone ({_line(error)}); delete the checkpoint if you do not know who made it"
+            f"and plain values alone ({_short_message(error)}); delete the checkpoint if you do not know who made it"
         ) from None
 
 
@@ -81,11 +81,11 @@ def restore_part(path: Path, part: Part) -> None:
         part.load_state_dict(state)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(
-            f"{path} does not fit this run ({type(error).__name__}: {_line(error)}): was another version of this "
-            "package its maker? Train in another `out`"
+            f"{path} does not fit this run ({type(error).__name__}: {_short_message(error)}): was another version of "
+            "this package its maker? Train in another `out`"
         ) from None
 
 
-def _line(error: Exception) -> str:
+def _short_message(error: Exception) -> str:
     """Returns the error's message in one short line."""
     return shortened(" ".join(str(error).split()), 150)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lookaround_ddp.checkpoint.checkpoints import CHECKPOINTS, State, checkpoints_in, inspect
+from lookaround_ddp.checkpoint.checkpoints import CHECKPOINTS, RunState, checkpoints_in, inspect
 from lookaround_ddp.checkpoint.digests import file_digest, json_digest
 from lookaround_ddp.checkpoint.model_file import read_metadata
 from lookaround_ddp.checkpoint.run_folder import BEST, METRICS, MODEL, RESULT, TRAJECTORY, member_files
@@ -21,20 +21,20 @@ from lookaround_ddp.files import write_atomically
 FILES, DIGEST = "files", "digest"  # in result.json: the checksums of other files, and its own
 
 
-def write_result(config: Config, result: State) -> State:
+def write_result(config: Config, result: RunState) -> RunState:
     """Writes result.json into the folder of a run that has left everything else there.
 
     Adds the config's values, the SHA-256 of the other files, and one of itself. Returns what it holds, but the last.
     """
     run = Path(config.out)
-    digests = {name: file_digest(run / name) for name in _files(config)}
+    digests = {name: file_digest(run / name) for name in _files_left(config)}
     whole = {**result, "config": config.identity(), FILES: digests}
     text = json.dumps({**whole, DIGEST: json_digest(whole)}, indent=1)
     write_atomically(run / RESULT, text.encode())
     return whole
 
 
-def read_result(run: Path) -> State | None:
+def read_result(run: Path) -> RunState | None:
     """Returns what result.json of a run's folder holds; None if there is none.
 
     Raises:
@@ -58,7 +58,7 @@ def read_result(run: Path) -> State | None:
     return result
 
 
-def missing_files(run: Path, result: State) -> list[str]:
+def missing_files(run: Path, result: RunState) -> list[str]:
     """Returns the names of the files that a finished run left, by its result, and that are no longer there."""
     return [name for name in result.get(FILES, {}) if not (run / name).exists()]
 
@@ -72,14 +72,14 @@ def check_shipped(config: Config) -> None:
     run = Path(config.out)
     result = read_result(run) or {}
     for name, values in _made_with(config, result):
-        changes = list(changed_keys(_identity(values, run / name), config.identity()))
+        changes = list(changed_keys(_identifying_values(values, run / name), config.identity()))
         if changes:
             raise UserError(
                 f"{run / name} and {run / 'config.yaml'} are not of one run ({shortened('; '.join(changes))}): put "
                 "back the one that was changed; other values to evaluate with go on the command line"
             )
     digests = result.get(FILES)
-    for name in _files(config):
+    for name in _files_left(config):
         if digests is not None and (not isinstance(digests, dict) or digests.get(name) != file_digest(run / name)):
             raise UserError(
                 f"{run / name} is not what the run left (its checksum differs): put that back, or delete it and "
@@ -98,19 +98,19 @@ def pipeline_before(run: Path) -> str | None:
     return None if made is None else made["data"].get("pipeline", "workers")
 
 
-def _files(config: Config) -> list[str]:
+def _files_left(config: Config) -> list[str]:
     """Returns the names of the files that are there of a finished run, but for result.json."""
     run = Path(config.out)
     names = [MODEL, TRAJECTORY, BEST, *(str(path.relative_to(run)) for path in member_files(config)), METRICS]
     return [name for name in names if (run / name).is_file()]
 
 
-def _made_with(config: Config, result: State) -> Iterator[tuple[str, Any]]:
+def _made_with(config: Config, result: RunState) -> Iterator[tuple[str, Any]]:
     """Yields the files of a run that tell its config's values, and these."""
     run = Path(config.out)
     if "config" in result:
         yield RESULT, result["config"]
-    for name in _files(config):
+    for name in _files_left(config):
         if name != METRICS and "config" in (metadata := read_metadata(run / name)):
             yield name, metadata["config"]
     for iteration in checkpoints_in(run / CHECKPOINTS):
@@ -119,7 +119,7 @@ def _made_with(config: Config, result: State) -> Iterator[tuple[str, Any]]:
             return
 
 
-def _identity(values: Any, path: Path) -> dict[str, Any]:
+def _identifying_values(values: Any, path: Path) -> dict[str, Any]:
     """Returns a config's values, with those that are newer than the file at their defaults."""
     try:
         return made_before(values).identity()

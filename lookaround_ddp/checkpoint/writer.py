@@ -84,7 +84,7 @@ def snapshot(value: Any, seen: dict[Any, Tensor] | None = None) -> Any:
     if isinstance(value, Tensor):
         key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
         if key not in seen:
-            seen[key] = _copied(value.detach())
+            seen[key] = _copied_tensor(value.detach())
         return seen[key]
     if isinstance(value, dict):
         result = copy.copy(value)  # with what PyTorch adds to a module's
@@ -95,7 +95,7 @@ def snapshot(value: Any, seen: dict[Any, Tensor] | None = None) -> Any:
     return value
 
 
-def _copied(tensor: Tensor) -> Tensor:
+def _copied_tensor(tensor: Tensor) -> Tensor:
     if tensor.device.type == "cpu":
         return tensor.clone()
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)

@@ -167,17 +167,24 @@ def reproduce(options: argparse.Namespace) -> None:
 
 def bench(options: argparse.Namespace) -> None:
     """Measures the average step, rounds, the data pipeline or the trainer on this machine."""
-    from lookaround_ddp.bench import average, rounds, training
-    from lookaround_ddp.bench import data as pipelines
     from lookaround_ddp.bench import figures as machine
+    from lookaround_ddp.bench.average import measure_and_print_average
+    from lookaround_ddp.bench.data import measure_and_print_data
+    from lookaround_ddp.bench.rounds import measure_and_print_rounds
+    from lookaround_ddp.bench.training import measure_and_print_training
 
     machine.check_writable(options.json)
     figures = {}
     try:
-        parts = {"average": average, "round": rounds, "data": pipelines, "train": training}
-        for name, part in parts.items():
+        parts = {
+            "average": measure_and_print_average,
+            "round": measure_and_print_rounds,
+            "data": measure_and_print_data,
+            "train": measure_and_print_training,
+        }
+        for name, measure_and_print in parts.items():
             if options.what in (name, "all"):
-                figures[name] = part.report(options)
+                figures[name] = measure_and_print(options)
                 if options.json is not None and is_main_rank():
                     machine.write_figures(options.json, figures)
     except KeyboardInterrupt:

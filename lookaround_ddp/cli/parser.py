@@ -19,7 +19,7 @@ DESCRIPTION = "Trains networks with Lookaround, or with what it is compared with
 TRAIN_HELP = "a YAML file (without one: handwritten digits), and values that replace the file's"
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_command(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Returns a command's name, as `command`, and its options.
 
     Options may stand between values, too, which argparse does not know of commands.

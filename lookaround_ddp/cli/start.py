@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from lookaround_ddp.cli.parser import parse
+from lookaround_ddp.cli.parser import parse_command
 from lookaround_ddp.cli.say import say_once
 from lookaround_ddp.errors import MISTAKE, UserError
 
@@ -17,7 +17,7 @@ from lookaround_ddp.errors import MISTAKE, UserError
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; a user's mistake is one line from one rank, and exit status 2."""
     try:
-        options = parse(arguments)
+        options = parse_command(arguments)
     except UserError as error:
         say_once(f"error: {error}")
         sys.exit(MISTAKE)

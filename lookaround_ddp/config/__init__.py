@@ -26,7 +26,7 @@ from lookaround_ddp.config.schema import (
     TrajectoryConfig,
 )
 from lookaround_ddp.config.section import ListOf, Section
-from lookaround_ddp.config.shipped import about, names, shipped
+from lookaround_ddp.config.shipped import about, configs_folder, names
 from lookaround_ddp.config.sweep import Sweep, is_never_averaged
 from lookaround_ddp.config.text import dump
 
@@ -49,6 +49,7 @@ __all__ = [
     "changed_keys",
     "check_cycles",
     "check_length",
+    "configs_folder",
     "dump",
     "is_never_averaged",
     "iterations_of",
@@ -61,7 +62,6 @@ __all__ = [
     "made_before",
     "make_config",
     "names",
-    "shipped",
     "validated",
     "with_pipeline",
 ]

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from lookaround_ddp.config.read import read_file, replace_values
-from lookaround_ddp.config.recipe import Recipe, check_recipe
+from lookaround_ddp.config.recipe import Recipe, check_recipe_file
 from lookaround_ddp.config.rounds import check_k, check_length_of_round, k_text
 from lookaround_ddp.config.schema import Config
 from lookaround_ddp.config.shipped import find_config
@@ -21,7 +21,7 @@ from lookaround_ddp.config.sweep import Point, Sweep, check_selection, combinati
 from lookaround_ddp.config.update import check_update
 from lookaround_ddp.errors import UserError, nearest, shortened
 
-Kind = TypeVar("Kind", bound=BaseModel)
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 RECIPE, SWEEP = "recipe", "sweep"  # the keys by which files that are no configs are told
@@ -62,7 +62,7 @@ def load_cell(path: str | Path, overrides: Sequence[str] = ()) -> Config | Recip
     values = read_file(path)
     if RECIPE in values:
         recipe = validated(Recipe, values, f"recipe {path}: ")
-        check_recipe(recipe, path)
+        check_recipe_file(recipe, path)
         return recipe
     section = values.pop(SWEEP, None)
     return _config(values, overrides) if section is None else _sweep(section, values, overrides, path)
@@ -107,11 +107,11 @@ def _sweep(section: Any, values: dict[str, Any], overrides: Sequence[str], path:
 def make_config(values: Mapping[str, Any]) -> Config:
     """Raises UserError: naming the value and what would be right."""
     config = validated(Config, values)
-    _check(config)
+    _check_config(config)
     return config
 
 
-def validated(kind: type[Kind], values: Mapping[str, Any], where: str = "") -> Kind:
+def validated(kind: type[Schema], values: Mapping[str, Any], where: str = "") -> Schema:
     """Returns the section of these values; raises UserError, which begins with `where`, if one does not fit."""
     try:
         return kind.model_validate(values)
@@ -119,7 +119,7 @@ def validated(kind: type[Kind], values: Mapping[str, Any], where: str = "") -> K
         raise UserError(where + _explain(error, kind)) from None
 
 
-def _check(config: Config) -> None:
+def _check_config(config: Config) -> None:
     """Checks what one field alone cannot tell."""
     if not config.replicas or not all(own and all(own) for own in config.replicas):
         raise UserError(

@@ -47,7 +47,7 @@ class Recipe(Section):
         return record | {"recalibrate_iterations": recalibrate_iterations} if self.update_bn else record
 
 
-def check_recipe(recipe: Recipe, path: Path) -> None:
+def check_recipe_file(recipe: Recipe, path: Path) -> None:
     """Raises UserError: a key of another kind, or cells that are not there."""
     for key in sorted(recipe.model_fields_set & OWN.keys()):
         if recipe.recipe != OWN[key]:

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from lookaround_ddp.config.schema import Config
 
-KINDS: Mapping[Any, str] = {bool: "true or false", int: "integer", float: "number", str: "text", Any: "any value"}
+TYPE_NAMES: Mapping[Any, str] = {bool: "true or false", int: "integer", float: "number", str: "text", Any: "any value"}
 LARGE = 10_000  # upper bounds from here on only keep a machine from harm
 
 
@@ -74,8 +74,8 @@ def _kind(field: FieldInfo) -> str:
 
 def _named(annotation: Any) -> str:
     """Returns the words for a type."""
-    if annotation in KINDS:
-        return KINDS[annotation]
+    if annotation in TYPE_NAMES:
+        return TYPE_NAMES[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _named(arguments[0]) + _bounds(_constraints(arguments[1:]))

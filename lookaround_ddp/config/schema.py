@@ -15,7 +15,7 @@ from lookaround_ddp.own_code import is_path
 Augmentation = str | dict[str, dict[str, Any]]  # hflip, "crop+hflip", my.module.Class, or {rotation: {degrees: 30}}
 
 
-Loss = str | dict[str, dict[str, Any]]
+LossConfig = str | dict[str, dict[str, Any]]
 
 
 class ModelConfig(Section):
@@ -200,7 +200,7 @@ class Config(Section):
     and a run is no longer the same bit for bit."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Of cross_entropy: the share of each label that is spread over all classes."""
-    loss: Loss = "cross_entropy"
+    loss: LossConfig = "cross_entropy"
     """cross_entropy; or a function of your own, my.module.loss, or a class, torch.nn.MultiMarginLoss or
     {my.module.Loss: {argument: value}}: called with fp32 logits (n, classes) and labels (n,), or with mixup's targets
     (n, classes), it returns the mean loss."""

@@ -34,13 +34,13 @@ def _at_home(path: str) -> str:
     return expanded
 
 
-def _own(name: str) -> str:
+def _known_or_path(name: str) -> str:
     if not is_path(name):
         raise ValueError("it should be a known name, or the path of your own, such as my.module.images")
     return name
 
 
-OwnPath = Annotated[str, AfterValidator(_own)]  # to somebody's own code
+OwnPath = Annotated[str, AfterValidator(_known_or_path)]  # to somebody's own code
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_at_home)]  # with ~ as a shell reads it
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Epochs = Annotated[float, Field(ge=0, le=1e9)]

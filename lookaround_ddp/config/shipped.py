@@ -10,7 +10,7 @@ from lookaround_ddp.errors import UserError, nearest, shortened
 PACKAGED = Path(__file__).parents[1] / "configs"
 
 
-def shipped() -> Path:
+def configs_folder() -> Path:
     """Returns the folder of the configs that come with the package; in a clone's top folder its short name."""
     here = Path(PACKAGED.name)
     return here if here.is_dir() and here.resolve() == PACKAGED.resolve() else PACKAGED
@@ -27,7 +27,7 @@ def find_config(path: Path) -> Path:
     if os.path.exists(path) or path.is_absolute():  # Path.exists raises where a value is too long for a file's name
         return path
     name = path.as_posix().removeprefix("configs/").removesuffix(".yaml")
-    found = shipped() / f"{name}.yaml"
+    found = configs_folder() / f"{name}.yaml"
     if ".." not in path.parts and os.path.isfile(found):
         return found
     hint = nearest(name, names())
@@ -38,12 +38,12 @@ def find_config(path: Path) -> Path:
 
 def names() -> list[str]:
     """Returns the names of all shipped configs, such as digits/resnet8-lookaround."""
-    folder = shipped()
+    folder = configs_folder()
     files = (path for path in folder.rglob("*.yaml") if path.parent.name != "base")  # what others are based on
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files)
 
 
 def about(name: str) -> str:
     """Returns the first line of a shipped config's comment."""
-    with (shipped() / f"{name}.yaml").open(encoding="utf-8") as file:
+    with (configs_folder() / f"{name}.yaml").open(encoding="utf-8") as file:
         return file.readline().removeprefix("#").strip()

@@ -1,13 +1,13 @@
 """Images, their augmentations, and the batches of an iteration."""
 
-from lookaround_ddp.data.batches import Batch, EvaluationBatches, Iterations, Plan
+from lookaround_ddp.data.batches import Batch, BatchPlan, EvaluationBatches, Iterations
 from lookaround_ddp.data.datasets import Dataset, open_dataset, split_seed
 from lookaround_ddp.data.described import described
 from lookaround_ddp.data.folders import images_in
 from lookaround_ddp.data.images import Arrays, Files, Images, Subset, in_memory
 from lookaround_ddp.data.loader import load
 from lookaround_ddp.data.mixing import mixed
-from lookaround_ddp.data.pipeline import make_batches, prepare
+from lookaround_ddp.data.pipeline import make_batches, open_on_all_ranks
 from lookaround_ddp.data.reading import UnreadableImage, read_rgb
 from lookaround_ddp.data.transforms import Pipeline, central_square, evaluation_transform, train_pipelines
 from lookaround_ddp.data.workers import get_ready
@@ -16,6 +16,7 @@ from lookaround_ddp.own_code import Code, imported, left_out, refused
 __all__ = [
     "Arrays",
     "Batch",
+    "BatchPlan",
     "Code",
     "Dataset",
     "EvaluationBatches",
@@ -23,7 +24,6 @@ __all__ = [
     "Images",
     "Iterations",
     "Pipeline",
-    "Plan",
     "Subset",
     "UnreadableImage",
     "central_square",
@@ -38,7 +38,7 @@ __all__ = [
     "make_batches",
     "mixed",
     "open_dataset",
-    "prepare",
+    "open_on_all_ranks",
     "read_rgb",
     "refused",
     "split_seed",

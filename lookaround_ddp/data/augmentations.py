@@ -109,7 +109,7 @@ ARGUMENTS: dict[str, type[Section]] = {
 
 
 # name -> transform of a PIL image, given the dataset and the arguments of a {name: {argument: value}} entry
-NAMES: dict[str, Callable[..., Any]] = {
+AUGMENTATIONS: dict[str, Callable[..., Any]] = {
     "none": lambda data: torch.nn.Identity(),
     "crop": lambda data, padding=None, **kw: T.RandomCrop(
         data.size, data.size // 8 if padding is None else padding, **kw

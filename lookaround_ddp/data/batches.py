@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """Which images an iteration uses.
 
     Args:
@@ -125,7 +125,7 @@ class Iterations(data.Dataset[list[list[Batch]]]):
     def __init__(
         self,
         split: Images,
-        plan: Plan,
+        plan: BatchPlan,
         pipelines: Mapping[int, Sequence[Pipeline]],
         shard: int = 0,
         shards: int = 1,

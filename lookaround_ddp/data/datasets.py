@@ -54,9 +54,9 @@ def open_dataset(config: DataConfig, seed: int) -> Dataset:
     """
     if config.options and config.name in OPENERS:
         raise UserError(f"data.options are for a dataset of your own, not for {config.name}")
-    dataset = OPENERS.get(config.name, _own)(config)
+    dataset = OPENERS.get(config.name, _own_dataset)(config)
     for name, split in (("training", dataset.train), ("test", dataset.test)):
-        _check(split, dataset, f"the {name} images of {config.name} in {config.root}")
+        _check_split(split, dataset, f"the {name} images of {config.name} in {config.root}")
     if config.mean is not None and config.std is not None:
         dataset = replace(dataset, mean=config.mean, std=config.std)
     if len(dataset.mean) != dataset.channels or len(dataset.std) != dataset.channels:
@@ -78,7 +78,7 @@ def open_dataset(config: DataConfig, seed: int) -> Dataset:
     return dataset
 
 
-def _check(split: Images, dataset: Dataset, name: str) -> None:
+def _check_split(split: Images, dataset: Dataset, name: str) -> None:
     """Raises UserError unless there are images, all of the dataset's size, each with one of its labels."""
     if isinstance(split, Arrays):
         images, shape = len(split.pixels), split.pixels.shape[1:]
@@ -181,7 +181,7 @@ def _photographs(train: Files, test: Files, classes: int, names: tuple[str, ...]
     return Dataset(train, test, classes, 3, 224, None, mean, std, policy, class_names=names)
 
 
-def _own(config: DataConfig) -> Dataset:
+def _own_dataset(config: DataConfig) -> Dataset:
     """Opens images of somebody's own: without data.size all have one, with it they are shown as photographs are.
 
     By default they are normalized as ImageNet usually is, grey ones by the mean of its colours.

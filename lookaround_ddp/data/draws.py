@@ -26,14 +26,14 @@ class Draws:
 
     def __init__(self, key: tuple[int, ...], images: Tensor) -> None:
         # int64, (images,): where the counter of each image starts
-        self.streams = mixed((images + 1) * GOLDEN + seeds.derive(*key))
+        self.streams = scrambled((images + 1) * GOLDEN + seeds.derive(*key))
         self.taken = 0
 
     def uniform(self, count: int) -> Tensor:
         """Draws the next `count` numbers of each image from [0, 1): fp64, (images, count)."""
         places = torch.arange(self.taken + 1, self.taken + count + 1) * GOLDEN
         self.taken += count
-        return _shifted(mixed(self.streams[:, None] + places), 11).double() * 2.0**-53
+        return _shifted(scrambled(self.streams[:, None] + places), 11).double() * 2.0**-53
 
     def integers(self, *bounds: int) -> Tensor:
         """Draws for each image and each bound an integer from 0 to bound - 1: int64, (images, bounds)."""
@@ -44,7 +44,7 @@ class Draws:
         return (self.uniform(1)[:, 0] < probability).nonzero()[:, 0]
 
 
-def mixed(values: Tensor) -> Tensor:
+def scrambled(values: Tensor) -> Tensor:
     """Scrambles int64 values by SplitMix64's finalizer (Steele, Lea and Flood, 2014).
 
     Every bit of a result depends on all bits of its value. Products wrap around at 64 bits, as they should.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils import data
 
-from lookaround_ddp.data.workers import context, ended, failure, prepare, started
+from lookaround_ddp.data.workers import context, ended, failure, prepare_worker, started
 from lookaround_ddp.errors import BatchError, UserError, told, trace_below
 
 
@@ -46,7 +46,7 @@ def load(dataset: data.Dataset[Any], keys: Sequence[int] | range, workers: int, 
         num_workers=workers,
         pin_memory=device.type == "cuda",  # a copy from pinned memory does not make the host wait
         multiprocessing_context=context() if workers else None,
-        worker_init_fn=prepare,
+        worker_init_fn=prepare_worker,
         collate_fn=_as_it_is,
     )
     with ended() as processes:

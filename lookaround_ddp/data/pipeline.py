@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lookaround_ddp.config import Config
-from lookaround_ddp.data.batches import NO_SINGLE, Iterations, Plan, Single
+from lookaround_ddp.data.batches import NO_SINGLE, BatchPlan, Iterations, Single
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.device.batches import DeviceIterations, batched, pixels, resolved
 from lookaround_ddp.data.transforms import train_pipelines
@@ -14,7 +14,7 @@ from lookaround_ddp.errors import UserError
 from lookaround_ddp.own_code import Code
 
 
-def prepare(config: Config, world: World) -> Dataset:
+def open_on_all_ranks(config: Config, world: World) -> Dataset:
     """Opens the dataset on rank 0 first, since that may have to download it, and then on the others.
 
     Raises:
@@ -43,7 +43,7 @@ def make_batches(config: Config, dataset: Dataset, world: World, code: Code) -> 
     Raises:
         UserError: an augmentation that is unknown or does not fit, or too few images for each rank.
     """
-    plan = Plan(
+    plan = BatchPlan(
         images=len(dataset.train),
         batch_size=config.data.batch_size,
         seed=config.seed,

@@ -19,7 +19,7 @@ SLIMMEST = 1000
 MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 
-KINDS = {"I": "integers of 32 bits", "F": "floats"}  # PIL's modes
+DEEP_MODES = {"I": "integers of 32 bits", "F": "floats"}  # PIL's modes
 
 
 OF_16_BITS = ("PNG", "PPM")  # formats whose values PIL scales to 16 bits, also where it calls them integers of 32
@@ -88,7 +88,7 @@ def _of_8_bits(image: Image.Image, path: str) -> Image.Image:
     if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
         return image
     if image.mode == "F" or (image.mode == "I" and image.format not in OF_16_BITS):
-        raise UnreadableImage(path, f"{KINDS[image.mode]} without a value for white: save it with 8 or 16 bits")
+        raise UnreadableImage(path, f"{DEEP_MODES[image.mode]} without a value for white: save it with 8 or 16 bits")
     tags = getattr(image, "tag_v2", {})  # of TIFF
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
         raise UnreadableImage(path, "of 16 bits whose 0 is white: save it with black as 0")

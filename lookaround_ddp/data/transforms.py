@@ -14,7 +14,7 @@ from torchvision import transforms as T
 from torchvision.transforms.functional import pil_to_tensor
 
 from lookaround_ddp.config import Augmentation, AugmentConfig
-from lookaround_ddp.data.augmentations import MIXES, NAMES, checked
+from lookaround_ddp.data.augmentations import AUGMENTATIONS, MIXES, checked
 from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.draws import Draws
 from lookaround_ddp.errors import UserError, nearest, told, trace_below
@@ -118,10 +118,10 @@ def _pipeline(entries: Sequence[Augmentation], dataset: Dataset, smoothing: floa
                 mixes[name] = checked(name, arguments, dataset.channels).get("alpha") or MIXES[name]
                 continue
             steps.append((name, _transform(name, arguments, dataset, code)))
-            custom |= name not in NAMES
+            custom |= name not in AUGMENTATIONS
             cropped |= name == "random_resized_crop"
     if not cropped:
-        steps = [*(("resize", each) for each in _resize(dataset)), *steps]
+        steps = [*(("resize", each) for each in _resize_to_dataset(dataset)), *steps]
     mix = None
     if mixes:
         from timm.data import Mixup  # a second, which those that mix nothing need not wait for
@@ -136,7 +136,7 @@ def _pipeline(entries: Sequence[Augmentation], dataset: Dataset, smoothing: floa
     return Pipeline(chain, mix, custom, tuple(steps))
 
 
-def _resize(dataset: Dataset) -> list[Any]:
+def _resize_to_dataset(dataset: Dataset) -> list[Any]:
     if dataset.native is None:
         return [T.Resize(dataset.size), T.CenterCrop(dataset.size)]
     return [] if dataset.size == dataset.native else [T.Resize((dataset.size, dataset.size))]
@@ -153,14 +153,14 @@ def _parts(entry: Augmentation) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _transform(name: str, arguments: dict[str, Any], dataset: Dataset, code: Code) -> Callable[[Any], Any]:
-    if name in NAMES:
-        return NAMES[name](dataset, **checked(name, arguments, dataset.channels))
+    if name in AUGMENTATIONS:
+        return AUGMENTATIONS[name](dataset, **checked(name, arguments, dataset.channels))
     try:
         if is_path(name):
             return code(name, arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"augmentation {name} with {arguments}: {error}") from None
-    hint = nearest(name, [*NAMES, *MIXES])
+    hint = nearest(name, [*AUGMENTATIONS, *MIXES])
     raise UserError(f"unknown augmentation {name!r}: {hint} (an own one is a dotted path, such as my.module.Class)")
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from lookaround_ddp.errors import BatchError, UserError, explained, told
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 ROOM = "loader workers pass batches on in it: make it larger (docker run --shm-size=8g), or lower data.workers"
 DEATHS = {  # what has mostly happened if a worker was killed by this signal, and the mend
@@ -52,14 +52,14 @@ def context() -> BaseContext:
 def get_ready() -> None:
     """Starts the server, if workers need one: its imports take seconds, in which the rank can do something else."""
     if context().get_start_method() == "forkserver":
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the server inherits this; the rank gets them later
+        signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)  # the server inherits this; the rank gets them later
         try:
             forkserver.ensure_running()
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_SIGNALS)
 
 
-def prepare(worker: int) -> None:
+def prepare_worker(worker: int) -> None:
     """Prepares a worker, before it begins, to ignore signals and to end when its rank does."""
     ignore_signals()
     Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]  # which exists to be replaced
@@ -68,7 +68,7 @@ def prepare(worker: int) -> None:
 
 def ignore_signals() -> None:
     """Ignores signals, which reach the whole process group: the trainer alone decides when its workers end."""
-    for number in SIGNALS:
+    for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

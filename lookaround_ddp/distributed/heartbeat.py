@@ -96,7 +96,7 @@ class Heartbeat:
                 self._tell()
                 stalled = time.monotonic() - self.since > self.timeout / 2
                 if stalled and not self.stalled and self.rank == 0:
-                    told = describe(self._read())
+                    told = describe_states(self._read())
                     print(f"no progress for {self.timeout / 2:g} s: {told}", file=sys.stderr, flush=True)
                 self.stalled = stalled
             except RuntimeError:  # the store has gone: the collectives will fail, and `explain` says why
@@ -192,7 +192,7 @@ def verdict(states: Sequence[Mapping[str, Any]], rank: int, timeout: float) -> t
     return f"{_ranks(waiting)} waited in vain, {doing} (timeout {timeout:g} s): {'; '.join(say)}", waiting[0]
 
 
-def describe(states: Sequence[Mapping[str, Any]]) -> str:
+def describe_states(states: Sequence[Mapping[str, Any]]) -> str:
     """Says what all ranks are doing, with ranks that do the same named together."""
     groups: dict[str, list[int]] = {}
     for rank, state in enumerate(states):

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lookaround_ddp.distributed import beside
-from lookaround_ddp.distributed.beside import SIGNALS, exit_status, reachable
+from lookaround_ddp.distributed import supervisor
 from lookaround_ddp.distributed.environment import number_in
 from lookaround_ddp.distributed.network import way_to
+from lookaround_ddp.distributed.supervisor import FORWARDED_SIGNALS, exit_status, reachable
 from lookaround_ddp.errors import MISTAKE, UserError, status_of_signal
 
 DEFAULTS = {
@@ -36,7 +36,7 @@ class Node:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Becomes torchrun, or what stays beside it; a user's mistake is one line, and status 2. See `agent`."""
+    """Becomes torchrun, or its supervisor; a user's mistake is one line, and status 2. See `agent`."""
     for name, value in DEFAULTS.items():
         os.environ[name] = os.environ.get(name) or value
     # without it, ranks that were restarted mostly read stale addresses from the store (torch 2.14)
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
         *arguments,
     ]
     head = node.head if node.rank > 0 else ""
-    os.execv(sys.executable, [sys.executable, "-I", beside.__file__, head, str(node.port), *command])
+    os.execv(sys.executable, [sys.executable, "-I", supervisor.__file__, head, str(node.port), *command])
 
 
 def chosen_processes(nodes: str, arguments: Sequence[str]) -> str:
@@ -129,7 +129,7 @@ def torchrun_options(node: Node, processes: str, address: str, environment: Mapp
         f"--nnodes={node.nodes}",
         f"--nproc-per-node={processes}",
         f"--max-restarts={environment.get('MAX_RESTARTS') or 3}",
-        f"--signals-to-handle={','.join(number.name for number in SIGNALS)}",
+        f"--signals-to-handle={','.join(number.name for number in FORWARDED_SIGNALS)}",
         f"--local-addr={address}",
     ]
     if node.nodes == 1:  # not --standalone, which hangs where the host's own name does not resolve

@@ -16,7 +16,7 @@ from lookaround_ddp._parent import PARENT, signal_when_parent_ends
 from lookaround_ddp.distributed.world import World
 from lookaround_ddp.errors import is_main_rank
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class PreemptionHandler:
@@ -37,7 +37,7 @@ class PreemptionHandler:
 
     def __enter__(self) -> PreemptionHandler:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            wanted = [each for each in SIGNALS if not (each == signal.SIGHUP and ignored(each))]
+            wanted = [each for each in STOP_SIGNALS if not (each == signal.SIGHUP and ignored(each))]
             self.before = {number: signal.signal(number, self._catch) for number in wanted}
         if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
             signal_when_parent_ends(signal.SIGTERM)
@@ -68,15 +68,15 @@ class PreemptionHandler:
         if iteration < self.next:
             return None, False
         now = time.perf_counter()
-        votes = torch.zeros(2 + len(SIGNALS), dtype=torch.float64)
+        votes = torch.zeros(2 + len(STOP_SIGNALS), dtype=torch.float64)
         votes[0], votes[1] = (now - self.since) / (iteration - self.voted), written
         if self.caught is not None:
-            votes[2 + SIGNALS.index(self.caught)] = 1
+            votes[2 + STOP_SIGNALS.index(self.caught)] = 1
         seconds, ready, *counts = world.sum(votes).tolist()
         self.voted, self.since = iteration, now
         latest = iteration + max(1, int(self.grace / 4 / (seconds / world.size)))
         self.next = next((later for later in range(latest, iteration, -1) if round_ends(later)), latest)
-        caught = next((number for number, count in zip(SIGNALS, counts, strict=True) if count), None)
+        caught = next((number for number, count in zip(STOP_SIGNALS, counts, strict=True) if count), None)
         return caught, ready == world.size
 
     def _catch(self, number: int, frame: FrameType | None) -> None:

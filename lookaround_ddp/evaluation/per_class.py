@@ -22,7 +22,7 @@ from lookaround_ddp.files import write_atomically
 from lookaround_ddp.models import placed
 from lookaround_ddp.tables import print_table
 
-SMALL = 12  # of so many classes a terminal has room for the whole confusion matrix
+MOST_SHOWN = 12  # of so many classes a terminal has room for the whole confusion matrix
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def show_classes(found: PerClass) -> None:
     rows.append(["all", str(int(found.images.sum())), f"{total:.2f}", ""])
     print(f"{found.model}, test images")
     print_table(["class", "images", "top-1 %", "most often taken for"], rows, left=(0, 3))
-    if len(found.names) <= SMALL:
+    if len(found.names) <= MOST_SHOWN:
         print("images of the row's class that are taken for the column's")
         print_table(
             ["", *found.names], ([n, *map(str, r)] for n, r in zip(found.names, found.confusion.tolist(), strict=True))

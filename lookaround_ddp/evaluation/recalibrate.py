@@ -47,7 +47,7 @@ def recalibrate(
     for hosted in batches:
         for number, model, own, updates in zip(world.hosted, models, norms, hosted, strict=True):
             for batch in updates:
-                with evaluating(model), _measured(own) as moments, autocast(precision, world.device):
+                with evaluating(model), _measuring(own) as moments, autocast(precision, world.device):
                     model(normalize(batch.images))
                 rows[number] += torch.cat(moments)
     rows = world.sum(rows.cpu())
@@ -70,7 +70,7 @@ def _width(norm: Any) -> int:
 
 
 @contextmanager
-def _measured(norms: Sequence[Any]) -> Iterator[list[Tensor]]:
+def _measuring(norms: Sequence[Any]) -> Iterator[list[Tensor]]:
     """Makes the norms use each batch's own statistics; the list sums the moments of their inputs, fp64.
 
     Running statistics and the count of batches stay what they were.

@@ -84,7 +84,7 @@ def cook(
                 how = Recipe(recipe="soup", select=recipe, update_bn=update_bn)
                 _save_model(out, configs[0], dataset, scorer.model, chosen, start)
                 record = how.record(configs[0].evaluate.recalibrate_iterations)
-                save_made(out, _own(configs[0]), record, runs, configs, {"mean": test, "soup": chosen})
+                save_made(out, _config_of_mean(configs[0]), record, runs, configs, {"mean": test, "soup": chosen})
     split = "test" if dataset.validation is None else "held-out images"
     return Soup(split, scores, barriers, chosen, test)
 
@@ -176,7 +176,7 @@ def _split(config: Config) -> tuple[Any, ...]:
     return data.name, data.train_images, data.validation, split_seed(data, config.seed)
 
 
-def _own(config: Config) -> Config:
+def _config_of_mean(config: Config) -> Config:
     """Returns the config of one network that is a mean, from that of its first ingredient."""
     evaluate = config.evaluate.model_copy(update={"replicas": False})
     return config.model_copy(update={"trajectory": type(config.trajectory)(), "snapshots": False, "evaluate": evaluate})
@@ -187,5 +187,5 @@ def _save_model(
 ) -> None:
     """Saves the soup so that `evaluate`, `ensemble` and `soup` read it like a finished run's model."""
     out.mkdir(parents=True, exist_ok=True)
-    metadata = {"soup": list(chosen), "start": start, "config": _own(config).identity()}
+    metadata = {"soup": list(chosen), "start": start, "config": _config_of_mean(config).identity()}
     save_model(out / MODEL, model.state_dict(), described(dataset) | metadata)

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from lookaround_ddp.averaging import Lookaround
 
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+SHARDED_TYPES = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def prepare(
@@ -43,21 +43,21 @@ def prepare(
     Raises:
         ValueError: accelerate has prepared the model or the loader already; it is to shard the weights.
     """
-    check(accelerator, model, loader)
+    check_accelerator(accelerator, model, loader)
     model = accelerator.prepare_model(model, evaluation_mode=True)  # without DDP; mixed precision all the same
     optimizer = accelerator.prepare_optimizer(optimizer)
-    return Lookaround(model, k, **options), model, optimizer, whole(accelerator, loader)
+    return Lookaround(model, k, **options), model, optimizer, whole_loader(accelerator, loader)
 
 
-def whole(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoader[Any]:
+def whole_loader(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoader[Any]:
     """Returns a loader that gives every process all of the data, on its device, in the order of the loader's own."""
     device = accelerator.device
     return prepare_data_loader(loader, device, 1, 0, put_on_device=accelerator.device_placement, dispatch_batches=False)
 
 
-def check(accelerator: Accelerator, model: nn.Module, loader: DataLoader[Any] | None = None) -> None:
+def check_accelerator(accelerator: Accelerator, model: nn.Module, loader: DataLoader[Any] | None = None) -> None:
     """Raises ValueError, saying what to do, where replicas could not train on their own."""
-    if accelerator.distributed_type in SHARDED:
+    if accelerator.distributed_type in SHARDED_TYPES:
         name = accelerator.distributed_type.value
         raise ValueError(f"{name} spreads weights over the processes: Lookaround needs all of a replica on each")
     known = accelerator.num_processes > 1 and any(each is model for each in accelerator._models)

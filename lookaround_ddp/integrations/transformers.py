@@ -18,10 +18,10 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, set_seed
 
 from lookaround_ddp.averaging import Lookaround
-from lookaround_ddp.integrations.accelerate import check, whole
+from lookaround_ddp.integrations.accelerate import check_accelerator, whole_loader
 
 
-def attach(trainer: Trainer, k: Any = 5, **options: Any) -> LookaroundCallback:
+def attach(trainer: Trainer, k: Any = 5, **options: Any) -> AttachedCallback:
     """Makes a trainer's processes train replicas, which `Lookaround(..., k, **options)` averages, as `around`.
 
     Raises:
@@ -30,26 +30,26 @@ def attach(trainer: Trainer, k: Any = 5, **options: Any) -> LookaroundCallback:
     if trainer.model_wrapped is not trainer.model:
         raise ValueError("the trainer has wrapped its model already: attach Lookaround before it trains")
     accelerator, loader = trainer.accelerator, trainer.get_train_dataloader
-    check(accelerator, trainer.model)
+    check_accelerator(accelerator, trainer.model)
 
-    def whole_loader() -> Any:
-        accelerator.prepare_data_loader = lambda bare, **_: whole(accelerator, bare)
+    def every_process_whole() -> Any:
+        accelerator.prepare_data_loader = lambda bare, **_: whole_loader(accelerator, bare)
         try:
             return loader()
         finally:
             del accelerator.prepare_data_loader
 
-    callback = LookaroundCallback(trainer, k, options)
+    callback = AttachedCallback(trainer, k, options)
     trainer.add_callback(callback)
     trainer.args.average_tokens_across_devices = False  # losses of replicas are their own
     accelerator.prepare_model = partial(accelerator.prepare_model, evaluation_mode=True)  # without DDP
     own: Any = trainer  # whose methods these replace
-    own.get_train_dataloader = whole_loader
+    own.get_train_dataloader = every_process_whole
     own.evaluate, own.save_model = callback.with_mean(own.evaluate), callback.with_mean(own.save_model)
     return callback
 
 
-class LookaroundCallback(TrainerCallback):
+class AttachedCallback(TrainerCallback):
     """What `attach` adds to a trainer."""
 
     def __init__(self, trainer: Trainer, k: Any, options: dict[str, Any]) -> None:

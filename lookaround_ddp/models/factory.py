@@ -18,7 +18,7 @@ from lookaround_ddp.models.resnet import BasicBlock, Bottleneck, GroupedBottlene
 from lookaround_ddp.models.vgg import VGG
 from lookaround_ddp.own_code import is_path
 
-SMALL: dict[str, Callable[..., nn.Module]] = {
+OWN_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": partial(ResNet, BasicBlock, (1, 1, 1)),
     "resnet14": partial(ResNet, BasicBlock, (2, 2, 2)),
     "resnet20": partial(ResNet, BasicBlock, (3, 3, 3)),
@@ -36,7 +36,7 @@ CIFAR: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-TRAINER_SETS = {  # arguments of timm.create_model -> what to set instead of them in model.options
+MODEL_RESERVED = {  # arguments of timm.create_model -> what to set instead of them in model.options
     "num_classes": "the data says how many classes there are",
     "in_chans": "the data says how many channels there are",
     "model_name": "set model.name",
@@ -72,15 +72,15 @@ def _small_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Mod
     if config.options:
         raise UserError(f"model.options are for timm's models and your own, not for {config.name}")
     options = {} if config.dropout is None else {"dropout": config.dropout}
-    if config.name in SMALL:
-        model = SMALL[config.name](config.width, num_classes, in_chans, **options)
+    if config.name in OWN_NETWORKS:
+        model = OWN_NETWORKS[config.name](config.width, num_classes, in_chans, **options)
     elif config.name in CIFAR:
         _refuse_width(config)
         model = CIFAR[config.name](num_classes, in_chans, **options)
     else:
         raise UserError(
-            f"unknown model {config.name!r}: {nearest(config.name, [*SMALL, *CIFAR])} (any timm model is timm:NAME, "
-            "your own my.module.Net)"
+            f"unknown model {config.name!r}: {nearest(config.name, [*OWN_NETWORKS, *CIFAR])} "
+            "(any timm model is timm:NAME, your own my.module.Net)"
         )
     if config.pretrained is True:
         raise UserError(
@@ -201,8 +201,8 @@ def _timm_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Modu
     if not timm.is_model(name.partition(".")[0]):
         raise UserError(f"timm has no model {name!r}: {nearest(name, timm.list_models())}")
     _refuse_width(config)
-    for key in sorted(config.options.keys() & TRAINER_SETS.keys()):
-        raise UserError(f"model.options.{key} would contradict what the trainer sets: {TRAINER_SETS[key]}")
+    for key in sorted(config.options.keys() & MODEL_RESERVED.keys()):
+        raise UserError(f"model.options.{key} would contradict what the trainer sets: {MODEL_RESERVED[key]}")
     overlay = [key for key in ("pretrained_cfg", "pretrained_cfg_overlay") if key in config.options]
     if overlay and isinstance(config.pretrained, str):
         raise UserError(f"model.options.{overlay[0]} and model.pretrained both say where weights are: keep one of them")
@@ -219,4 +219,4 @@ def _timm_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Modu
 
 def _refuse_width(config: ModelConfig) -> None:
     if config.width != ModelConfig().width:
-        raise UserError(f"model.width is for {', '.join(SMALL)}, not for {config.name}")
+        raise UserError(f"model.width is for {', '.join(OWN_NETWORKS)}, not for {config.name}")

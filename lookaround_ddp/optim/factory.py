@@ -11,7 +11,7 @@ from lookaround_ddp.errors import UserError, nearest
 PLAIN_SGD = ("sgd", "momentum")
 
 
-TRAINER_SETS = {  # arguments of timm.optim.create_optimizer_v2 -> what to set instead of them in optimizer.options
+OPTIMIZER_RESERVED = {  # arguments of timm's create_optimizer_v2 -> what to set instead of them in optimizer.options
     "model_or_params": "the network's parameters are trained",
     "opt": "set optimizer.name",
     "lr": "set optimizer.lr",
@@ -36,8 +36,8 @@ def create_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.O
     """
     from timm.optim import create_optimizer_v2, list_optimizers  # timm takes seconds to import
 
-    for key in sorted(config.options.keys() & TRAINER_SETS.keys()):
-        raise UserError(f"optimizer.options.{key} would contradict what the trainer sets: {TRAINER_SETS[key]}")
+    for key in sorted(config.options.keys() & OPTIMIZER_RESERVED.keys()):
+        raise UserError(f"optimizer.options.{key} would contradict what the trainer sets: {OPTIMIZER_RESERVED[key]}")
     options = dict(config.options)
     if config.layer_decay is not None:
         if "layer_decay" in options:

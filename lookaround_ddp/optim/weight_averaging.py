@@ -69,7 +69,7 @@ def ema(config: TrajectoryConfig, model: nn.Module) -> Averaged:
     return Averaged(AveragedModel(model, multi_avg_fn=update, use_buffers=True))
 
 
-KINDS: dict[str, Callable[[TrajectoryConfig, nn.Module], Average]] = {"swa": swa, "swad": Swad, "ema": ema}
+AVERAGES: dict[str, Callable[[TrajectoryConfig, nn.Module], Average]] = {"swa": swa, "swad": Swad, "ema": ema}
 
 
 class Trajectory:
@@ -84,7 +84,7 @@ class Trajectory:
 
     def __init__(self, config: TrajectoryConfig, model: nn.Module, per_epoch: int, own: bool = False) -> None:
         self.own = own
-        self.average = KINDS[config.name](config, model)
+        self.average = AVERAGES[config.name](config, model)
         self.start, self.period = round(config.start * per_epoch), config.period(per_epoch)
         self.last = 0  # the last iteration that it was shown
         self.passed = 0  # the periods that were completed

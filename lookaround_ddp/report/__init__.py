@@ -3,7 +3,7 @@
 from lookaround_ddp.report.cells import CONFIGS, HOW, cells_of, made_key, read_cells, run_key
 from lookaround_ddp.report.curves import draw_curves
 from lookaround_ddp.report.paper import paper_page
-from lookaround_ddp.report.runs import RunRecord, grouped, held_out, read_run, read_runs, saved_values, shipped
+from lookaround_ddp.report.runs import RunRecord, grouped, held_out, judged_score, read_run, read_runs, saved_values
 from lookaround_ddp.report.table import results_table, show, show_rows, write_csv
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "draw_curves",
     "grouped",
     "held_out",
+    "judged_score",
     "made_key",
     "paper_page",
     "read_cells",
@@ -22,7 +23,6 @@ __all__ = [
     "results_table",
     "run_key",
     "saved_values",
-    "shipped",
     "show",
     "show_rows",
     "write_csv",

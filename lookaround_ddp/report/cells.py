@@ -11,12 +11,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lookaround_ddp.config import Config, Recipe, Sweep, load_cell, load_ingredients, shipped
+from lookaround_ddp.config import Config, Recipe, Sweep, configs_folder, load_cell, load_ingredients
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.report.runs import RunRecord, without_seeds
-from lookaround_ddp.report.table import METRICS
+from lookaround_ddp.report.table import DECIMALS
 
-CONFIGS = shipped() / "paper"
+CONFIGS = configs_folder() / "paper"
 
 
 HOW = ("precision", "channels_last", "compile")  # how a cell may be computed without being another
@@ -49,7 +49,7 @@ def read_cells() -> list[Cell]:
     text = resources.files("lookaround_ddp.report").joinpath("published.csv").read_text(encoding="utf-8")
     cells = []
     for row in csv.DictReader(text.splitlines()):
-        published = {metric: row[metric] for metric in METRICS if row[metric]}
+        published = {metric: row[metric] for metric in DECIMALS if row[metric]}
         names = {key: row[key] for key in ("table", "number", "dataset", "network", "method", "config")}
         cells.append(Cell(**names, published=published))
     return cells
@@ -64,14 +64,14 @@ def cells_of(name: str, folder: Path = CONFIGS) -> list[Cell]:
     cells = read_cells()
     found = [cell for cell in cells if name and name in (cell.table, cell.number)]
     if not found:
-        known = [*numbers(cells), *dict.fromkeys(cell.table for cell in cells)]
+        known = [*table_numbers(cells), *dict.fromkeys(cell.table for cell in cells)]
         raise UserError(f"there is no table {name!r}: known are {', '.join(known)}")
     if not (folder / found[0].table).is_dir():
         raise UserError(f"the configs of table {name} are not in {folder.resolve()}: run this in a clone's top folder")
     return found
 
 
-def numbers(cells: Sequence[Cell]) -> list[str]:
+def table_numbers(cells: Sequence[Cell]) -> list[str]:
     """Returns the numbers of the paper's tables that there are cells of, in order."""
     return sorted({cell.number for cell in cells if cell.number}, key=int)
 
@@ -80,7 +80,7 @@ def cell_key(file: Path) -> str | None:
     """Returns what a run must be to be the cell of this file; None if no run is (a figure that is quoted)."""
     cell = load_cell(file)
     if isinstance(cell, Config):
-        return _text(trained_values(cell))
+        return _values_text(trained_values(cell))
     if isinstance(cell, Sweep):
         return made_key(None, [point.config for point in cell.points])
     if cell.recipe == "quoted":
@@ -91,14 +91,14 @@ def cell_key(file: Path) -> str | None:
 def made_key(recipe: Recipe | None, configs: Sequence[Config]) -> str:
     """Returns what a run must be that a recipe makes of runs of these configs; or, without one, a sweep's winner."""
     how = {"recipe": "sweep"} if recipe is None else recipe.record()
-    return _text([how, *map(trained_values, configs)])
+    return _values_text([how, *map(trained_values, configs)])
 
 
 def run_key(run: RunRecord) -> str:
     """Returns what a run is, for `cell_key`: what decides its weights, but for seeds and how they were computed."""
     if run.recipe:
-        return _text([run.recipe, *map(trained_values, run.of)])
-    return _text([run.soup, trained_values(run.config)] if run.soup else trained_values(run.config))
+        return _values_text([run.recipe, *map(trained_values, run.of)])
+    return _values_text([run.soup, trained_values(run.config)] if run.soup else trained_values(run.config))
 
 
 def trained_values(config: Config) -> dict[str, Any]:
@@ -118,5 +118,5 @@ def _configs(recipe: Recipe, file: Path) -> list[Config]:
     return configs
 
 
-def _text(values: Any) -> str:
+def _values_text(values: Any) -> str:
     return json.dumps(values, sort_keys=True)

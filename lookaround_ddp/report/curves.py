@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.files import write_picture
-from lookaround_ddp.report.runs import Group, RunRecord, shipped
+from lookaround_ddp.report.runs import Group, RunRecord, judged_score
 from lookaround_ddp.report.table import augmentation_name
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def draw_curves(groups: Sequence[Group], path: Path) -> None:
     loss, accuracy = figure.subplots(1, 2)
     for number, group in enumerate(groups):
         if detailed:
-            prefix = f"{_titled(group)}: " if len(groups) > 1 else ""
+            prefix = f"{_curve_title(group)}: " if len(groups) > 1 else ""
             _draw_replicas(group, loss, accuracy, "--" if number else "-", prefix)
         else:
             _draw_judged(group, loss, accuracy, f"C{number % 10}", "-" if number < 10 else "--")
@@ -63,7 +63,7 @@ def draw_curves(groups: Sequence[Group], path: Path) -> None:
         if axes.lines and detailed:
             axes.legend(fontsize=8)
     if detailed:
-        figure.suptitle(", ".join(map(_titled, groups)))
+        figure.suptitle(", ".join(map(_curve_title, groups)))
     elif loss.lines:
         figure.legend(handles=loss.lines, loc="outside right upper", fontsize=8)
         if any(line.get_marker() == "*" for line in accuracy.lines):
@@ -79,25 +79,25 @@ def _draw_replicas(group: Group, loss: Axes, accuracy: Axes, style: str, prefix:
         color = SINGLE if group.alone else f"C{number % 10}"
         network = "single network" if group.alone else f"replica {number}"
         name = f"{prefix}{network}: {', '.join(map(augmentation_name, own))}"
-        _plot(loss, [_losses(run, number) for run in _drawn(group)], style, name, color=color, lw=1)
+        _plot_band(loss, [_losses(run, number) for run in _drawn(group)], style, name, color=color, lw=1)
         if not group.alone:
             curves = [_replica(run, number) for run in group.runs]
-            _plot(accuracy, curves, style, name, color=color, lw=1, alpha=0.8)
+            _plot_band(accuracy, curves, style, name, color=color, lw=1, alpha=0.8)
     label = "single network" if group.alone else "ensemble" if group.config.average.k == "never" else "mean model"
     color = SINGLE if group.alone else MEAN
-    _plot(accuracy, [_judged(run) for run in _drawn(group)], style, f"{prefix}{label}", color=color, lw=2)
+    _plot_band(accuracy, [_judged(run) for run in _drawn(group)], style, f"{prefix}{label}", color=color, lw=2)
     _star(accuracy, group, prefix, color)
 
 
 def _draw_judged(group: Group, loss: Axes, accuracy: Axes, color: str, style: str) -> None:
-    name = _titled(group)
+    name = _curve_title(group)
     losses = [_mean_loss(run) for run in _drawn(group)]
-    _plot(loss, losses, style, name, color=color, lw=1)
-    _plot(accuracy, [_judged(run) for run in _drawn(group)], style, name, color=color, lw=1.5)
+    _plot_band(loss, losses, style, name, color=color, lw=1)
+    _plot_band(accuracy, [_judged(run) for run in _drawn(group)], style, name, color=color, lw=1.5)
     _star(accuracy, group, f"{name}: ", color)
 
 
-def _plot(axes: Axes, curves: Sequence[Curve], style: str, label: str, **looks: Any) -> None:
+def _plot_band(axes: Axes, curves: Sequence[Curve], style: str, label: str, **looks: Any) -> None:
     """Draws the mean of curves at the epochs that all have, with a band over them if they are several."""
     values = [dict(curve) for curve in curves if curve]
     if not values:
@@ -113,7 +113,7 @@ def _plot(axes: Axes, curves: Sequence[Curve], style: str, label: str, **looks: 
 
 def _star(accuracy: Axes, group: Group, prefix: str, color: str) -> None:
     """Draws the score that a run's method is judged by as a star, if that has no curve."""
-    finals = [found for found in map(shipped, group.finished) if found is not None]
+    finals = [found for found in map(judged_score, group.finished) if found is not None]
     drawn = "single network", "mean model"
     if not finals or finals[0][0] in drawn or (group.config.average.k == "never" and not group.alone):
         return
@@ -152,7 +152,7 @@ def _judged(run: RunRecord) -> Curve:
     return curve
 
 
-def _titled(group: Group) -> str:
+def _curve_title(group: Group) -> str:
     seeds = len(_drawn(group))
     name = group.name.replace("$", r"\$")  # no formula
     return name if seeds == 1 else f"{name} ({seeds} seeds)"

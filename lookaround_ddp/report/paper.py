@@ -10,9 +10,18 @@ from pathlib import Path
 from rich.table import Table
 
 from lookaround_ddp.config import changed_keys
-from lookaround_ddp.report.cells import CONFIGS, Cell, cell_key, cells_of, numbers, read_cells, run_key, trained_values
-from lookaround_ddp.report.runs import Group, shipped
-from lookaround_ddp.report.table import HEADINGS, METRICS, lines_of, markdown_table, plain, score_cells
+from lookaround_ddp.report.cells import (
+    CONFIGS,
+    Cell,
+    cell_key,
+    cells_of,
+    read_cells,
+    run_key,
+    table_numbers,
+    trained_values,
+)
+from lookaround_ddp.report.runs import Group, judged_score
+from lookaround_ddp.report.table import DECIMALS, HEADINGS, lines_of, markdown_table, plain, score_cells
 
 ALL = "all"  # the name of all tables together
 
@@ -32,10 +41,15 @@ TITLES = {
 }
 
 
-HEADING = dict(zip(METRICS, HEADINGS, strict=True))
+HEADING = dict(zip(DECIMALS, HEADINGS, strict=True))
 
 
-KINDS = {"soup": "a soup", "ensemble": "an ensemble", "best": "the best of several", "sweep": "the winner of a sweep"}
+MADE_NAMES = {
+    "soup": "a soup",
+    "ensemble": "an ensemble",
+    "best": "the best of several",
+    "sweep": "the winner of a sweep",
+}
 
 
 PAGE = """\
@@ -75,7 +89,7 @@ def _all_tables(folder: Path) -> dict[str, list[Cell]]:
     """Returns the paper's tables in order, then what folders have beside them, by title."""
     cells = read_cells()
     tables = {}
-    for number in numbers(cells):
+    for number in table_numbers(cells):
         title = f"Table {number}: {TITLES[number]}" if number in TITLES else f"Table {number}"
         tables[title] = cells_of(number, folder)
     for name in dict.fromkeys(cell.table for cell in cells if not cell.number):
@@ -96,21 +110,21 @@ def _groups_of(cells: Sequence[Cell], keys: Mapping[str, str | None], groups: Se
 
 def _table(cells: Sequence[Cell], found: Mapping[str, Group]) -> Table:
     """Makes the table; a metric that the paper does not give and that nothing was run for has no columns."""
-    scores = {name: [each[1] for each in map(shipped, group.finished) if each] for name, group in found.items()}
+    scores = {name: [each[1] for each in map(judged_score, group.finished) if each] for name, group in found.items()}
     known = {metric for cell in cells for metric in cell.published}
     known.update(metric for each in scores.values() for score in each for metric in score)
-    shown = [metric for metric in METRICS if metric in known or metric == "top1"]
+    shown = [metric for metric in DECIMALS if metric in known or metric == "top1"]
     headings = [name for metric in shown for name in (f"{HEADING[metric]} published", f"{HEADING[metric]} here")]
     table = markdown_table("dataset", "network", "method", *headings, "n", text=3)
     for cell in cells:
         own = scores.get(cell.name, [])
-        measured = dict(zip(METRICS, score_cells(own), strict=True))
+        measured = dict(zip(DECIMALS, score_cells(own), strict=True))
         row = [cell.dataset, cell.network, cell.method]
         for metric in shown:
             published, values = cell.published.get(metric), [score[metric] for score in own if metric in score]
             here = measured[metric]
             if published and values:
-                here += f" ({statistics.fmean(values) - float(published):+.{METRICS[metric]}f})"
+                here += f" ({statistics.fmean(values) - float(published):+.{DECIMALS[metric]}f})"
             row += [published or "-", here]
         table.add_row(*map(plain, row), plain(str(len(own)) if own else "-"))
     return table
@@ -136,7 +150,7 @@ def _stranger(group: Group, keys: Mapping[str, str | None]) -> str:
         name = next(name for name, key in keys.items() if key == run_key(run))
         return f"- {names}: left out, since {name} has runs already that were computed otherwise"
     if kind or not trained:
-        return f"- {names}: no cell" + (f", but {KINDS[kind]}" if kind else "")
+        return f"- {names}: no cell" + (f", but {MADE_NAMES[kind]}" if kind else "")
     own = trained_values(group.config)
     closest = min(trained, key=lambda name: len(list(changed_keys(trained[name], own))))
     first, *others = changed_keys(trained[closest], own)

@@ -118,7 +118,7 @@ def read_run(folder: Path) -> RunRecord:
     check_shipped(config)
     result = read_result(folder)
     try:
-        whole, _, _ = _text(folder / METRICS).rpartition("\n")  # the last line may still be written
+        whole, _, _ = _text_of_file(folder / METRICS).rpartition("\n")  # the last line may still be written
         lines = [json.loads(line) for line in whole.splitlines()]
         if result is not None and "seconds" not in result:
             raise ValueError("result.json is not a run's result")
@@ -139,7 +139,7 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
         config = without_seeds(run.config) if not run.of else None  # of a winner, which may differ between seeds
         key = json.dumps([config, own], sort_keys=True)
         groups.setdefault(key, []).append(run)
-    return [Group(_name([run.name for run in members]), tuple(members)) for members in groups.values()]
+    return [Group(_group_name([run.name for run in members]), tuple(members)) for members in groups.values()]
 
 
 def saved_values(config: Config) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def without_seeds(config: Config) -> dict[str, Any]:
     return values
 
 
-def shipped(run: RunRecord) -> tuple[str, dict[str, float]] | None:
+def judged_score(run: RunRecord) -> tuple[str, dict[str, float]] | None:
     """Returns the name and the score of what a run's method is to be judged by; None if it has not finished.
 
     That is the mean prediction of an ensemble, the average along time, the mean model, or the best of several.
@@ -191,7 +191,7 @@ def held_out(run: RunRecord) -> dict[str, float] | None:
     return score
 
 
-def _name(names: Sequence[str]) -> str:
+def _group_name(names: Sequence[str]) -> str:
     """Returns a name for runs: the common beginning of their names, without that of the seeds."""
     if len(names) == 1:
         return names[0]
@@ -199,5 +199,5 @@ def _name(names: Sequence[str]) -> str:
     return SEEDS.sub("", "".join(column[0] for column in letters)) or names[0]
 
 
-def _text(path: Path) -> str:
+def _text_of_file(path: Path) -> str:
     return path.read_text() if path.is_file() else ""

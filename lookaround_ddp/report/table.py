@@ -17,12 +17,12 @@ from rich.text import Text
 from lookaround_ddp.config import Augmentation
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.files import write_atomically
-from lookaround_ddp.report.runs import Group, RunRecord, shipped
+from lookaround_ddp.report.runs import Group, RunRecord, judged_score
 
-Score = Mapping[str, float]
+ScoreOfRun = Mapping[str, float]
 
 
-METRICS = {"top1": 2, "top5": 2, "nll": 4}  # and their decimals
+DECIMALS = {"top1": 2, "top5": 2, "nll": 4}  # of each metric of a score
 
 
 HEADINGS = ("top-1 %", "top-5 %", "NLL")
@@ -31,7 +31,7 @@ HEADINGS = ("top-1 %", "top-5 %", "NLL")
 TIMES = ("seconds", "total_seconds")  # of training alone, and with evaluating and saving
 
 
-SECONDS = "seconds"  # of the whole training: with evaluating and saving
+SECONDS_HEADING = "seconds"  # of the whole training: with evaluating and saving
 
 
 def results_table(groups: Sequence[Group], brief: bool = False) -> Table:
@@ -42,17 +42,17 @@ def results_table(groups: Sequence[Group], brief: bool = False) -> Table:
     error and their number, and the mean of the seconds that they took, evaluating and saving included. A single run's
     best epoch, if it was an earlier one, has a row of its own that says what it was selected by.
     """
-    table = markdown_table("network", *HEADINGS, "n", SECONDS)
+    table = markdown_table("network", *HEADINGS, "n", SECONDS_HEADING)
     for group in groups:
         done = group.finished
         if not brief and done:
             table.add_row(plain(f"`{group.name}`"))
-        rows: dict[str, list[Score]] = {}
+        rows: dict[str, list[ScoreOfRun]] = {}
         for run in done:
-            for label, score in _rows(run, several=len(done) > 1):
+            for label, score in _rows_of_run(run, several=len(done) > 1):
                 rows.setdefault(label, []).append(score)
-        ours = {label for label, _ in filter(None, map(shipped, done))}
-        seconds = _seconds([run.result for run in done if run.result])
+        ours = {label for label, _ in filter(None, map(judged_score, done))}
+        seconds = _mean_seconds([run.result for run in done if run.result])
         for label, scores in rows.items():
             judged = any(label.partition(":")[0] == each for each in ours)
             if brief and not judged:
@@ -66,7 +66,7 @@ def results_table(groups: Sequence[Group], brief: bool = False) -> Table:
     return table
 
 
-def _seconds(results: Sequence[Mapping[str, Any]]) -> str:
+def _mean_seconds(results: Sequence[Mapping[str, Any]]) -> str:
     """Returns the mean of what the runs took in all; or of their training alone, and says so, where one has no more."""
     if not results:
         return ""
@@ -108,11 +108,11 @@ def plain(cell: str) -> Text:
     return Text(cell.replace("|", "\\|"))
 
 
-def score_cells(scores: Sequence[Score]) -> list[str]:
+def score_cells(scores: Sequence[ScoreOfRun]) -> list[str]:
     """Formats top-1, top-5 and NLL of runs: the value of one, mean ± standard error of several, a dash for none."""
     return [
         estimate([score[metric] for score in scores if metric in score], decimals)
-        for metric, decimals in METRICS.items()
+        for metric, decimals in DECIMALS.items()
     ]
 
 
@@ -137,15 +137,15 @@ def write_csv(groups: Sequence[Group], path: Path) -> None:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["group", "run", "seed", "network", "judged", *METRICS, "iterations", "epochs", *TIMES])
+    writer.writerow(["group", "run", "seed", "network", "judged", *DECIMALS, "iterations", "epochs", *TIMES])
     for group in groups:
         for run in group.finished:
             result: dict[str, Any] = run.result or {}
-            ours = shipped(run)
+            ours = judged_score(run)
             rest = [result.get(key) for key in ("iterations", "epochs", *TIMES)]
-            for label, score in _rows(run, several=False):
+            for label, score in _rows_of_run(run, several=False):
                 judged = ours is not None and label.partition(":")[0] == ours[0]
-                scores = [score.get(metric) for metric in METRICS]
+                scores = [score.get(metric) for metric in DECIMALS]
                 writer.writerow([group.name, run.name, run.config.seed, label, int(judged), *scores, *rest])
     try:
         write_atomically(path, text.getvalue().encode())
@@ -153,7 +153,7 @@ def write_csv(groups: Sequence[Group], path: Path) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def _rows(run: RunRecord, several: bool) -> Iterator[tuple[str, Score]]:
+def _rows_of_run(run: RunRecord, several: bool) -> Iterator[tuple[str, ScoreOfRun]]:
     """Yields a name and a score for each model that a finished run has left."""
     result: dict[str, Any] = run.result or {}
     own = [", ".join(map(augmentation_name, entries)) for entries in run.config.replicas]

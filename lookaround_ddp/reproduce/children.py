@@ -12,12 +12,12 @@ from types import FrameType
 
 from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import processes_here
-from lookaround_ddp.distributed.beside import SIGNALS, exit_status
 from lookaround_ddp.distributed.launcher import DEFAULTS, Node, torchrun_options
+from lookaround_ddp.distributed.supervisor import FORWARDED_SIGNALS, exit_status
 from lookaround_ddp.errors import status_of_signal
 
 
-def train(arguments: Sequence[str]) -> int:
+def start_training(arguments: Sequence[str]) -> int:
     """Trains on all devices that the replicas can share; returns the launcher's exit status."""
     return run_child([sys.executable, "-m", "lookaround_ddp.distributed.launcher", *arguments], os.environ)
 
@@ -50,7 +50,7 @@ def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
             with suppress(ProcessLookupError):  # it ended by itself meanwhile
                 child.send_signal(number)
 
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in FORWARDED_SIGNALS}
     ours = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     for number in ours:
         signal.signal(number, pass_on)

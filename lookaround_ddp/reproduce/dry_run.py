@@ -14,7 +14,7 @@ from lookaround_ddp.reproduce.plan import Plan, Training
 def show_plan(plan: Plan) -> None:
     """Prints what would be trained and made, on how many processes, in how many iterations, and what is there."""
     trainings, makings = list(plan.trainings.values()), list(plan.makings.values())
-    rows = [_row(training) for training in trainings]
+    rows = [_training_row(training) for training in trainings]
     for making in makings:
         state = "done" if making.finished else "to do"
         rows.append([str(making.run), f"{making.kind} of {len(making.of)}", *["-"] * 3, state])
@@ -30,20 +30,20 @@ def show_plan(plan: Plan) -> None:
     )
 
 
-def _row(training: Training) -> list[str]:
+def _training_row(training: Training) -> list[str]:
     total = iterations(training.config)
     state = "done" if training.finished else f"begun: {done(training.run):,}" if _begun(training) else "to do"
     return [
         str(training.run),
         "point" if training.point else "training",
-        str(processes(training)),
+        str(process_count(training)),
         str(len(training.config.replicas)),
         "?" if total is None else f"{total:,}",
         state,
     ]
 
 
-def processes(training: Training) -> int:
+def process_count(training: Training) -> int:
     """Returns how many processes the launcher would start for a training, on all nodes."""
     nodes = number_in(os.environ, "NNODES", "1")
     return nodes * processes_here(training.config, nodes)

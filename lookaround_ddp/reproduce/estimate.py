@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lookaround_ddp.config import Config, DataConfig
 
-IMAGES = {"digits": 1000, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "stanford_cars": 8_144}
+IMAGES_OF = {"digits": 1000, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "stanford_cars": 8_144}
 
 
 def iterations(config: Config) -> int | None:
@@ -23,7 +23,7 @@ def training_images(data: DataConfig) -> int | None:
     """Returns how many images a run trains on; None of a folder of images that is not there, or of your own."""
     if data.train_images is not None:
         return data.train_images
-    whole = IMAGES.get(data.name) or (_files(Path(data.root) / "train") if data.name == "imagefolder" else 0)
+    whole = IMAGES_OF.get(data.name) or (_count_files(Path(data.root) / "train") if data.name == "imagefolder" else 0)
     return whole - data.validation if whole else None
 
 
@@ -35,6 +35,6 @@ def done(run: Path) -> int:
         return 0
 
 
-def _files(folder: Path) -> int:
+def _count_files(folder: Path) -> int:
     """Counts the files in the folders of a folder; 0 if it is not there."""
     return sum(1 for path in folder.glob("*/*") if path.is_file()) if folder.is_dir() else 0

@@ -123,7 +123,7 @@ def files_of(name: str) -> tuple[str, list[Path]]:
     return name, [cell.file() for cell in cells_of(name)]
 
 
-def run_folder(file: Path, seed: int, runs: Path | None) -> Path:
+def planned_folder(file: Path, seed: int, runs: Path | None) -> Path:
     """Returns where the run of a cell is."""
     paper = file.resolve().is_relative_to(CONFIGS.resolve())
     return (runs or (PAPER if paper else OTHERS)) / file.resolve().parent.name / f"{file.stem}-s{seed}"
@@ -132,9 +132,9 @@ def run_folder(file: Path, seed: int, runs: Path | None) -> Path:
 def _add_cell(plan: Plan, file: Path, cell: Config | Sweep, seed: int, runs: Path | None) -> list[Path]:
     """Adds the trainings of a cell, and the winner of a sweep; returns the folders whose scores are the cell's."""
     trainings = _trainings(plan, file, cell, seed, runs)
-    run = run_folder(file, seed, runs)
+    run = planned_folder(file, seed, runs)
     if isinstance(cell, Sweep) and cell.whole:
-        _add_making(plan, Making(_name(file, seed), file, run, None, trainings))
+        _add_making(plan, Making(_training_name(file, seed), file, run, None, trainings))
     else:
         _add_trainings(plan, trainings)
     return [run] if isinstance(cell, Config) or cell.whole else []  # other points may be trained elsewhere
@@ -152,7 +152,7 @@ def _add_recipe(plan: Plan, file: Path, recipe: Recipe, seeds: Sequence[int], ru
     added = []
     for seed in seeds:
         of = tuple(each for other, cell in ingredients for each in _trainings(plan, other, cell, seed, runs))
-        making = Making(_name(file, seed), file, run_folder(file, seed, runs), recipe, of)
+        making = Making(_training_name(file, seed), file, planned_folder(file, seed, runs), recipe, of)
         check_ingredients(file, recipe, [each.run for each in of], [each.config for each in of])
         _add_making(plan, making)
         added.append(making.run)
@@ -161,7 +161,7 @@ def _add_recipe(plan: Plan, file: Path, recipe: Recipe, seeds: Sequence[int], ru
 
 def _trainings(plan: Plan, file: Path, cell: Config | Sweep, seed: int, runs: Path | None) -> tuple[Training, ...]:
     """Returns the trainings of a cell and a seed: one, or one for each point."""
-    run, name = run_folder(file, seed, runs), _name(file, seed)
+    run, name = planned_folder(file, seed, runs), _training_name(file, seed)
     if isinstance(cell, Config):
         config = cell.model_copy(update={"seed": seed, "out": str(run)})
         return (Training(name, file, run, config, plan.overrides),)
@@ -200,5 +200,5 @@ def _check_folder(plan: Plan, new: Training | Making) -> None:
             raise UserError(f"{both}: rename one or its folder")
 
 
-def _name(file: Path, seed: int) -> str:
+def _training_name(file: Path, seed: int) -> str:
     return f"{file.resolve().parent.name}/{file.stem}, seed {seed}"

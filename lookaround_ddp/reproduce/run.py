@@ -8,18 +8,16 @@ from collections.abc import Callable, Sequence
 
 from lookaround_ddp.checkpoint import RESULT
 from lookaround_ddp.config import Config
-from lookaround_ddp.errors import UserError
+from lookaround_ddp.errors import MISTAKE, UserError
 from lookaround_ddp.report import grouped, paper_page, read_run, results_table, show
 from lookaround_ddp.reproduce import children
 from lookaround_ddp.reproduce.plan import Making, Plan
 from lookaround_ddp.reproduce.winner import write_winner
 
-MISTAKE = 2
-
 
 def carry_out(
     plan: Plan,
-    train: Callable[[Sequence[str]], int] = children.train,
+    train: Callable[[Sequence[str]], int] = children.start_training,
     score: Callable[[Config, Sequence[str]], int] = children.score,
 ) -> list[str]:
     """Trains and makes what has not finished, and returns the folders of what failed.

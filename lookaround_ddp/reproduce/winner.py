@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from lookaround_ddp.checkpoint import save_made
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.report import RunRecord, held_out, read_run, shipped
+from lookaround_ddp.report import RunRecord, held_out, judged_score, read_run
 from lookaround_ddp.reproduce.plan import Making
-
-Score = dict[str, float]
 
 
 def write_winner(making: Making) -> str:
@@ -20,7 +18,7 @@ def write_winner(making: Making) -> str:
     records = [read_run(each.run) for each in making.of]
     scores = [_score(record, by) for record in records]
     place = max(range(len(scores)), key=lambda number: (scores[number]["top1"], -scores[number]["nll"]))
-    shown = shipped(records[place])
+    shown = judged_score(records[place])
     assert shown is not None  # it has a score
     images = "held-out" if by == "validation" else "test"
     winner = {
@@ -36,8 +34,8 @@ def write_winner(making: Making) -> str:
     return f"{winner['name']} is the best of {len(scores)} by {images} images"
 
 
-def _score(record: RunRecord, by: str) -> Score:
-    found = held_out(record) if by == "validation" else (shipped(record) or ("", None))[1]
+def _score(record: RunRecord, by: str) -> dict[str, float]:
+    found = held_out(record) if by == "validation" else (judged_score(record) or ("", None))[1]
     if found is None:
         images = "held-out" if by == "validation" else "test"
         raise UserError(f"{record.name} has no score on {images} images to select by")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from lookaround_ddp.checkpoint import PREEMPTED, State, write_config
+from lookaround_ddp.checkpoint import PREEMPTED, RunState, write_config
 from lookaround_ddp.config import Config, k_text
 from lookaround_ddp.data import get_ready
 from lookaround_ddp.distributed import PreemptionHandler, World, lost_connection
@@ -20,7 +20,7 @@ from lookaround_ddp.training.trial import TRIED, as_mistake
 from lookaround_ddp.training.validate import validate
 
 
-def fit(config: Config, world: World, preemption: PreemptionHandler) -> State:
+def fit(config: Config, world: World, preemption: PreemptionHandler) -> RunState:
     """Trains the config's replicas, from the newest checkpoint in `out` if there is one.
 
     Collective: every rank of the world calls it with the same config, in its `run_folder`. A run that has
@@ -84,7 +84,7 @@ def begin(run: Run) -> None:
     run.record.open(run.iteration)
     if run.world.main:
         (Path(run.config.out) / PREEMPTED).unlink(missing_ok=True)
-    run.record.say(describe(run))
+    run.record.say(describe_run(run))
     for warning in unreached(run):
         run.record.say(f"warning: {warning}")
     if run.config.average.hide:
@@ -93,7 +93,7 @@ def begin(run: Run) -> None:
         run.record.say(f"resumed after iteration {run.iteration}")
 
 
-def describe(run: Run) -> str:
+def describe_run(run: Run) -> str:
     """Returns one line on what runs where."""
     config, world = run.config, run.world
     millions = sum(parameter.numel() for parameter in run.replicas[0].model.parameters()) / 1e6

@@ -31,7 +31,7 @@ def make_loss(config: Config, device: torch.device) -> Loss:
         loss.to(device)
         if any(parameter.requires_grad for parameter in loss.parameters()):
             raise UserError(f"loss {path}: it has parameters, which no optimizer would train: make them buffers")
-    return partial(_own, path=path, loss=loss)
+    return partial(_own_loss, path=path, loss=loss)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
@@ -39,7 +39,7 @@ def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     return cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
-def _own(logits: Tensor, targets: Tensor, path: str, loss: Loss) -> Tensor:
+def _own_loss(logits: Tensor, targets: Tensor, path: str, loss: Loss) -> Tensor:
     """Returns the own loss; raises UserError if it is no mean that a gradient can be taken of."""
     value = loss(logits, targets)
     if not isinstance(value, Tensor):

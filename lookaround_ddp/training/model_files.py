@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lookaround_ddp.checkpoint import BEST, State, file_digest, save_model
+from lookaround_ddp.checkpoint import BEST, RunState, file_digest, save_model
 from lookaround_ddp.data import described
 from lookaround_ddp.files import make_folder, write_atomically
 from lookaround_ddp.training.run import Run
@@ -27,7 +27,7 @@ def write_model(run: Run, name: str, model: nn.Module) -> None:
     save_model(path, model.state_dict(), described(run.dataset) | metadata)
 
 
-def keep_best(run: Run, scores: State, mean: nn.Module) -> None:
+def keep_best(run: Run, scores: RunState, mean: nn.Module) -> None:
     """Remembers an evaluation that is the best so far, and saves its mean model where images are held out. Collective.
 
     The best one is chosen by the held-out images; without them by the test set, which is named so, and nothing is

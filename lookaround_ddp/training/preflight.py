@@ -10,7 +10,7 @@ import torch
 
 from lookaround_ddp.checkpoint import Checkpoints, locked, read_result, refuse_foreign_config
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import left_out, make_batches, prepare
+from lookaround_ddp.data import left_out, make_batches, open_on_all_ranks
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
 from lookaround_ddp.training.setup import set_up
@@ -42,7 +42,7 @@ def rehearse(config: Config, processes: int, alone: bool) -> None:
     world = World(0, 1, 1, torch.device("cpu"), "none")
     known = config.model_copy(update={"loss": "cross_entropy"})
     if "model" in own:
-        dataset = prepare(known, world)
+        dataset = open_on_all_ranks(known, world)
         known = resolved(known, dataset, left_out)
         plan = make_batches(known, dataset, world, left_out).plan
     else:

@@ -129,11 +129,11 @@ def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Reads the whole lines of a file, and how many are damaged; a last one that a kill cut short is left out."""
     whole, _, _ = path.read_bytes().rpartition(b"\n") if path.is_file() else (b"", b"", b"")
     texts = whole.splitlines()
-    lines = [line for text in texts if (line := _line(text)) is not None]
+    lines = [line for text in texts if (line := _parsed_line(text)) is not None]
     return lines, len(texts) - len(lines)
 
 
-def _line(text: bytes) -> dict[str, Any] | None:
+def _parsed_line(text: bytes) -> dict[str, Any] | None:
     try:
         line = json.loads(text)
     except ValueError:

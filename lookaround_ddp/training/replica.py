@@ -155,7 +155,7 @@ class Replica:
 
     def state_dict(self) -> dict[str, Any]:
         with self.shown():
-            shown = {} if self.lookahead is None else {"shown": _copied(self.model.state_dict())}
+            shown = {} if self.lookahead is None else {"shown": _copied_state(self.model.state_dict())}
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -181,5 +181,5 @@ def shown(replicas: Sequence[Replica]) -> Iterator[None]:
         yield
 
 
-def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _copied_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in state.items()}

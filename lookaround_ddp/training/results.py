@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lookaround_ddp.checkpoint import MODEL, TRAJECTORY, State, write_result
+from lookaround_ddp.checkpoint import MODEL, TRAJECTORY, RunState, write_result
 from lookaround_ddp.config import Config
 from lookaround_ddp.evaluation import score_run
 from lookaround_ddp.optim import Swad
@@ -15,7 +15,7 @@ from lookaround_ddp.training.run import Run, evaluation_weights
 from lookaround_ddp.training.validate import averaged_model, recalibrate_mean, recalibrate_models
 
 
-def finish(run: Run) -> State:
+def finish(run: Run) -> RunState:
     """Makes the last average step, saves the models, scores them, and writes result.json. Collective.
 
     Returns what result.json holds.
@@ -39,7 +39,7 @@ def finish(run: Run) -> State:
     scores = score_run(Path(config.out), config, run.dataset, (run.test, run.validation), world, known)
     scores["best"] = run.best
     run.record.final({"iteration": run.total, "epoch": run.total / run.per_epoch, FINAL: scores})
-    result: State = {
+    result: RunState = {
         **scores,
         "iterations": run.total,
         "epochs": config.epochs if config.iterations is None else run.total / run.per_epoch,

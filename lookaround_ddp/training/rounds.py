@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lookaround_ddp.averaging import check_agreement
-from lookaround_ddp.checkpoint import State
+from lookaround_ddp.checkpoint import RunState
 from lookaround_ddp.config import iterations_of, lengths
 from lookaround_ddp.optim import Swad
 from lookaround_ddp.training.run import EVALUATING, SAVING, Run, evaluation_weights, times_due
@@ -111,7 +111,7 @@ def update_weight_averages(run: Run, averaged: bool) -> None:
                 _validate_segments(run, independent)
 
 
-def training_line(run: Run, rate: float) -> State:
+def training_line(run: Run, rate: float) -> RunState:
     """Returns a line of the record: mean losses since the last one, distances to phi, speed. Collective.
 
     Args:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 
 from lookaround_ddp.averaging import Lookaround
-from lookaround_ddp.checkpoint import Checkpoints, State
+from lookaround_ddp.checkpoint import Checkpoints, RunState
 from lookaround_ddp.config import Config
 from lookaround_ddp.data import Batch, Dataset, Iterations, load
 from lookaround_ddp.distributed import World
@@ -40,8 +40,8 @@ class Run:
     start: str  # digest of the weights that the run began with
     first: int = 0  # iterations before this start
     iteration: int = 0  # finished so far, but for their average step
-    scores: State = field(default_factory=dict)  # the last evaluation
-    best: State | None = None
+    scores: RunState = field(default_factory=dict)  # the last evaluation
+    best: RunState | None = None
     last_logged: tuple[int, float] = (0, 0.0)  # iteration and seconds at the last line of the record
     last_checked_epoch: int = 0  # after which the ranks' means were compared
     warned_of_saving: bool = False

@@ -9,7 +9,7 @@ from pathlib import Path
 from lookaround_ddp.averaging import Lookaround, Nodes, Outer, content_digest
 from lookaround_ddp.checkpoint import Checkpoints, pipeline_before
 from lookaround_ddp.config import Config, check_cycles, check_length, iterations_of, lengths, with_pipeline
-from lookaround_ddp.data import Code, Dataset, Iterations, imported, make_batches, prepare
+from lookaround_ddp.data import Code, Dataset, Iterations, imported, make_batches, open_on_all_ranks
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
@@ -30,7 +30,7 @@ def set_up(config: Config, world: World, code: Code = imported) -> Run:
     Raises:
         UserError: a mistake in the config, or in the data.
     """
-    config, dataset = as_it_began(config, world), prepare(config, world)
+    config, dataset = as_it_began(config, world), open_on_all_ranks(config, world)
     with world.together():
         config = resolved(config, dataset, code)
         batches, replicas = build(config, dataset, world, code)

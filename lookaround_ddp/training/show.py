@@ -12,7 +12,7 @@ from lookaround_ddp.training.display import duration
 from lookaround_ddp.training.run import Run, load_batches
 from lookaround_ddp.training.setup import set_up
 
-SECONDS = 10.0  # at most so long iterations are timed, after a first one
+TIMED_SECONDS = 10.0  # at most so long iterations are timed, after a first one
 TIMED = 6
 
 
@@ -47,7 +47,7 @@ def seconds_of_iteration(run: Run) -> float:
     for iteration, (own,) in enumerate(load_batches(run, range(min(1 + TIMED, run.total)))):
         run.replicas[0].step(own, iteration, learning_rate(run.config, iteration, run.per_epoch)).item()
         times.append(time.perf_counter())
-        if times[-1] - times[0] > SECONDS:
+        if times[-1] - times[0] > TIMED_SECONDS:
             break
     first = 1 if len(times) > 2 else 0
     return (times[-1] - times[first]) / (len(times) - 1 - first)

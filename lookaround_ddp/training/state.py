@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lookaround_ddp.averaging import Lookaround
-from lookaround_ddp.checkpoint import Part, State, missing_files, read_result
+from lookaround_ddp.checkpoint import Part, RunState, missing_files, read_result
 from lookaround_ddp.config import Config, changed_keys
 from lookaround_ddp.data import Dataset
 from lookaround_ddp.errors import UserError
@@ -20,7 +20,7 @@ from lookaround_ddp.training.run import Run
 SHARED_TRAJECTORY, OUTER = "trajectory.pt", "outer.pt"  # the same on all ranks: the first writes them
 
 
-def restore(run: Run) -> State | None:
+def restore(run: Run) -> RunState | None:
     """Puts a run where its newest whole checkpoint left it; without one it stays at its start. Collective.
 
     Returns what result.json holds if the run has finished and its files are there, else None.
@@ -62,10 +62,10 @@ class WithCorrection:
     def __init__(self, replica: Replica, hosted: int, around: Lookaround) -> None:
         self.replica, self.hosted, self.corrections = replica, hosted, around.corrections
 
-    def state_dict(self) -> State:
+    def state_dict(self) -> RunState:
         return {**self.replica.state_dict(), "correction": self.corrections.of(self.hosted)}
 
-    def load_state_dict(self, state: State) -> None:
+    def load_state_dict(self, state: RunState) -> None:
         self.replica.load_state_dict(state)
         self.corrections.restore(self.hosted, state["correction"])
 
@@ -84,7 +84,7 @@ def parts(replicas: Sequence[Replica], weight_averages: Sequence[Trajectory], ar
     return named | own
 
 
-def with_later_keys(made: State, defaults: State) -> State:
+def with_later_keys(made: RunState, defaults: RunState) -> RunState:
     """Returns an older checkpoint's config with the defaults of the keys that came later, which leave all as it was."""
     kept = {key: value for key, value in defaults.items() if key not in ("epochs", *made)}  # of the length it has one
     below = {
@@ -95,7 +95,7 @@ def with_later_keys(made: State, defaults: State) -> State:
     return kept | made | below
 
 
-def check_resumable(config: Config, dataset: Dataset, state: State) -> None:
+def check_resumable(config: Config, dataset: Dataset, state: RunState) -> None:
     """Raises UserError if the checkpoint of this state was made with other data or another config."""
     if state["classes"] != dataset.classes:
         raise UserError(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from lookaround_ddp.averaging import broadcast_
-from lookaround_ddp.checkpoint import State
+from lookaround_ddp.checkpoint import RunState
 from lookaround_ddp.evaluation import recalibrate
 from lookaround_ddp.models import Normalize
 from lookaround_ddp.optim import Trajectory
@@ -29,10 +29,10 @@ def validate(run: Run) -> None:
     run.record.evaluation({"iteration": run.iteration, "epoch": run.iteration / run.per_epoch, **run.scores})
 
 
-def _scores(run: Run) -> State:
+def _scores(run: Run) -> RunState:
     """Returns what an evaluation finds, and keeps the mean model if it is the best. Collective."""
     config, world = run.config, run.world
-    scores: State = {}
+    scores: RunState = {}
     with evaluation_weights(run):
         share_single(run)
         if config.average.k != "never":

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lookaround_ddp.analysis.theory.momentum import METHODS, SPECTRA, Rounds, optimum
+from lookaround_ddp.analysis.theory.momentum import METHODS, SPECTRA, RoundMatrices, optimum
 from tests.support.runs import Job
 
 
-def gain(method: str, kappa: float, rounds: Rounds | None = None) -> float:
+def gain(method: str, kappa: float, rounds: RoundMatrices | None = None) -> float:
     """1 - rate at the best learning rate."""
-    return 1 - (rounds or Rounds()).best(method, np.array([1 / kappa, 1]))[1]
+    return 1 - (rounds or RoundMatrices()).best(method, np.array([1 / kappa, 1]))[1]
 
 
 def test_values_worked_out_apart() -> None:
@@ -36,7 +36,7 @@ def test_values_worked_out_apart() -> None:
 def test_the_optimum_is_momentum_s_where_beta_fits() -> None:
     """kappa = 9: rate 1/2, beta 1/4, gamma 9/4. With beta = .99 nothing is better at any kappa of the figure."""
     assert optimum(9.0) == pytest.approx(0.5)
-    gamma, rate = Rounds(k=1, beta=0.25).best("classical momentum", np.array([1 / 9, 1]))
+    gamma, rate = RoundMatrices(k=1, beta=0.25).best("classical momentum", np.array([1 / 9, 1]))
     assert (gamma, rate) == pytest.approx((2.25, 0.5), rel=1e-3)
     kappa = ((1 + math.sqrt(0.99)) / (1 - math.sqrt(0.99))) ** 2  # 158,000: where .99 fits
     assert gain("classical momentum", kappa) == pytest.approx(1 - optimum(kappa), rel=1e-3)
@@ -52,7 +52,7 @@ def test_without_momentum_they_are_closed_forms() -> None:
     shares = {"classical momentum": 1.0, "Lookahead": 0.25, "trajectory average": 0.5}
     for kappa in (3.0, 50.0, 1e4):
         for method, share in shares.items():
-            gamma, rate = Rounds(k=1, beta=0.0, alpha=0.25).best(method, np.array([1 / kappa, 1]))
+            gamma, rate = RoundMatrices(k=1, beta=0.0, alpha=0.25).best(method, np.array([1 / kappa, 1]))
             assert 1 - rate == pytest.approx(2 / (kappa + 1), rel=1e-4)
             assert share * gamma == pytest.approx(2 / (1 + 1 / kappa), rel=1e-6)
 
@@ -63,7 +63,7 @@ def test_without_momentum_they_are_closed_forms() -> None:
 )
 def test_the_methods_converge_as_fast_as_computed(method: str, kappa: float, spectrum: str) -> None:
     """Within 1 % of 1 - rate, by steps and doubling; and by steps alone, over 40 e-foldings, where they are few."""
-    rounds, eigenvalues = Rounds(), SPECTRA[spectrum](kappa, 5)
+    rounds, eigenvalues = RoundMatrices(), SPECTRA[spectrum](kappa, 5)
     gamma, rate = rounds.best(method, eigenvalues)
     assert 1 - rounds.simulated(method, gamma, eigenvalues) == pytest.approx(1 - rate, rel=0.01)
     if kappa > 1e4:
@@ -82,12 +82,12 @@ def test_a_long_round_overflows_silently() -> None:
     """M^2000 is beyond fp64 for what diverges. Momentum's best rate does not depend on k."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert gain("classical momentum", 10, Rounds(k=2000)) == pytest.approx(1 - math.sqrt(0.99))
-        assert 0 < gain("Lookahead", 10, Rounds(k=2000)) < 1
+        assert gain("classical momentum", 10, RoundMatrices(k=2000)) == pytest.approx(1 - math.sqrt(0.99))
+        assert 0 < gain("Lookahead", 10, RoundMatrices(k=2000)) < 1
 
 
 def test_the_search_finds_what_a_much_finer_grid_finds() -> None:
-    rounds, eigenvalues = Rounds(), np.array([1e-3, 1])
+    rounds, eigenvalues = RoundMatrices(), np.array([1e-3, 1])
     for method in METHODS[1:]:
         finest = rounds.rate(method, np.linspace(0.01, 4.3, 120_001), eigenvalues).min()
         assert rounds.best(method, eigenvalues)[1] <= finest + 1e-12
@@ -95,7 +95,7 @@ def test_the_search_finds_what_a_much_finer_grid_finds() -> None:
 
 def test_replicas_without_noise_coincide_and_are_momentum() -> None:
     """Three replicas of one quadratic, averaged after each round, each with its own velocity."""
-    rounds, gamma, a = Rounds(k=4), 0.3, 0.7
+    rounds, gamma, a = RoundMatrices(k=4), 0.3, 0.7
     alone, replicas = (1.0, 0.0), [(1.0, 0.0)] * 3
     for _ in range(5):
         alone = rounds.round("classical momentum", gamma, a, *alone)

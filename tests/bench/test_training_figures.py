@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lookaround_ddp.bench import flops
-from lookaround_ddp.bench.original_loop import average, parse, train
+from lookaround_ddp.bench.original_loop import average_models, parse_options, train_original
 from lookaround_ddp.config.schema import ModelConfig
 from lookaround_ddp.models.factory import create_model
 
@@ -65,7 +65,7 @@ def test_the_mean_of_state_dicts() -> None:
         models, ([1.0, 2.0], [3.0, 8.0]), ([0.5, 1.0], [1.5, 2.0]), (3, 4), strict=True
     ):
         model.weight.data, model.running_mean, model.num_batches_tracked = map(torch.tensor, (weight, mean, count))
-    average(models)
+    average_models(models)
     for model in models:
         assert model.weight.tolist() == [2.0, 5.0]
         assert model.running_mean.tolist() == [1.0, 1.5]
@@ -75,7 +75,7 @@ def test_the_mean_of_state_dicts() -> None:
 def original(*arguments: str) -> tuple[float, list[dict[str, Tensor]]]:
     """The loss of a short run on digits, and the networks' state dicts."""
     torch.manual_seed(0)
-    _, loss, models = train(parse(["--batch-size=20", "--warm-up=1", *arguments]))
+    _, loss, models = train_original(parse_options(["--batch-size=20", "--warm-up=1", *arguments]))
     return loss, [model.state_dict() for model in models]
 
 

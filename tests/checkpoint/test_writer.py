@@ -19,7 +19,7 @@ from lookaround_ddp.checkpoint import part_file, writer
 from lookaround_ddp.checkpoint.checkpoints import Checkpoints
 from lookaround_ddp.checkpoint.writer import snapshot
 from lookaround_ddp.config.load import make_config
-from lookaround_ddp.data.batches import Iterations, Plan
+from lookaround_ddp.data.batches import BatchPlan, Iterations
 from lookaround_ddp.data.datasets import open_dataset
 from lookaround_ddp.data.transforms import train_pipelines
 from lookaround_ddp.distributed.world import World
@@ -77,7 +77,9 @@ def test_it_holds_the_replica_of_its_moment_while_that_trains_on(
     data = open_dataset(make_config({}).data, seed=0)
     values = {"precision": "fp16", "channels_last": True, "replicas": [["none"]] * 2}
     config = make_config({**values, "optimizer": {"momentum": 0.9, "lookahead": {"k": 2, "momentum": "pullback"}}})
-    batches = Iterations(data.train, Plan(100, 20, 0, True), {0: train_pipelines(config.augment, ["none"], data, 0.0)})
+    batches = Iterations(
+        data.train, BatchPlan(100, 20, 0, True), {0: train_pipelines(config.augment, ["none"], data, 0.0)}
+    )
     replica, saving = Replica(config, 0, data, ALONE), checkpoints(tmp_path)
     state = {"scores": {"mean": 1.0}}
     for iteration in range(3):

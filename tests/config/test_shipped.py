@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lookaround_ddp.config.load import load_config
-from lookaround_ddp.config.shipped import PACKAGED, about, find_config, names, shipped
+from lookaround_ddp.config.shipped import PACKAGED, about, configs_folder, find_config, names
 from lookaround_ddp.errors import UserError
 from tests.support.runs import ROOT
 
@@ -25,11 +25,11 @@ def test_they_are_those_of_the_clone() -> None:
 @pytest.mark.parametrize("name", [DIGITS, f"{DIGITS}.yaml", f"configs/{DIGITS}.yaml", f"configs/{DIGITS}"])
 def test_by_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert shipped() == PACKAGED
+    assert configs_folder() == PACKAGED
     assert find_config(Path(name)) == PACKAGED / f"{DIGITS}.yaml"
     assert load_config(Path(name)).out == "runs/digits-resnet8-lookaround"
     monkeypatch.chdir(ROOT)
-    assert shipped() == Path("configs")
+    assert configs_folder() == Path("configs")
 
 
 def test_a_file_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision import transforms as T
 
 from lookaround_ddp.config.schema import AugmentConfig, Config
-from lookaround_ddp.data.augmentations import ARGUMENTS, NAMES
+from lookaround_ddp.data.augmentations import ARGUMENTS, AUGMENTATIONS
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.transforms import StepFailed, train_pipelines
 from lookaround_ddp.errors import UserError
@@ -85,11 +85,11 @@ def test_arguments_reach_torchvision(digits: Dataset, name: str, arguments: dict
         assert torch.equal(found, T.functional.pil_to_tensor(theirs(image)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_the_defaults_are_torchvision_s(digits: Dataset, name: str) -> None:
     """Those that the schemas say are the ones that a transform has which is made without them."""
     said = {key: value for key, value in ARGUMENTS[name]().model_dump().items() if value is not None}
-    found, expected = (vars(NAMES[name](digits, **given)) for given in (said, {}))
+    found, expected = (vars(AUGMENTATIONS[name](digits, **given)) for given in (said, {}))
     assert {key: str(value) for key, value in found.items()} == {key: str(value) for key, value in expected.items()}
 
 

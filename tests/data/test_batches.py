@@ -10,8 +10,8 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as F
 
 from lookaround_ddp.config.schema import AugmentConfig, DataConfig
-from lookaround_ddp.data.augmentations import MIXES, NAMES
-from lookaround_ddp.data.batches import EvaluationBatches, Iterations, Plan
+from lookaround_ddp.data.augmentations import AUGMENTATIONS, MIXES
+from lookaround_ddp.data.batches import BatchPlan, EvaluationBatches, Iterations
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.images import Arrays, Subset
 from lookaround_ddp.data.loader import load
@@ -48,7 +48,7 @@ def test_digits_are_the_1797_of_uci(digits: Dataset) -> None:
 
 
 def test_every_epoch_visits_each_image_once() -> None:
-    plan = Plan(images=50, batch_size=16, seed=3, shared=True)
+    plan = BatchPlan(images=50, batch_size=16, seed=3, shared=True)
     assert plan.iterations == 4
     first = torch.cat([plan.indices(iteration, 0) for iteration in range(4)])
     second = torch.cat([plan.indices(iteration, 0) for iteration in range(4, 8)])
@@ -58,14 +58,14 @@ def test_every_epoch_visits_each_image_once() -> None:
 
 
 def test_drop_last_leaves_out_the_smaller_batch() -> None:
-    plan = Plan(images=50, batch_size=16, seed=3, shared=True, drop_last=True)
+    plan = BatchPlan(images=50, batch_size=16, seed=3, shared=True, drop_last=True)
     assert plan.iterations == 3
     assert {len(plan.indices(iteration, 0)) for iteration in range(6)} == {16}
 
 
 def test_shared_batches_are_the_same_for_all_replicas_and_independent_ones_are_not() -> None:
-    shared = Plan(images=50, batch_size=16, seed=3, shared=True)
-    independent = Plan(images=50, batch_size=16, seed=3, shared=False)
+    shared = BatchPlan(images=50, batch_size=16, seed=3, shared=True)
+    independent = BatchPlan(images=50, batch_size=16, seed=3, shared=False)
     assert shared.indices(5, 0).tolist() == shared.indices(5, 2).tolist()
     assert independent.indices(5, 0).tolist() != independent.indices(5, 2).tolist()
 
@@ -73,12 +73,12 @@ def test_shared_batches_are_the_same_for_all_replicas_and_independent_ones_are_n
 @pytest.mark.parametrize(("images", "batch", "shards"), [(33, 16, 1), (34, 16, 2), (3, 4, 2)])
 def test_a_batch_too_small_for_batch_norm_or_the_ranks_is_refused(images: int, batch: int, shards: int) -> None:
     with pytest.raises(UserError, match="smallest batch"):
-        Plan(images, batch, 0, True).check(shards)
+        BatchPlan(images, batch, 0, True).check(shards)
 
 
 def test_shards_split_the_replicas_batch_and_weigh_it(digits: Dataset) -> None:
     """7 images on 2 ranks: 4 and 3; their shares are 4 * 2 / 7 and 3 * 2 / 7."""
-    plan = Plan(images=7, batch_size=7, seed=0, shared=True)
+    plan = BatchPlan(images=7, batch_size=7, seed=0, shared=True)
     split = Subset(digits.train, range(7))
     pipelines = {0: train_pipelines(PLAIN, ["none"], digits, 0.0)}
     whole = Iterations(split, plan, pipelines)[0][0][0]
@@ -94,7 +94,7 @@ def test_an_augmentation_depends_on_seed_epoch_replica_and_place(digits: Dataset
 
     def images(seed: int = 0, iteration: int = 0, replica: int = 0, own: int = 0) -> torch.Tensor:
         """The image number 3 of the split, as the key augments it."""
-        plan = Plan(8, 8, seed, True)
+        plan = BatchPlan(8, 8, seed, True)
         pipelines = {replica: train_pipelines(PLAIN, ["perspective", "perspective"], digits, 0.0)}
         place = plan.indices(iteration, replica).tolist().index(3)
         return Iterations(split, plan, pipelines)[iteration][0][own].images[place]
@@ -112,7 +112,7 @@ def test_worker_processes_deliver_the_same_batches_in_order(digits: Dataset, wor
         0: train_pipelines(PLAIN, ["randaugment"], digits, 0.0),
         2: train_pipelines(PLAIN, ["crop"], digits, 0.0),
     }
-    batches = Iterations(Subset(digits.train, range(40)), Plan(40, 16, 0, True), pipelines)
+    batches = Iterations(Subset(digits.train, range(40)), BatchPlan(40, 16, 0, True), pipelines)
     expected = [
         batch.images
         for hosted in load(batches, range(2, 6), 0, torch.device("cpu"))
@@ -130,7 +130,7 @@ def test_worker_processes_deliver_the_same_batches_in_order(digits: Dataset, wor
 
 
 def test_names_are_torchvisions_transforms_with_the_papers_values(digits: Dataset) -> None:
-    made = {name: maker(digits) for name, maker in NAMES.items()}
+    made = {name: maker(digits) for name, maker in AUGMENTATIONS.items()}
     assert repr(made["crop"]) == "RandomCrop(size=(16, 16), padding=2)"
     assert made["rotation"].degrees == [-15.0, 15.0]
     assert (made["hflip"].p, made["vflip"].p, made["equalize"].p) == (0.5, 0.5, 0.5)
@@ -140,7 +140,7 @@ def test_names_are_torchvisions_transforms_with_the_papers_values(digits: Datase
     assert made["random_resized_crop"].size == (16, 16)
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES, *MIXES}))
+@pytest.mark.parametrize("name", sorted({*AUGMENTATIONS, *MIXES}))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_name_makes_a_uint8_image_of_the_networks_size(name: str, channels: int, digits: Dataset) -> None:
     shape = (4, 20, 20) if channels == 1 else (4, 20, 20, 3)
@@ -148,7 +148,7 @@ def test_every_name_makes_a_uint8_image_of_the_networks_size(name: str, channels
     data = Dataset(
         split, split, 10, channels, 16, 20, (0.5,) * channels, (0.5,) * channels, T.AutoAugmentPolicy.CIFAR10
     )
-    batch = Iterations(split, Plan(4, 4, 0, True), {0: train_pipelines(PLAIN, [name], data, 0.0)})[0][0][0]
+    batch = Iterations(split, BatchPlan(4, 4, 0, True), {0: train_pipelines(PLAIN, [name], data, 0.0)})[0][0][0]
     assert batch.images.shape == (4, channels, 16, 16)
     assert batch.images.dtype == torch.uint8
 
@@ -165,7 +165,7 @@ def test_somebodys_own_augmentation_by_its_path(digits: Dataset) -> None:
     image = digits.train.image(0)
     assert torch.equal(pipeline.transform(image), 255 - F.pil_to_tensor(image))
     noise = {0: train_pipelines(PLAIN, [{"tests.data.test_batches.Noise": {"strength": 9}}], digits, 0.0)}
-    batches = Iterations(digits.train, Plan(16, 8, 0, True), noise)
+    batches = Iterations(digits.train, BatchPlan(16, 8, 0, True), noise)
     assert torch.equal(batches[1][0][0].images, batches[1][0][0].images)
     assert batches[1][0][0].images.max() == 8
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lookaround_ddp import seeds
 from lookaround_ddp.config.schema import AugmentConfig, DataConfig
 from lookaround_ddp.data import images
-from lookaround_ddp.data.batches import Iterations, Plan, Single
+from lookaround_ddp.data.batches import BatchPlan, Iterations, Single
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.transforms import Pipeline, train_pipelines
 from tests.support.pictures import emptied, picture_folder
@@ -53,7 +53,9 @@ def pipelines_of(dataset: Dataset) -> dict[int, list[Pipeline]]:
     return {number: train_pipelines(AugmentConfig(), own, dataset, 0.0) for number, own in enumerate(OWN)}
 
 
-def expected(dataset: Dataset, plan: Plan, iteration: int, replica: int, number: int, pipeline: Pipeline) -> Tensor:
+def expected(
+    dataset: Dataset, plan: BatchPlan, iteration: int, replica: int, number: int, pipeline: Pipeline
+) -> Tensor:
     """Each image read for this augmentation alone, with its own draws."""
     made = []
     for index in plan.indices(iteration, replica).tolist():
@@ -67,7 +69,7 @@ def test_once_for_all_augmentations_and_hosted_replicas(
     photographs: Dataset, decoded: list[str], shared: bool, reads: int
 ) -> None:
     """Once in an iteration where the replicas share its images; once for each replica where they have their own."""
-    plan, own = Plan(len(photographs.train), BATCH, SEED, shared), pipelines_of(photographs)
+    plan, own = BatchPlan(len(photographs.train), BATCH, SEED, shared), pipelines_of(photographs)
     batches = Iterations(photographs.train, plan, own)
     for iteration in (0, 4):  # of the first and of the second epoch of 24 images
         decoded.clear()
@@ -85,7 +87,7 @@ def test_once_for_all_augmentations_and_hosted_replicas(
 def test_not_at_all_for_replicas_that_wait_for_a_single_network(photographs: Dataset, decoded: list[str]) -> None:
     own = pipelines_of(photographs)
     alone = Single(until=1, pipelines=[each for pipelines in own.values() for each in pipelines])
-    plan = Plan(len(photographs.train), BATCH, SEED, shared=True)
+    plan = BatchPlan(len(photographs.train), BATCH, SEED, shared=True)
     first, others = (Iterations(photographs.train, plan, {j: own[j] for j in js}, single=alone) for js in ([0], [1, 2]))
     assert [len(updates) for updates in first[0]] == [4]
     assert len(decoded) == BATCH
@@ -95,7 +97,7 @@ def test_not_at_all_for_replicas_that_wait_for_a_single_network(photographs: Dat
 
 def test_a_file_that_is_no_image_is_tried_once_in_an_iteration(photographs: Dataset, decoded: list[str]) -> None:
     """The next one stands for it in all batches."""
-    plan = Plan(len(photographs.train), BATCH, SEED, shared=True)
+    plan = BatchPlan(len(photographs.train), BATCH, SEED, shared=True)
     broken = plan.indices(0, 0).tolist()[0]
     emptied(Path(photographs.train.name(broken)))
     hosted = Iterations(photographs.train, plan, pipelines_of(photographs), skip=True)[0]

@@ -10,7 +10,7 @@ from torchvision.transforms import functional as F
 from lookaround_ddp.config.load import load_config
 from lookaround_ddp.config.schema import Augmentation
 from lookaround_ddp.data import make_batches
-from lookaround_ddp.data.augmentations import NAMES
+from lookaround_ddp.data.augmentations import AUGMENTATIONS
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.device.batches import batched, pixels, resolved
 from lookaround_ddp.data.images import Files, Subset
@@ -24,7 +24,7 @@ from tests.support.devices import CPU, PLAIN, dataset, epoch, iterations
 ALL = ["crop+hflip+vflip", "rotation", "randaugment", "autoaugment", "perspective", "equalize", "random_resized_crop"]
 
 
-@pytest.mark.parametrize("name", [*NAMES])
+@pytest.mark.parametrize("name", [*AUGMENTATIONS])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_name_makes_a_uint8_image_of_the_networks_size(name: str, channels: int) -> None:
     data = dataset(4, channels, 20, size=16)

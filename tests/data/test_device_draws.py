@@ -15,7 +15,7 @@ from torchvision.transforms import functional as F
 from lookaround_ddp import seeds
 from lookaround_ddp.config import Augmentation
 from lookaround_ddp.data.datasets import Dataset
-from lookaround_ddp.data.draws import Draws, mixed
+from lookaround_ddp.data.draws import Draws, scrambled
 from lookaround_ddp.data.images import Arrays
 from tests.support.devices import dataset, epoch, iterations
 
@@ -25,7 +25,7 @@ def test_the_generator_is_splitmix64() -> None:
     golden = 0x9E3779B97F4A7C15
     states = [(1234567 + golden * n) % 2**64 for n in (1, 2, 3)]
     signed = torch.tensor([state - 2**64 if state >= 2**63 else state for state in states])
-    found = [int(each) % 2**64 for each in mixed(signed)]
+    found = [int(each) % 2**64 for each in scrambled(signed)]
     assert found == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 

@@ -18,7 +18,7 @@ from torchvision.transforms import functional as F
 from torchvision.transforms.autoaugment import _apply_op
 
 from lookaround_ddp.data.device import ops as ops
-from lookaround_ddp.data.device.policies import CODES, GEOMETRY, NAMES, OPERATIONS, applied
+from lookaround_ddp.data.device.policies import CODES, GEOMETRY, OPERATIONS, POLICY_OPERATIONS, applied
 
 N = 40
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 17, 23)]
@@ -79,10 +79,12 @@ def test_an_operation_of_the_policies(name: str, shape: tuple[int, ...]) -> None
 
 @shapes
 def test_each_image_has_its_own_operation(shape: tuple[int, ...]) -> None:
-    images, codes = pictures(shape), torch.arange(N) % len(NAMES)
-    own = torch.tensor([MAGNITUDES.get(NAMES[code], torch.zeros(N))[n] for n, code in enumerate(codes)])
+    images, codes = pictures(shape), torch.arange(N) % len(POLICY_OPERATIONS)
+    own = torch.tensor([MAGNITUDES.get(POLICY_OPERATIONS[code], torch.zeros(N))[n] for n, code in enumerate(codes)])
     nearest = InterpolationMode.NEAREST
-    expected = each(images, lambda image, n: _apply_op(image, NAMES[codes[n]], own[n].item(), nearest, None))
+    expected = each(
+        images, lambda image, n: _apply_op(image, POLICY_OPERATIONS[codes[n]], own[n].item(), nearest, None)
+    )
     assert torch.equal(applied(images.clone(), codes, own.double()), expected)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import AutoAugmentPolicy
 
 from lookaround_ddp.config.schema import AugmentConfig
-from lookaround_ddp.data.batches import EvaluationBatches, Iterations, Plan
+from lookaround_ddp.data.batches import BatchPlan, EvaluationBatches, Iterations
 from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.images import Files, Subset, next_readable
 from lookaround_ddp.data.loader import load
@@ -119,7 +119,7 @@ class Drawn:
 def test_a_batch_has_the_substitutes_labels_and_the_draws_of_what_was_asked_for(tmp_path: Path, workers: int) -> None:
     """The split is of images 6, 5, 4, 3, 2, 1: in its order, 3 stands for 4, and 6 for 1."""
     split = Subset(shades(tmp_path, 7, {4, 1}), [6, 5, 4, 3, 2, 1])
-    plan = Plan(6, 3, 0, True)
+    plan = BatchPlan(6, 3, 0, True)
     own = {0: train_pipelines(PLAIN, ["none", "tests.data.test_images.Drawn"], dataset(split), 0.0)}
     order = torch.cat([plan.indices(number, 0) for number in (0, 1)]).tolist()
     shown = [[6, 5, 3, 3, 2, 6][index] for index in order]
@@ -141,7 +141,7 @@ def test_a_batch_has_the_substitutes_labels_and_the_draws_of_what_was_asked_for(
 def test_an_error_from_a_worker_is_the_dataset_s_own_line(tmp_path: Path, workers: int) -> None:
     split = shades(tmp_path, 8, {5})
     own = {0: train_pipelines(PLAIN, ["none"], dataset(split), 0.0)}
-    for batches in (Iterations(split, Plan(8, 4, 0, True), own), EvaluationBatches(split, own[0][0].transform, 4)):
+    for batches in (Iterations(split, BatchPlan(8, 4, 0, True), own), EvaluationBatches(split, own[0][0].transform, 4)):
         with pytest.raises(UserError) as raised:
             list(load(batches, range(2), workers, torch.device("cpu")))
         assert str(raised.value) == str(UnreadableImage(f"{tmp_path}/5.png", "not an image"))

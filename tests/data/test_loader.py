@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from lookaround_ddp.config.schema import AugmentConfig, DataConfig
-from lookaround_ddp.data.batches import Iterations, Plan
+from lookaround_ddp.data.batches import BatchPlan, Iterations
 from lookaround_ddp.data.datasets import open_dataset
 from lookaround_ddp.data.images import Arrays, Subset
 from lookaround_ddp.data.loader import load
@@ -89,7 +89,7 @@ def test_whatever_an_augmentation_does_is_one_kind_of_error(
     data = open_dataset(DataConfig(), seed=0)
     (pipeline,) = train_pipelines(AugmentConfig(before=(), after=()), [f"{__name__}.augment"], data, 0.0)
     split = Subset(Arrays(PIXELS, [0] * 4), [0, 2, 3])
-    batches = Iterations(split, Plan(3, 3, seed=0, shared=True), {0: [pipeline]})
+    batches = Iterations(split, BatchPlan(3, 3, seed=0, shared=True), {0: [pipeline]})
     order = batches.plan.indices(0, 0).tolist()
     assert order[0] != 1, "the seed puts the bad image behind another"
     with pytest.raises(BatchError, match=f"augmentation {__name__}.augment of image 2: {cause}$"):

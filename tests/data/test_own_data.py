@@ -12,7 +12,7 @@ from PIL import Image
 
 from lookaround_ddp.config.load import make_config
 from lookaround_ddp.data import own_data
-from lookaround_ddp.data.batches import EvaluationBatches, Iterations, Plan
+from lookaround_ddp.data.batches import BatchPlan, EvaluationBatches, Iterations
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.data.loader import load
@@ -148,7 +148,7 @@ def test_an_image_that_cannot_be_had(workers: int, capsys: pytest.CaptureFixture
     config = make_config({"data": {"name": f"{HERE}.pair", "options": {"broken": [0, 4]}, "on_corrupt": "skip"}})
     data = open_dataset(config.data, seed=0)
     pipelines = {0: train_pipelines(config.augment, ["none"], data, 0.0)}
-    plan = Plan(40, 20, 0, True)
+    plan = BatchPlan(40, 20, 0, True)
     taken = Iterations(data.train, plan, pipelines, skip=True)[0][0][0].labels
     wanted = [1 if index in (0, 4) else index % 2 for index in plan.indices(0, 0).tolist()]
     assert taken.tolist() == wanted

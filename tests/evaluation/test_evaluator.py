@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lookaround_ddp.config.schema import AugmentConfig, Config, DataConfig, EvaluateConfig
-from lookaround_ddp.data.batches import Iterations, Plan
+from lookaround_ddp.data.batches import BatchPlan, Iterations
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.images import Arrays, Images
 from lookaround_ddp.data.transforms import train_pipelines
@@ -72,7 +72,7 @@ def normed(offset: float) -> nn.Sequential:
 def batches(data: Dataset, replicas: Sequence[int]) -> Iterations:
     """50 images in batches of 16, 16, 16 and 2, of a shuffle of each replica's own."""
     pipelines = {j: train_pipelines(AugmentConfig(), OWN[j], data, 0.0) for j in replicas}
-    return Iterations(data.train, Plan(50, 16, seed=0, shared=False), pipelines)
+    return Iterations(data.train, BatchPlan(50, 16, seed=0, shared=False), pipelines)
 
 
 def measure(path: Path, rank: int) -> None:

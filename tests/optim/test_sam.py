@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lookaround_ddp.config.load import make_config
-from lookaround_ddp.data.batches import Iterations, Plan
+from lookaround_ddp.data.batches import BatchPlan, Iterations
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.transforms import train_pipelines
 from lookaround_ddp.distributed.world import World
@@ -105,7 +105,7 @@ def test_a_replica_with_sam_is_its_definition() -> None:
     values = {"replicas": [["none", "crop"]] * 3, "optimizer": {**SGD, "sam": {"rho": 0.05}}, "model": {"width": 4}}
     config = make_config(values)
     pipelines = train_pipelines(config.augment, config.replicas[0], dataset, 0.0)
-    batches = Iterations(dataset.train, Plan(100, 20, 0, True), {0: pipelines})
+    batches = Iterations(dataset.train, BatchPlan(100, 20, 0, True), {0: pipelines})
     replica = Replica(config, 0, dataset, World(0, 1, 3, torch.device("cpu"), "none"))
     twin = copy.deepcopy(replica.model).train()
     for iteration in range(3):
@@ -129,7 +129,7 @@ def under_ddp(rank: int, ranks: int) -> dict[str, Tensor]:
         world = World(rank, ranks, 1, torch.device("cpu"), "gloo", shard_group=dist.group.WORLD)
         replica = Replica(config, 0, dataset, world)
         twin = copy.deepcopy(replica.model).train()
-        plan = Plan(100, 20, 0, True)
+        plan = BatchPlan(100, 20, 0, True)
         shards = [Iterations(dataset.train, plan, {0: pipelines}, shard, ranks) for shard in range(ranks)]
         for iteration in range(2):
             replica.step(shards[rank][iteration][0], iteration, 0.1)

@@ -10,7 +10,7 @@ import pytest
 
 from lookaround_ddp.cli import main
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.report.runs import read_run, shipped
+from lookaround_ddp.report.runs import judged_score, read_run
 from lookaround_ddp.report.table import results_table, show
 from tests.support.records import LOOKAROUND, ONE, SINGLE, THREE, begun, groups, score, write_run
 
@@ -126,7 +126,7 @@ def test_a_run_that_has_not_finished(tmp_path: Path, capsys: pytest.CaptureFixtu
     """Its last line may be half written; there may be no line at all."""
     run, fresh = begun(tmp_path / "begun"), write_run(tmp_path / "fresh", THREE)
     (fresh / "metrics.jsonl").unlink()
-    assert [shipped(each) for group in groups(run, fresh) for each in group.runs] == [None, None]
+    assert [judged_score(each) for group in groups(run, fresh) for each in group.runs] == [None, None]
     assert rows(capsys, run) + rows(capsys, fresh) == [
         ["`begun`: not finished", *"-----"],
         ["`fresh`: not finished", *"-----"],

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision import transforms as T
 
 from lookaround_ddp.config.schema import Augmentation, AugmentConfig
-from lookaround_ddp.data.batches import Plan
+from lookaround_ddp.data.batches import BatchPlan
 from lookaround_ddp.data.datasets import Dataset
 from lookaround_ddp.data.device.batches import DeviceIterations, batched, pixels
 from lookaround_ddp.data.images import Arrays
@@ -36,7 +36,7 @@ def iterations(
     shards: int = 1,
 ) -> DeviceIterations:
     pipelines = {replica: [batched(each) for each in train_pipelines(PLAIN, own, data, 0.0)]}
-    plan = Plan(len(data.train), batch, seed, shared=True)
+    plan = BatchPlan(len(data.train), batch, seed, shared=True)
     return DeviceIterations(pixels(data.train, CPU), data.train, plan, pipelines, shard, shards)
 
 

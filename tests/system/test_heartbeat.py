@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lookaround_ddp.distributed.heartbeat import describe, lost_connection, verdict
+from lookaround_ddp.distributed.heartbeat import describe_states, lost_connection, verdict
 from tests.support.limits import TEST_TIMEOUT
 from tests.support.runs import TINY, Job
 
@@ -153,7 +153,7 @@ def test_what_is_said_of_ranks() -> None:
     late = state("averaging after iteration 5", "came too late")
     assert verdict([late, waited, waited], 0, 30) == ("rank 0 came too late: the others had waited 30 s for it", 0)
     assert "rank 0 came too late" in verdict([late, waited, waited], 1, 30)[0]
-    assert describe([waited, slow, waited]) == (
+    assert describe_states([waited, slow, waited]) == (
         "ranks 0 and 2: averaging after iteration 5; rank 1: training iteration 5"
     )
 

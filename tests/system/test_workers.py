@@ -13,7 +13,7 @@ import pytest
 
 from lookaround_ddp.config.schema import AugmentConfig, DataConfig
 from lookaround_ddp.data import workers
-from lookaround_ddp.data.augmentations import MIXES, NAMES
+from lookaround_ddp.data.augmentations import AUGMENTATIONS, MIXES
 from lookaround_ddp.data.datasets import open_dataset
 from lookaround_ddp.data.transforms import evaluation_transform, train_pipelines
 from tests.support.limits import TEST_TIMEOUT
@@ -89,7 +89,7 @@ def test_a_signal_to_all_processes_of_a_job_is_for_the_rank(
 
 def test_every_augmentation_can_be_sent_to_a_worker() -> None:
     data = open_dataset(DataConfig(), 0)
-    pipelines = train_pipelines(AugmentConfig(), [*NAMES, *MIXES], data, 0.1)
+    pipelines = train_pipelines(AugmentConfig(), [*AUGMENTATIONS, *MIXES], data, 0.1)
     images = [pickle.loads(pickle.dumps(each)).transform(data.train.image(0)) for each in pipelines]
     assert {image.shape for image in images} == {(1, 16, 16)}
     sent = pickle.loads(pickle.dumps(evaluation_transform(data)))

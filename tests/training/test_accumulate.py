@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lookaround_ddp.config.load import make_config
 from lookaround_ddp.config.schema import Config
-from lookaround_ddp.data.batches import Batch, Iterations, Plan
+from lookaround_ddp.data.batches import Batch, BatchPlan, Iterations
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.transforms import train_pipelines
 from lookaround_ddp.distributed.world import World
@@ -32,7 +32,7 @@ def make(digits: Dataset, own: str = "none", **values: Any) -> tuple[Replica, It
     """A replica, and batches of 22 of 88 images."""
     config = make_config({"replicas": [[own]] * 3, "optimizer": SGD, **values})
     pipelines = train_pipelines(config.augment, config.replicas[0], digits, config.label_smoothing)
-    return Replica(config, 0, digits, WORLD), Iterations(digits.train, Plan(88, 22, 0, True), {0: pipelines})
+    return Replica(config, 0, digits, WORLD), Iterations(digits.train, BatchPlan(88, 22, 0, True), {0: pipelines})
 
 
 def trained(digits: Dataset, own: str = "none", double: bool = False, **values: Any) -> tuple[list[Tensor], Replica]:

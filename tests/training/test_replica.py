@@ -14,7 +14,7 @@ from lookaround_ddp import seeds
 from lookaround_ddp.config.changes import changed_keys
 from lookaround_ddp.config.load import make_config
 from lookaround_ddp.config.schema import Config
-from lookaround_ddp.data.batches import Batch, Iterations, Plan
+from lookaround_ddp.data.batches import Batch, BatchPlan, Iterations
 from lookaround_ddp.data.datasets import Dataset, open_dataset
 from lookaround_ddp.data.mixing import mixed
 from lookaround_ddp.data.transforms import train_pipelines
@@ -35,7 +35,7 @@ def make(digits: Dataset, own: str = "none", **values: Any) -> tuple[Replica, li
     """A replica and its first batch, of 20 images."""
     config = make_config({"replicas": [[own]] * 3, "optimizer": PLAIN_SGD, **values})
     pipelines = train_pipelines(config.augment, config.replicas[0], digits, config.label_smoothing)
-    batches = Iterations(digits.train, Plan(100, 20, 0, True), {0: pipelines})
+    batches = Iterations(digits.train, BatchPlan(100, 20, 0, True), {0: pipelines})
     return Replica(config, 0, digits, WORLD), batches[0][0]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from lookaround_ddp.config.load import make_config
 from lookaround_ddp.config.schema import Config
-from lookaround_ddp.data.batches import Iterations, Plan
+from lookaround_ddp.data.batches import BatchPlan, Iterations
 from lookaround_ddp.data.datasets import open_dataset
 from lookaround_ddp.data.transforms import train_pipelines
 from lookaround_ddp.distributed.world import World
@@ -54,7 +54,7 @@ class Rounds:
             number: train_pipelines(config.augment, own, digits, config.label_smoothing)
             for number, own in enumerate(config.replicas)
         }
-        batches = Iterations(digits.train, Plan(100, 20, 0, True), pipelines)
+        batches = Iterations(digits.train, BatchPlan(100, 20, 0, True), pipelines)
         self.batches = [batches[iteration] for iteration in range(2 * K)]
         self.replicas = [Replica(config, number, digits, world) for number in range(2)]
         self.losses = Losses(config, batches, world, 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lookaround_ddp.analysis.output import Numbers, Output, empty_figure
-from lookaround_ddp.analysis.theory.momentum import METHODS, SPECTRA, Rounds, optimum
+from lookaround_ddp.analysis.theory.momentum import METHODS, SPECTRA, RoundMatrices, optimum
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.tables import print_table
 
@@ -23,9 +23,9 @@ LABELS = {
 }
 
 
-def analyze(options: argparse.Namespace) -> None:
+def analyze_convergence(options: argparse.Namespace) -> None:
     """Prints the rates, and writes them and a figure of them."""
-    rounds = Rounds(options.k, options.beta, options.alpha)
+    rounds = RoundMatrices(options.k, options.beta, options.alpha)
     kappas = options.kappa or KAPPAS
     if min(kappas) <= 1:
         raise UserError(f"--kappa has {min(kappas):g}: condition numbers are greater than 1")
@@ -33,12 +33,12 @@ def analyze(options: argparse.Namespace) -> None:
         raise UserError(f"--eigenvalues is {options.eigenvalues}: give 2 or more")
     output = Output(options.out or Path("convergence"))
     numbers = rates(rounds, kappas, options.spectrum, options.eigenvalues)
-    _print(numbers)
-    _draw(numbers, output)
+    _print_rates(numbers)
+    _draw_rates(numbers, output)
     output.write(numbers)
 
 
-def rates(rounds: Rounds, kappas: list[float], spectrum: str, count: int) -> Numbers:
+def rates(rounds: RoundMatrices, kappas: list[float], spectrum: str, count: int) -> Numbers:
     """Finds each method's best learning rate at each condition number, and 1 - rate there, computed and simulated."""
     methods: Numbers = {}
     for method in METHODS:
@@ -60,7 +60,7 @@ def rates(rounds: Rounds, kappas: list[float], spectrum: str, count: int) -> Num
     }
 
 
-def _titled(settings: Numbers) -> str:
+def _rates_title(settings: Numbers) -> str:
     spectrum = {
         "ends": "eigenvalues 1/kappa and 1",
         "linear": "{eigenvalues} eigenvalues, evenly from 1/kappa to 1",
@@ -69,12 +69,12 @@ def _titled(settings: Numbers) -> str:
     return f"deterministic quadratic, {spectrum}; k = {settings['k']}, beta = {settings['beta']:g}"
 
 
-def _print(numbers: Numbers) -> None:
+def _print_rates(numbers: Numbers) -> None:
     table = [
         [f"{row[0]['kappa']:.3g}", *(f"{each['gain']:.4g}" for each in row)]
         for row in zip(*numbers["methods"].values(), numbers["optimum"], strict=True)
     ]
-    print(_titled(numbers["settings"]))
+    print(_rates_title(numbers["settings"]))
     print_table(["1 - rate, kappa", *METHODS, "optimum"], table, left=(), wrapped=(1, 2, 3))
     rows = [row for method in numbers["methods"].values() for row in method]
     off = max(abs(row["simulated_gain"] / row["gain"] - 1) for row in rows)
@@ -83,7 +83,7 @@ def _print(numbers: Numbers) -> None:
     print(f"Simulated, step by step, 1 - rate differs by {off:.2g} of itself at most.")
 
 
-def _draw(numbers: Numbers, output: Output) -> None:
+def _draw_rates(numbers: Numbers, output: Output) -> None:
     figure = empty_figure(7.5, 5)
     axes = figure.subplots()
     for method, color in zip(METHODS, ("C7", "C0", "C3"), strict=True):
@@ -98,4 +98,4 @@ def _draw(numbers: Numbers, output: Output) -> None:
     axes.set_title("more is faster", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    output.draw(figure, _titled(numbers["settings"]))
+    output.draw(figure, _rates_title(numbers["settings"]))

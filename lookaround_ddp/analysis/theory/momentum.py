@@ -20,12 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lookaround_ddp.analysis.theory.noisy_quadratic import Array
 from lookaround_ddp.errors import UserError
-
-Array = NDArray[np.float64]
-
 
 Entries = tuple[Array, Array, Array, Array]  # of many 2 x 2 matrices: upper row, lower row
 
@@ -58,7 +55,7 @@ def optimum(kappa: float) -> float:
 
 
 @dataclass(frozen=True)
-class Rounds:
+class RoundMatrices:
     """What a round of k steps is made of.
 
     Raises:

@@ -23,16 +23,16 @@ CURVE = 400  # places of a curve at most
 LENGTHS = (1, 2, 5, 10, 20, 40)  # of rounds, at which the figure has simulated points
 
 
-def analyze(options: argparse.Namespace) -> None:
+def analyze_quadratic(options: argparse.Namespace) -> None:
     """Prints the variances, and writes them and a figure of them."""
-    _check(options)
+    _check_quadratic_options(options)
     a = np.array(options.a)
     sigma2 = np.full_like(a, options.sigma2[0]) if len(options.sigma2) == 1 else np.array(options.sigma2)
     model = Model(a, options.gamma, sigma2)
     output = Output(options.out or Path("quadratic"))
     numbers = variances(model, options)
-    _print(numbers)
-    _draw(model, options, numbers, output)
+    _print_variances(numbers)
+    _draw_quadratic(model, options, numbers, output)
     output.write(numbers)
 
 
@@ -66,7 +66,7 @@ def variances(model: Model, options: argparse.Namespace) -> Numbers:
     }
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check_quadratic_options(options: argparse.Namespace) -> None:
     for name in ("k", "d"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}: give 1 or more")
@@ -76,7 +76,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--rho is {options.rho:g}: give 0 (independent minibatches) to 1")
 
 
-def _print(numbers: Numbers) -> None:
+def _print_variances(numbers: Numbers) -> None:
     settings = numbers["settings"]
     headings = ["steady state", "a", "printed", "mended", "corrected"]
     headings += ["simulated", "± s.e."] if settings["chains"] else []
@@ -85,7 +85,7 @@ def _print(numbers: Numbers) -> None:
         for name, method in numbers["variances"].items()
         for place, a in enumerate(settings["a"])
     ]
-    print(_titled(settings))
+    print(_variances_title(settings))
     print_table(headings, table)
     d, least, alpha = settings["d"], numbers["least_replicas"], settings["alpha"]
     verdict = "so it does" if d >= least else "so it need not"
@@ -97,19 +97,19 @@ def _print(numbers: Numbers) -> None:
     )
 
 
-def _titled(settings: Numbers) -> str:
+def _variances_title(settings: Numbers) -> str:
     """Says in one line which settings the numbers belong to."""
     a, sigma2 = (", ".join(f"{each:g}" for each in settings[name]) for name in ("a", "sigma2"))
     rest = ", ".join(f"{name} = {settings[name]:g}" for name in ("gamma", "k", "alpha", "d", "rho"))
     return f"noisy quadratic model: a = {a}; sigma^2 = {sigma2}; {rest}"
 
 
-def _draw(model: Model, options: argparse.Namespace, numbers: Numbers, output: Output) -> None:
+def _draw_quadratic(model: Model, options: argparse.Namespace, numbers: Numbers, output: Output) -> None:
     figure = empty_figure(11, 4.4)
     left, right = figure.subplots(1, 2)
     _draw_variances(left, model, options)
     _draw_ratio(right, options)
-    output.draw(figure, _titled(numbers["settings"]))
+    output.draw(figure, _variances_title(numbers["settings"]))
 
 
 def _draw_variances(axes: Axes, model: Model, options: argparse.Namespace) -> None:

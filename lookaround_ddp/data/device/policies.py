@@ -31,10 +31,10 @@ OPERATIONS: Mapping[str, Operation] = {
 }
 
 
-NAMES = ("Identity", *GEOMETRY, *OPERATIONS)
+POLICY_OPERATIONS = ("Identity", *GEOMETRY, *OPERATIONS)
 
 
-CODES = {name: code for code, name in enumerate(NAMES)}
+CODES = {name: code for code, name in enumerate(POLICY_OPERATIONS)}
 
 
 def randaugment(transform: T.RandAugment) -> Callable[[Tensor, Draws], Tensor]:
@@ -97,7 +97,7 @@ def applied(images: Tensor, codes: Tensor, magnitudes: Tensor) -> Tensor:
     """Applies to each image an operation of its own, with its magnitude; may write over the images that it is given.
 
     Args:
-        codes: the operations, as places in NAMES: int64, (n,), on the CPU, so that nothing waits for the device.
+        codes: the operations, as places in POLICY_OPERATIONS: int64, (n,), on the CPU: nothing waits.
         magnitudes: in torchvision's units: fp64, (n,), on the CPU.
     """
     moved = ((codes >= CODES[GEOMETRY[0]]) & (codes <= CODES[GEOMETRY[-1]])).nonzero()[:, 0]

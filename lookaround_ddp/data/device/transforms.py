@@ -35,10 +35,10 @@ def make_steps(named: Sequence[tuple[str, Any]]) -> list[Step]:
     Raises:
         UserError: a transform cannot be done on a device; the message names it.
     """
-    return [_step(name, transform) for name, transform in named]
+    return [_step_of(name, transform) for name, transform in named]
 
 
-def _step(name: str, transform: Any) -> Step:
+def _step_of(name: str, transform: Any) -> Step:
     kind = type(transform)
     if kind not in STEPS:
         raise UserError(f"data.pipeline=device has no augmentation {name}: {INSTEAD}")
@@ -50,7 +50,7 @@ def _step(name: str, transform: Any) -> Step:
     return make(transform)
 
 
-def _identity(transform: torch.nn.Identity) -> Step:
+def _identity_step(transform: torch.nn.Identity) -> Step:
     return lambda images, draws: images
 
 
@@ -139,7 +139,7 @@ def _box(
     return (height - tall) // 2, (width - wide) // 2, tall, wide
 
 
-def _resize(transform: T.Resize) -> Step:
+def _resize_step(transform: T.Resize) -> Step:
     height, width = transform.size  # a pair: only photographs, which are in files, have a number
 
     def step(images: Tensor, draws: Draws) -> Tensor:
@@ -151,8 +151,8 @@ def _resize(transform: T.Resize) -> Step:
 
 # class of a transform -> the function that makes its step, and the values of its attributes that the step can handle
 STEPS: Mapping[type, tuple[Callable[[Any], Step], Mapping[str, tuple[Any, ...]]]] = {
-    torch.nn.Identity: (_identity, {}),
-    T.Resize: (_resize, {"interpolation": (BILINEAR,)}),
+    torch.nn.Identity: (_identity_step, {}),
+    T.Resize: (_resize_step, {"interpolation": (BILINEAR,)}),
     T.RandomCrop: (_crop, {"pad_if_needed": (False,)}),
     T.RandomHorizontalFlip: (_flip(3), {}),
     T.RandomVerticalFlip: (_flip(2), {}),

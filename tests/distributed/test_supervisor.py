@@ -1,4 +1,4 @@
-"""Whom it that stays beside torchrun tells of signals, and when it gives up."""
+"""Whom the supervisor of torchrun tells of signals, and when it gives up."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lookaround_ddp.distributed import beside
-from lookaround_ddp.distributed.beside import exit_status, leave_when_cut_off, ranks_of, told
+from lookaround_ddp.distributed import supervisor
+from lookaround_ddp.distributed.supervisor import exit_status, leave_when_cut_off, ranks_of, signals_to_send
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from lookaround_ddp.distributed.beside import exit_status, leave_when_cut_off, r
 def test_who_is_told_of_a_ctrl_c(
     ranks: list[int], interrupts: int, terminal: bool, expected: dict[int, signal.Signals]
 ) -> None:
-    assert told(10, ranks, interrupts, terminal) == expected
+    assert signals_to_send(10, ranks, interrupts, terminal) == expected
 
 
 def test_statuses_as_a_shell_has_them() -> None:
@@ -84,10 +84,10 @@ def test_a_torchrun_is_killed_after_six_looks_in_vain(
         return now != ""
 
     sent: list[tuple[int, int]] = []
-    monkeypatch.setattr(beside, "LOOK", 0)
-    monkeypatch.setattr(beside, "runs", runs)
-    monkeypatch.setattr(beside, "ranks_of", lambda torchrun: [11] if now == "r" else [])
-    monkeypatch.setattr(beside, "reachable", lambda host, port: now == "h")
+    monkeypatch.setattr(supervisor, "LOOK", 0)
+    monkeypatch.setattr(supervisor, "runs", runs)
+    monkeypatch.setattr(supervisor, "ranks_of", lambda torchrun: [11] if now == "r" else [])
+    monkeypatch.setattr(supervisor, "reachable", lambda host, port: now == "h")
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
     leave_when_cut_off(10, "127.0.0.1", 7)
     assert sent == ([(10, signal.SIGKILL)] if killed else [])
@@ -116,9 +116,9 @@ while True: signal.pause()
 
 @pytest.fixture
 def staying() -> Iterator[subprocess.Popen[str]]:
-    """A process that stays beside a torchrun of one rank; they print of the signals that they get."""
-    folder = Path(beside.__file__).parent
-    code = f"import beside, sys; sys.exit(beside.stay_beside([sys.executable, '-c', {TORCHRUN!r}], '', 0))"
+    """The supervisor of a torchrun of one rank; both print the signals that they get."""
+    folder = Path(supervisor.__file__).parent
+    code = f"import supervisor, sys; sys.exit(supervisor.supervise([sys.executable, '-c', {TORCHRUN!r}], '', 0))"
     command = [sys.executable, "-c", code]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, cwd=folder)
     yield process
@@ -146,10 +146,10 @@ def test_a_node_that_is_cut_off_is_killed_by_its_watch() -> None:
     with socket.create_server(("127.0.0.1", 0)) as head:
         port = head.getsockname()[1]
         arguments = ["127.0.0.1", str(port), sys.executable, "-c", CUT_OFF]
-        code = f"import beside; beside.LOOK = 0.1; beside.main(*{arguments})"
+        code = f"import supervisor; supervisor.LOOK = 0.1; supervisor.main(*{arguments})"
         with subprocess.Popen(
             [sys.executable, "-c", code],
-            cwd=Path(beside.__file__).parent,
+            cwd=Path(supervisor.__file__).parent,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""What stays beside torchrun, as the first process of a container, at a terminal, and on nodes that may be cut off.
+"""Supervises torchrun: as the first process of a container, at a terminal, and on nodes that may be cut off.
 
 Run as a file, as the launcher does, it imports no package: with torch it would hold 300 MB as long as a job lasts.
 """
@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 LOOK, LOOKS = 2.0, 6  # seconds between two looks at the head's port; so many in vain are enough
 CONNECT = 3.0  # seconds
 
@@ -31,12 +31,12 @@ def main(head: str, port: str, *command: str) -> None:
         head: node 0's host, if this is another node of several; else empty.
     """
     if os.getpid() == 1 or os.isatty(0):
-        sys.exit(stay_beside(command, head, int(port)))
+        sys.exit(supervise(command, head, int(port)))
     watch(os.getpid(), head, int(port))
     os.execv(command[0], command)
 
 
-def stay_beside(command: Sequence[str], head: str, port: int) -> int:
+def supervise(command: Sequence[str], head: str, port: int) -> int:
     """Runs torchrun, passes signals on to it, and returns its exit status as a shell has it.
 
     torchrun keeps a second Ctrl-C to itself, so its ranks are told of that from here, and leave at once.
@@ -48,10 +48,10 @@ def stay_beside(command: Sequence[str], head: str, port: int) -> int:
         nonlocal interrupts
         ranks = ranks_of(torchrun.pid)
         interrupts += bool(ranks)
-        for pid, sent in told(torchrun.pid, ranks, interrupts, os.isatty(0)).items():
+        for pid, sent in signals_to_send(torchrun.pid, ranks, interrupts, os.isatty(0)).items():
             _send(pid, sent)
 
-    for each in SIGNALS:
+    for each in FORWARDED_SIGNALS:
         signal.signal(each, lambda number, frame: _send(torchrun.pid, number))
     signal.signal(signal.SIGINT, interrupt)
     watch(torchrun.pid, head, port)
@@ -62,7 +62,7 @@ def stay_beside(command: Sequence[str], head: str, port: int) -> int:
     return exit_status(torchrun.returncode)
 
 
-def told(torchrun: int, ranks: Sequence[int], interrupts: int, terminal: bool) -> dict[int, signal.Signals]:
+def signals_to_send(torchrun: int, ranks: Sequence[int], interrupts: int, terminal: bool) -> dict[int, signal.Signals]:
     """Returns which process is sent which signal after a Ctrl-C.
 
     Args:
@@ -81,7 +81,7 @@ def watch(torchrun: int, head: str, port: int) -> None:
     if not head or os.fork() != 0:
         return
     try:
-        for each in SIGNALS:  # they are torchrun's
+        for each in FORWARDED_SIGNALS:  # they are torchrun's
             signal.signal(each, signal.SIG_IGN)
         leave_when_cut_off(torchrun, head, port)
     finally:
