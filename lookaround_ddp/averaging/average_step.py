@@ -23,14 +23,14 @@ class AverageStep:
 
     Args:
         models: those that this rank hosts.
-        members: the ranks.
+        replica_group: the ranks.
         near: those among them that average by themselves, if replicas have nodes.
         shards: see `Lookaround`.
         extra: names of buffers to average in addition to the running statistics.
         exact: see `Lookaround`.
 
     Attributes:
-        members, near: the ranks.
+        replica_group, near: the ranks.
         rows: where the averaged tensors lie.
         device: of the replicas.
         later: whether the host learns of replicas that cannot be averaged only when it asks (on a GPU).
@@ -42,7 +42,7 @@ class AverageStep:
     def __init__(
         self,
         models: Sequence[nn.Module],
-        members: ReplicaGroup,
+        replica_group: ReplicaGroup,
         near: ReplicaGroup | None,
         shards: dist.ProcessGroup | None,
         extra: Collection[str],
@@ -51,12 +51,12 @@ class AverageStep:
     ) -> None:
         self.models, self.extra, self.exact = models, extra, exact
         self.verdict: Verdict | None = None
-        self.members, self.near, self.shards = members, near, shards
+        self.replica_group, self.near, self.shards = replica_group, near, shards
         self.began_from: float | None = None  # a sum of all replicas' parameters, until they are compared with it
-        self._compared = members.replicas == 1
+        self._compared = replica_group.replicas == 1
         self._before: Tensor | None = None  # sums of the hosted replicas, in nodes, since somebody looked at them all
-        parts = members.ranks if near is None else shared_parts(members, len(near.teams[0]))
-        self.rows = Rows(members, parts * size_of(shards))
+        parts = replica_group.ranks if near is None else shared_parts(replica_group, len(near.teams[0]))
+        self.rows = Rows(replica_group, parts * size_of(shards))
         self._shapes: Shapes = {}
         self._open(self.tensors())
         self.device = self.rows.matrices[0].own.device if self.rows.matrices else torch.device("cpu")
@@ -109,7 +109,7 @@ class AverageStep:
         if self._before is not None:
             sums = sums + 0 * self._before  # not finite if they were not
         self._before = None
-        self.verdict = Verdict(sums, self.rows.digests(tensors, others), self.members, step, later, began_from)
+        self.verdict = Verdict(sums, self.rows.digests(tensors, others), self.replica_group, step, later, began_from)
         if not fits and self.verdict.alike():  # the other ranks' do not fit either
             if change := change_of(self._shapes, shapes_of(self.models[0])):
                 self.verdict = None
@@ -118,7 +118,9 @@ class AverageStep:
                     "weights, or make a new one; on all ranks"
                 )
             self._open(tensors)
-            self.verdict = Verdict(self.rows.sums(), self.rows.digests(tensors, others), self.members, step, later)
+            self.verdict = Verdict(
+                self.rows.sums(), self.rows.digests(tensors, others), self.replica_group, step, later
+            )
         if compare:
             self.began_from, self._compared = None, True
         return self.verdict
@@ -167,11 +169,11 @@ class AverageStep:
             ValueError: see `check` and `OuterStep.lay_out`; before any weight is touched.
         """
         verdict = self.check(step, self.later, compare=write == "mean", others=others)
-        if self.members.replicas == 1:
+        if self.replica_group.replicas == 1:
             return torch.zeros(1, dtype=torch.float64) if measure else None
         if outer is not None and outer.begun:
             outer.lay_out(self.rows)
-        squares = self.exchange(self.members, verdict.ok, write=write, measure=measure)
+        squares = self.exchange(self.replica_group, verdict.ok, write=write, measure=measure)
         if outer is not None and outer.begun:
             outer.step(self.rows, verdict.ok)
         self.rows.give()
@@ -192,13 +194,13 @@ class AverageStep:
         sums = sums if fits else torch.full_like(sums, torch.nan)
         ok = Verdict(sums, self.rows.digests(tensors), self.near, step, later=True).ok
         if self.later or ok:
-            matrices = [matrix_near(matrix, self.members, self.near) for matrix in self.rows.matrices]
+            matrices = [matrix_near(matrix, self.replica_group, self.near) for matrix in self.rows.matrices]
             average_matrices_(matrices, self.near, self.shards, ok=ok if self.later else None, exact=self.exact)
             self.rows.give()
 
     def exchange(
         self,
-        members: ReplicaGroup,
+        replica_group: ReplicaGroup,
         ok: Tensor | None,
         *,
         measure: bool,
@@ -208,7 +210,7 @@ class AverageStep:
         """Averages the rows.
 
         Args:
-            members: the ranks, with the process group to use.
+            replica_group: the ranks, with the process group to use.
             ok, write: see `mean.Task`.
 
         Returns:
@@ -217,7 +219,7 @@ class AverageStep:
         """
         return average_matrices_(
             self.rows.matrices,
-            members,
+            replica_group,
             self.shards,
             ok=ok,
             exact=self.exact,

@@ -84,14 +84,14 @@ class Completed:
         return self._result
 
 
-def begin_exchange(exchange: Exchange, members: ReplicaGroup, device: torch.device) -> UnderWay:
+def begin_exchange(exchange: Exchange, replica_group: ReplicaGroup, device: torch.device) -> UnderWay:
     """Begins an exchange, in a thread or on a stream where it can overlap what follows; otherwise it has ended."""
-    if members.ranks == 1 or members.wire(device) != device:
+    if replica_group.ranks == 1 or replica_group.wire(device) != device:
         return Completed(exchange)
     return OnStream(exchange, device) if device.type == "cuda" else InThread(exchange)
 
 
-def background_members(members: ReplicaGroup, group: dist.ProcessGroup | None) -> ReplicaGroup:
+def background_replica_group(replica_group: ReplicaGroup, group: dist.ProcessGroup | None) -> ReplicaGroup:
     """Returns the same replicas with a process group of their own, to overlap other collectives.
 
     Args:
@@ -100,11 +100,11 @@ def background_members(members: ReplicaGroup, group: dist.ProcessGroup | None) -
     Raises:
         ValueError: none is given, and none can be made, since other ranks would have to take part in that.
     """
-    if members.group is not None and group is None:
-        if members.ranks != dist.get_world_size():
+    if replica_group.group is not None and group is None:
+        if replica_group.ranks != dist.get_world_size():
             raise ValueError("delay needs a second group of the same ranks, made by dist.new_group: give `beside`")
-        group = new_group(members.group)
-    return replace(members, group=group)
+        group = new_group(replica_group.group)
+    return replace(replica_group, group=group)
 
 
 def new_group(like: dist.ProcessGroup, ranks: Sequence[int] | None = None) -> dist.ProcessGroup | None:

@@ -61,7 +61,7 @@ WRAPPERS = {  # what is wrong with each, and the mend
 
 def check_all(
     models: Sequence[nn.Module],
-    members: ReplicaGroup,
+    replica_group: ReplicaGroup,
     optimizers: Sequence[torch.optim.Optimizer],
     groups: Mapping[str, dist.ProcessGroup | None],
     arguments: Mapping[str, Any],
@@ -75,7 +75,7 @@ def check_all(
     Raises:
         ValueError: also on a rank where all is well; or what else a rank met, on that rank.
     """
-    rounds, found, refusal = Rounds(None, 0), {}, None
+    rounds, found, mistake = Rounds(None, 0), {}, None
     try:
         rounds = Rounds(arguments["k"], arguments["start"], arguments["delay"])
         k, delay = rounds.length(rounds.start), rounds.delay  # a function is compared by what it gives first
@@ -86,9 +86,9 @@ def check_all(
             if not isinstance(arguments[name], kind | None):
                 raise ValueError(f"{name} is {arguments[name]!r}: give {kind.__name__}(...), or None")
         if arguments["outer"] is not None:
-            arguments["outer"].check(k, delay, members.replicas)
+            arguments["outer"].check(k, delay, replica_group.replicas)
         if arguments["nodes"] is not None:
-            arguments["nodes"].check(rounds.k, delay, members.replicas)
+            arguments["nodes"].check(rounds.k, delay, replica_group.replicas)
         check_models(models, arguments["buffers"])
         check_optimizers(models, optimizers)
         whole_numbers = {"k": k, "start": rounds.start, "delay": delay}
@@ -96,20 +96,20 @@ def check_all(
         found = {**arguments, **whole_numbers, "buffers": buffers, STRUCTURE: digest(models[0])}
         found |= {"beside (is there one)": groups["beside"] is not None, "size of shards": size_of(groups["shards"])}
     except Exception as error:  # of any kind: the other ranks must hear of it, not wait for this one
-        refusal = error
-    check_ranks(members, found, refusal)
+        mistake = error
+    check_ranks(replica_group, found, mistake)
     return rounds
 
 
-def check_again(models: Sequence[nn.Module], members: ReplicaGroup, buffers: Collection[str]) -> None:
+def check_again(models: Sequence[nn.Module], replica_group: ReplicaGroup, buffers: Collection[str]) -> None:
     """Raises ValueError on all ranks if models that may have changed can no longer be replicas. Collective."""
-    found, refusal = {}, None
+    found, mistake = {}, None
     try:
         check_models(models, buffers)
         found = {STRUCTURE: digest(models[0])}
     except ValueError as error:
-        refusal = error
-    check_ranks(members, found, refusal)
+        mistake = error
+    check_ranks(replica_group, found, mistake)
 
 
 def check_arguments(k: int | None, start: int, delay: int, optimizer_state: str, models: int, optimizers: int) -> None:
@@ -171,21 +171,21 @@ def check_optimizers(models: Sequence[nn.Module], optimizers: Sequence[torch.opt
             )
 
 
-def check_ranks(members: ReplicaGroup, settings: Mapping[str, object], refusal: Exception | None) -> None:
+def check_ranks(replica_group: ReplicaGroup, settings: Mapping[str, object], mistake: Exception | None) -> None:
     """Raises ValueError on all ranks if one of them refuses its arguments, or was given others. Collective.
 
     The one that refuses raises its own error.
     """
-    kind = "" if isinstance(refusal, ValueError) else f"{type(refusal).__name__}: "
-    everyone = members.gather_objects((None if refusal is None else f"{kind}{refusal}", settings))
-    if refusal is not None:
-        raise refusal
+    kind = "" if isinstance(mistake, ValueError) else f"{type(mistake).__name__}: "
+    everyone = replica_group.gather_objects((None if mistake is None else f"{kind}{mistake}", settings))
+    if mistake is not None:
+        raise mistake
     for rank, (refused, theirs) in enumerate(everyone):
         if refused is not None:
             raise ValueError(f"refused on rank {rank}: {refused}")
         for name, mine in settings.items():
             if theirs[name] != mine:
                 raise ValueError(
-                    f"rank {rank} has another {name} than rank {members.rank}: {theirs[name]!r}, not {mine!r}; "
+                    f"rank {rank} has another {name} than rank {replica_group.rank}: {theirs[name]!r}, not {mine!r}; "
                     f"all ranks must build the same"
                 )

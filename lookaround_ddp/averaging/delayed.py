@@ -22,7 +22,7 @@ class Corrections:
 
     Args:
         average: what averages the replicas.
-        members: the ranks, with the process group for exchanges that overlap other collectives.
+        replica_group: the ranks, with the process group for exchanges that overlap other collectives.
         shards: see `Lookaround`.
 
     Attributes:
@@ -31,9 +31,9 @@ class Corrections:
 
     _shards = WeakGroup()
 
-    def __init__(self, average: AverageStep, members: ReplicaGroup, shards: dist.ProcessGroup | None) -> None:
+    def __init__(self, average: AverageStep, replica_group: ReplicaGroup, shards: dist.ProcessGroup | None) -> None:
         self.due: int | None = None
-        self._average, self._members, self._shards = average, members, shards
+        self._average, self._replica_group, self._shards = average, replica_group, shards
         self._matrices: list[Matrix] = []
         self._values: list[list[Tensor]] = []  # of each hosted replica, as views of the matrices, or as restored
         self._under_way: UnderWay | None = None
@@ -54,7 +54,7 @@ class Corrections:
         self.drop()
         average, rows = self._average, self._average.rows
         ok = average.check(step, average.later, compare=True).ok
-        average.exchange(average.members, ok, measure=False, part="buffers")
+        average.exchange(average.replica_group, ok, measure=False, part="buffers")
         rows.give()
         if not rows.holds_parameters_as(self._matrices):
             self._matrices = rows.parameters_alike()
@@ -62,10 +62,10 @@ class Corrections:
             copy.own.copy_(matrix.own[:, : matrix.buffers])
 
         def exchange() -> Tensor | None:
-            self._members.meet()  # all have made their copies
+            self._replica_group.meet()  # all have made their copies
             return average_matrices_(
                 self._matrices,
-                self._members,
+                self._replica_group,
                 self._shards,
                 ok=ok,
                 exact=average.exact,
@@ -73,10 +73,10 @@ class Corrections:
                 write="difference",
             )
 
-        self._under_way = begin_exchange(exchange, self._members, average.device)
+        self._under_way = begin_exchange(exchange, self._replica_group, average.device)
         self._values = [
             rows.parameters_in([matrix.own[hosted] for matrix in self._matrices])
-            for hosted in range(self._members.hosted)
+            for hosted in range(self._replica_group.hosted)
         ]
         self.due = due
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lookaround_ddp.averaging.average_step import AverageStep
-from lookaround_ddp.averaging.background import background_members
+from lookaround_ddp.averaging.background import background_replica_group
 from lookaround_ddp.averaging.checks import check_again, check_all
 from lookaround_ddp.averaging.delayed import Corrections
 from lookaround_ddp.averaging.nodes import Nodes, nearby
@@ -115,18 +115,20 @@ class Lookaround:
         self.nodes, self.exact, self.measure, self.optimizer_state = nodes, exact, measure, optimizer_state
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
-        self.members = ReplicaGroup.of(group, hosted=len(self.models))
+        self.replica_group = ReplicaGroup.of(group, hosted=len(self.models))
         named = as_list(buffers, str)
         settings: dict[str, Any] = {"k": k, "start": start, "delay": delay, "optimizer_state": optimizer_state}
         settings |= {"buffers": named, "exact": exact, "measure": measure, "outer": outer, "nodes": nodes}
         groups = {"beside": beside, "inside": inside, "shards": shards}
-        self.rounds = check_all(self.models, self.members, self.optimizers, groups, settings)
+        self.rounds = check_all(self.models, self.replica_group, self.optimizers, groups, settings)
         self.k, self.start, self.delay = self.rounds.k, self.rounds.start, self.rounds.delay
         self.extra_buffers, self.shards = frozenset(named), shards
         self.steps, self._lent = 0, False
-        neighbours = None if nodes is None else nearby(self.members, nodes.size, inside)
-        self._average = AverageStep(self.models, self.members, neighbours, shards, self.extra_buffers, exact=exact)
-        background = background_members(self.members, beside) if self.delay else self.members
+        neighbours = None if nodes is None else nearby(self.replica_group, nodes.size, inside)
+        self._average = AverageStep(
+            self.models, self.replica_group, neighbours, shards, self.extra_buffers, exact=exact
+        )
+        background = background_replica_group(self.replica_group, beside) if self.delay else self.replica_group
         self.corrections = Corrections(self._average, background, shards)
         self.outer = OuterStep(outer) if outer is not None and outer.moves else None
         self.distances: Tensor | None = None
@@ -135,7 +137,7 @@ class Lookaround:
     @property
     def replicas(self) -> int:
         """d, the number of replicas on all ranks."""
-        return self.members.replicas
+        return self.replica_group.replicas
 
     def due(self, steps: int) -> bool:
         """Returns whether an average step follows step number `steps`, counted from 1."""
@@ -208,7 +210,7 @@ class Lookaround:
                 others = local_tensors(model, self.extra_buffers)
                 self._average.average(self.steps, measure=False, write="first", others=others)
                 self._average.look()
-                broadcast_(others, self.members.group)
+                broadcast_(others, self.replica_group.group)
             self._lent = True
             try:
                 yield model
@@ -225,13 +227,13 @@ class Lookaround:
         """
         self._refuse_while_lent("restart")
         self.look()
-        check_again(self.models, self.members, self.extra_buffers)
+        check_again(self.models, self.replica_group, self.extra_buffers)
         self._start_anew()
 
     @torch.no_grad()
     def _start_anew(self) -> None:
         self.corrections.drop()
-        broadcast_to_all_([[*model.parameters(), *model.buffers()] for model in self.models], self.members.group)
+        broadcast_to_all_([[*model.parameters(), *model.buffers()] for model in self.models], self.replica_group.group)
         self._average.restart(self.outer, begins=self.steps >= self.start)
 
     @torch.no_grad()
@@ -281,8 +283,8 @@ class Lookaround:
         """Averages as `delay` asks for, at once if `now`, and treats the optimizers' states."""
         self.synchronize_shards()
         near = None if now or self.due_over_all(self.steps) else self._average.near
-        members = near or self.members
-        states = same_states(self.optimizers, members) if self.optimizer_state == "average" else None
+        replica_group = near or self.replica_group
+        states = same_states(self.optimizers, replica_group) if self.optimizer_state == "average" else None
         if self.replicas == 1:
             self._measured(torch.zeros(1, dtype=torch.float64) if self.measure else None)
         elif near is not None:
@@ -292,7 +294,7 @@ class Lookaround:
         else:
             self._measured(self._average.average(self.steps, measure=self.measure, outer=None if now else self.outer))
         if states is not None:
-            average_states_(states, members, exact=self.exact)
+            average_states_(states, replica_group, exact=self.exact)
         for optimizer in self.optimizers if self.optimizer_state == "reset" else ():
             reset_state(optimizer)
 

@@ -60,24 +60,26 @@ class Size:
     columns: int
 
 
-def allocated(sizes: Sequence[Size], members: ReplicaGroup, shared: bool) -> tuple[list[Matrix], mmap.mmap | None]:
+def allocated(
+    sizes: Sequence[Size], replica_group: ReplicaGroup, shared: bool
+) -> tuple[list[Matrix], mmap.mmap | None]:
     """Allocates matrices, all zero, and returns the memory that ranks share, if they do; collective.
 
     Args:
         shared: put them into such memory, if all ranks can.
     """
     memory, matrices, offset = None, [], 0
-    total = sum(size.columns * size.dtype.itemsize for size in sizes) * members.replicas
-    if shared and members.ranks > 1 and total and all(size.device.type == "cpu" for size in sizes):
-        memory = shared_memory(total, members)
+    total = sum(size.columns * size.dtype.itemsize for size in sizes) * replica_group.replicas
+    if shared and replica_group.ranks > 1 and total and all(size.device.type == "cpu" for size in sizes):
+        memory = shared_memory(total, replica_group)
     for size in sizes:
         if memory is None or not size.columns:
-            rows = own = torch.zeros(members.hosted, size.columns, dtype=size.dtype, device=size.device)
+            rows = own = torch.zeros(replica_group.hosted, size.columns, dtype=size.dtype, device=size.device)
         else:
-            count = members.replicas * size.columns
+            count = replica_group.replicas * size.columns
             rows = torch.frombuffer(memory, dtype=size.dtype, count=count, offset=offset)
-            rows = rows.view(members.replicas, size.columns)
-            own = rows[members.first : members.first + members.hosted]
+            rows = rows.view(replica_group.replicas, size.columns)
+            own = rows[replica_group.first : replica_group.first + replica_group.hosted]
             own.zero_()
             offset += rows.nbytes
         matrices.append(Matrix(rows, own, size.parameters, size.buffers))

@@ -68,23 +68,25 @@ class Scratch:
         return torch.dot(delta, delta)
 
 
-def mean_within_reach_(matrix: Matrix, members: ReplicaGroup, task: Task) -> None:
+def mean_within_reach_(matrix: Matrix, replica_group: ReplicaGroup, task: Task) -> None:
     """Averages in place: each rank sums its share of the columns where they lie, and writes to all replicas.
 
     Collective, if the rows lie in memory that ranks share: all must have met since these rows were written last, and
     have met again when this returns.
     """
     rows, scratch = matrix.rows, Scratch(matrix.rows.dtype, matrix.rows.device)
-    teams = members.teams
-    targets = [members.first_of(rank) for rank in range(members.ranks)] if task.write == "first" else range(len(rows))
+    teams = replica_group.teams
+    targets: Sequence[int] = range(len(rows))
+    if task.write == "first":
+        targets = [replica_group.first_of(rank) for rank in range(replica_group.ranks)]
     unit = UNIT if task.squares is None else BLOCK_ELEMENTS
-    for start, stop in blocks(*_share(task, members, unit), rows.device):
+    for start, stop in blocks(*_share(task, replica_group, unit), rows.device):
         values = rows[:, start:stop].unbind(0)
         for team in teams:
             mean = scratch.mean_of(values[team.start : team.stop])
             measure(task, matrix, scratch, start, mean, {replica: values[replica] for replica in team})
             write_mean([values[replica] for replica in targets if replica in team], mean, task)
-    members.meet()
+    replica_group.meet()
 
 
 def measure(task: Task, matrix: Matrix, scratch: Scratch, start: int, mean: Tensor, values: dict[int, Tensor]) -> None:
@@ -110,11 +112,12 @@ def write_mean(values: Sequence[Tensor], mean: Tensor, task: Task) -> None:
             torch.where(task.ok, new, torch.zeros_like(value) if task.write == "difference" else value, out=value)
 
 
-def _share(task: Task, members: ReplicaGroup, unit: int) -> tuple[int, int]:
+def _share(task: Task, replica_group: ReplicaGroup, unit: int) -> tuple[int, int]:
     """Returns the columns of this rank, out of the task's; shares end at multiples of `unit`."""
     base = task.start - task.start % unit
     units = -(-(task.stop - base) // unit)
-    start, stop = (base + rank * units // members.ranks * unit for rank in (members.rank, members.rank + 1))
+    rank, ranks = replica_group.rank, replica_group.ranks
+    start, stop = (base + each * units // ranks * unit for each in (rank, rank + 1))
     return max(start, task.start), min(stop, task.stop)
 
 

@@ -62,34 +62,34 @@ def neighbours(counts: Sequence[int], size: int) -> list[list[int]]:
     return sets
 
 
-def nearby(members: ReplicaGroup, size: int, inside: dist.ProcessGroup | None) -> ReplicaGroup:
+def nearby(replica_group: ReplicaGroup, size: int, inside: dist.ProcessGroup | None) -> ReplicaGroup:
     """Returns the ranks that average by themselves with this one, and the replicas of these ranks. Collective.
 
     Args:
-        members: all ranks.
-        inside: the process group of those ranks; if None, it is made where `members` are all processes.
+        replica_group: all ranks.
+        inside: the process group of those ranks; if None, it is made where `replica_group` are all processes.
 
     Raises:
         ValueError: it is another one; none is given, and none can be made.
     """
-    sets = neighbours(members.counts, size)
-    own = next(ranks for ranks in sets if members.rank in ranks)
-    if members.group is not None and inside is None and members.ranks == dist.get_world_size():
-        made = {tuple(ranks): new_group(members.group, ranks) for ranks in sets if len(ranks) > 1}
+    sets = neighbours(replica_group.counts, size)
+    own = next(ranks for ranks in sets if replica_group.rank in ranks)
+    if replica_group.group is not None and inside is None and replica_group.ranks == dist.get_world_size():
+        made = {tuple(ranks): new_group(replica_group.group, ranks) for ranks in sets if len(ranks) > 1}
         inside = made.get(tuple(own))
     if size_of(inside) != len(own):
         raise ValueError(f"nodes of {size} replicas: give as `inside` the group of these ranks of `group`: {own}")
-    return ReplicaGroup(inside if len(own) > 1 else None, tuple(members.counts[rank] for rank in own), size)
+    return ReplicaGroup(inside if len(own) > 1 else None, tuple(replica_group.counts[rank] for rank in own), size)
 
 
-def matrix_near(matrix: Matrix, members: ReplicaGroup, near: ReplicaGroup) -> Matrix:
+def matrix_near(matrix: Matrix, replica_group: ReplicaGroup, near: ReplicaGroup) -> Matrix:
     """Returns the rows of the replicas that are near, out of those of all members'."""
     if len(matrix.rows) == len(matrix.own):  # the others are out of reach, or there are none
         return matrix
-    first = members.first - near.first
+    first = replica_group.first - near.first
     return replace(matrix, rows=matrix.rows[first : first + near.replicas])
 
 
-def shared_parts(members: ReplicaGroup, size: int) -> int:
+def shared_parts(replica_group: ReplicaGroup, size: int) -> int:
     """Returns into how many parts of one length a row must fall, so that any of the sets of ranks can share it."""
-    return lcm(members.ranks, *map(len, neighbours(members.counts, size)))
+    return lcm(replica_group.ranks, *map(len, neighbours(replica_group.counts, size)))

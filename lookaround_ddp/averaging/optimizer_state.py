@@ -13,7 +13,7 @@ from lookaround_ddp.averaging.rows import Rows
 from lookaround_ddp.averaging.tensors import is_number
 
 
-def same_states(optimizers: Sequence[torch.optim.Optimizer], members: ReplicaGroup) -> list[list[Tensor]]:
+def same_states(optimizers: Sequence[torch.optim.Optimizer], replica_group: ReplicaGroup) -> list[list[Tensor]]:
     """Returns each optimizer's state; collective.
 
     Raises:
@@ -21,7 +21,7 @@ def same_states(optimizers: Sequence[torch.optim.Optimizer], members: ReplicaGro
     """
     rows = _states(optimizers)
     shapes = [[(tuple(value.shape), str(value.dtype)) for value in row] for row in rows]
-    if any(row != shapes[0] for theirs in members.gather_objects(shapes) for row in theirs):
+    if any(row != shapes[0] for theirs in replica_group.gather_objects(shapes) for row in theirs):
         raise ValueError(
             "optimizer_state='average': the replicas' optimizers hold different states; a parameter "
             "that only some replicas use has none on the others, so keep 'local' or 'reset'"
@@ -29,12 +29,12 @@ def same_states(optimizers: Sequence[torch.optim.Optimizer], members: ReplicaGro
     return rows
 
 
-def average_states_(states: Sequence[Sequence[Tensor]], members: ReplicaGroup, *, exact: bool) -> None:
+def average_states_(states: Sequence[Sequence[Tensor]], replica_group: ReplicaGroup, *, exact: bool) -> None:
     """Replaces the states of all replicas' optimizers, which are alike, by their mean; collective."""
-    rows = Rows(members, moves=False)
+    rows = Rows(replica_group, moves=False)
     rows.open(states[0], [])
     rows.take(states)
-    average_matrices_(rows.matrices, members, None, exact=exact)
+    average_matrices_(rows.matrices, replica_group, None, exact=exact)
     rows.give()
 
 

@@ -25,7 +25,7 @@ class Rows:
     kept `.data`) is not moved, since the alias would go stale; it is copied in and out on every average step.
 
     Args:
-        members: the ranks.
+        replica_group: the ranks.
         parts: into how many parts of one length a row is to fall, for ranks that share it; None: into theirs.
         moves: makes the tensors views of the rows, which lie in memory that all ranks share, if they can. Otherwise
             they are copied in and out.
@@ -34,9 +34,9 @@ class Rows:
         matrices: one for each dtype and device.
     """
 
-    def __init__(self, members: ReplicaGroup, parts: int | None = None, *, moves: bool = True) -> None:
+    def __init__(self, replica_group: ReplicaGroup, parts: int | None = None, *, moves: bool = True) -> None:
         self.matrices: list[Matrix] = []
-        self.members, self._parts, self._moves = members, parts or members.ranks, moves
+        self.replica_group, self._parts, self._moves = replica_group, parts or replica_group.ranks, moves
         self._kinds: list[Kind] = []
         self._digest = 0
         self._layouts: list[Layout] = []
@@ -63,15 +63,15 @@ class Rows:
         row = [*parameters, *buffers]
         self._kinds = kinds_of(row)
         self._digest = _digest_of_kinds(self._kinds)
-        self._layouts = self.members.gather_objects([layout_of(tensor) for tensor in row])[0]
+        self._layouts = self.replica_group.gather_objects([layout_of(tensor) for tensor in row])[0]
         self._where, sizes = laid_out(row, len(parameters), self._parts * UNIT)
-        self.matrices, self._memory = allocated(sizes, self.members, shared=self._moves)
+        self.matrices, self._memory = allocated(sizes, self.replica_group, shared=self._moves)
         self._places = [
             [
                 _view(self.matrices[place.matrix].own[hosted, place.start : place.stop], tensor)
                 for place, tensor in zip(self._where, row, strict=True)
             ]
-            for hosted in range(self.members.hosted)
+            for hosted in range(self.replica_group.hosted)
         ]
 
     def parameters_alike(self) -> list[Matrix]:
@@ -79,7 +79,7 @@ class Rows:
         own = [matrix.own for matrix in self.matrices]
         ends = [(matrix.parameters, matrix.buffers) for matrix in self.matrices]
         sizes = [Size(row.dtype, row.device, *end, end[1]) for row, end in zip(own, ends, strict=True)]
-        return allocated(sizes, self.members, shared=self._memory is not None)[0]
+        return allocated(sizes, self.replica_group, shared=self._memory is not None)[0]
 
     def holds_parameters_as(self, others: Sequence[Matrix]) -> bool:
         """Returns whether `parameters_alike` would return matrices like these others."""
@@ -126,7 +126,7 @@ class Rows:
             of_parameters: it is that of the parameters alone, summed in fp64 so that hardly any others have the same.
         """
         if not self.matrices:
-            return torch.zeros(self.members.hosted, dtype=torch.float64)
+            return torch.zeros(self.replica_group.hosted, dtype=torch.float64)
         first, *others = (_sums(matrix, of_parameters) for matrix in self.matrices)
         for sums in others:
             first = first + sums.to(first.device)

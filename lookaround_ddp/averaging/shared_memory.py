@@ -12,17 +12,17 @@ from typing import Any
 from lookaround_ddp.averaging.replica_group import ReplicaGroup
 
 
-def shared_memory(size: int, members: ReplicaGroup) -> mmap.mmap | None:
+def shared_memory(size: int, replica_group: ReplicaGroup) -> mmap.mmap | None:
     """Returns so many bytes that all ranks share; None, on all, where they do not run on one machine. Collective.
 
     None also where the system grants no such memory. Its first bytes are not zero.
     """
     size = max(size, mmap.PAGESIZE)
-    offer = _Offer.make(size) if members.rank == 0 else _Offer()
+    offer = _Offer.make(size) if replica_group.rank == 0 else _Offer()
     try:
-        offers: list[Any] = members.gather_objects(offer)
+        offers: list[Any] = replica_group.gather_objects(offer)
         memory = offers[0].map(size)
-        everywhere = all(members.gather_objects(memory is not None))
+        everywhere = all(replica_group.gather_objects(memory is not None))
     finally:
         offer.close()
     return memory if everywhere else None

@@ -44,12 +44,12 @@ class Verdict:
         self,
         sums: Tensor,
         kinds: Sequence[int],
-        members: ReplicaGroup,
+        replica_group: ReplicaGroup,
         step: int,
         later: bool,
         began_from: float | None = None,
     ) -> None:
-        self.step, self._members, self._began_from = step, members, began_from
+        self.step, self._replica_group, self._began_from = step, replica_group, began_from
         bits, counted = sums.view(torch.int64), step % 2**STEP_BITS << KIND_BITS
         marks = [torch.full_like(bits[0], counted | kind) for kind in kinds]  # by kernels: a copy from the host waits
         self._table = table = self._gathered(torch.stack([bits, torch.stack(marks)], 1))
@@ -100,7 +100,7 @@ class Verdict:
         """Raises UnlikeReplicasError: a replica has another mark than the first."""
         steps, expected = mark >> KIND_BITS, first >> KIND_BITS
         if steps != expected:
-            rank = next(r for r in range(self._members.ranks) if other < self._members.first_of(r + 1))
+            rank = next(r for r in range(self._replica_group.ranks) if other < self._replica_group.first_of(r + 1))
             raise UnlikeReplicasError(
                 f"rank {rank} averages after step {steps} and rank 0 after step {expected}: call step() on every rank "
                 "equally often, and average(), averaged() and check_finite() on all of them or on none"
@@ -112,23 +112,24 @@ class Verdict:
 
     def _warn(self) -> None:
         """Warns, on one rank."""
-        if self._members.rank == 0:
+        if self._replica_group.rank == 0:
             warnings.warn(
-                f"all {self._members.replicas} replicas have the same weights after step {self.step}, before they are "
-                "averaged: either something else averages their gradients (DDP: train the bare model instead; in "
-                "Lightning, accelerate and Hugging Face's Trainer use lookaround_ddp.integrations), or they train on "
-                "the same data with the same seeds; their mean is nothing new",
+                f"all {self._replica_group.replicas} replicas have the same weights after step {self.step}, before "
+                "they are averaged: either something else averages their gradients (DDP: train the bare model instead; "
+                "in Lightning, accelerate and Hugging Face's Trainer use lookaround_ddp.integrations), or they train "
+                "on the same data with the same seeds; their mean is nothing new",
                 stacklevel=2,
             )
 
     def _gathered(self, rows: Tensor) -> Tensor:
         """Gathers all replicas' rows; an error has a hint, since ranks that end early are not there."""
         try:
-            return self._members.gather(rows)
+            return self._replica_group.gather(rows)
         except RuntimeError as error:
             error.args = (
-                f"{error} (rank {self._members.rank} waited for the other ranks in the average after step {self.step}: "
-                "unless one of them has failed, they called step() less often, or average() or averaged() not at all)",
+                f"{error} (rank {self._replica_group.rank} waited for the other ranks in the average after step "
+                f"{self.step}: unless one of them has failed, they called step() less often, or average() or "
+                "averaged() not at all)",
             )
             raise
 

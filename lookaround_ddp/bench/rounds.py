@@ -1,4 +1,4 @@
-"""`bench round`: what an average step adds to a round of training steps, and how much of it a delay hides."""
+"""`bench round`: what an average step adds to a round of training steps, and how much of it a delay overlaps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ ROUND_NOTES = """\
 A round is an average step and the k training steps that follow, on random images; with --wait-ms, steps that only wait,
 and leave the cores free. Time of the slowest rank; the competitors take turns. Average: what a round takes beyond the
 same steps without an average, median of the differences within each repeat. A delay is another algorithm: the mean
-comes so many steps later, as a correction, and is exchanged meanwhile. Hidden: 1 - average / that of "waited for"."""
+comes so many steps later, as a correction, and is exchanged meanwhile. Overlapped: 1 - average / that of
+"waited for"."""
 
 
 def measure_and_print_rounds(options: argparse.Namespace) -> Figures:
@@ -68,7 +69,7 @@ def measure_and_print_rounds(options: argparse.Namespace) -> Figures:
         rows[name] = {
             "milliseconds": machine.spread(values),
             "average": None if name == NEVER else costs[name],
-            "hidden": None if name == NEVER else 1 - costs[name] / costs[WAITED],
+            "overlapped": None if name == NEVER else 1 - costs[name] / costs[WAITED],
         }
     names = ("model", "size", "batch_size", "k", "repeats", "wait_ms")
     figures = {"machine": setting, **dict(zip(names, workload, strict=True)), "rows": rows}
@@ -118,7 +119,7 @@ def _training_step(
 
 
 def _round(around: Lookaround, step: Callable[[], None], k: int) -> None:
-    """Takes an average step, and the k steps behind which it may go on."""
+    """Takes an average step, and the k steps that it may overlap."""
     around.steps = k - 1
     around.step()
     for number in range(1, k + 1):
@@ -136,7 +137,7 @@ def _print_rounds(figures: Figures) -> None:
     table = []
     for name, row in figures["rows"].items():
         average = "-" if row["average"] is None else f"{row['average']:.0f}"
-        hidden = "-" if row["hidden"] is None else f"{100 * row['hidden']:.0f} %"
-        table.append([name, *machine.spread_cells(row["milliseconds"], 0), average, hidden])
-    machine.print_figures(("ms", "min", "median", "max", "average", "hidden"), table)
+        overlapped = "-" if row["overlapped"] is None else f"{100 * row['hidden']:.0f} %"
+        table.append([name, *machine.spread_cells(row["milliseconds"], 0), average, overlapped])
+    machine.print_figures(("ms", "min", "median", "max", "average", "overlapped"), table)
     print(ROUND_NOTES)

@@ -54,7 +54,7 @@ class Checkpoints:
         self.under_way: PendingCheckpoint | None = None
         self.seconds = 0.0  # that this rank took to write its files of the checkpoint before
 
-    def begin(self, iteration: int, parts: Mapping[str, Part], state: RunState, beside: Sequence[Path] = ()) -> None:
+    def begin(self, iteration: int, parts: Mapping[str, Part], state: RunState, extra: Sequence[Path] = ()) -> None:
         """Begins a checkpoint of the parts as they are now, after the one that is under way is whole; collective.
 
         The training may go on, and change them, while the files are written.
@@ -62,8 +62,8 @@ class Checkpoints:
         Args:
             parts: file name -> what this rank is to write into it; each part is one rank's to write.
             state: JSON-able; rank 0's counts.
-            beside: files to keep with it as they are now, if they are there; rank 0's count. Whoever replaces one of
-                them renames a new one there.
+            extra: files to keep with it as they are now, if they are there; rank 0's count. Whoever replaces
+                one of them renames a new one there.
 
         Raises:
             UserError: on every rank, if the folder, or a file of the checkpoint before, cannot be written; those before
@@ -77,7 +77,7 @@ class Checkpoints:
                 for left in self.folder.glob(".writing-*"):  # a killed process left it
                     remove(left)
                 temporary.mkdir()
-                for path in beside:
+                for path in extra:
                     if path.is_file():
                         link(path, temporary / path.name)
         state = snapshot({**state, "iteration": iteration})

@@ -142,10 +142,10 @@ def processes(options: argparse.Namespace) -> None:
     if idle := idle_gpus(config, chosen):
         print(idle, file=sys.stderr)
     if os.environ.get("NODE_RANK", "0") == "0" or not config.data.download:  # one node at a time downloads
-        from lookaround_ddp.training import rehearse
+        from lookaround_ddp.training import run_preflight
 
         alone = options.nodes == 1 and "SLURM_ARRAY_TASK_ID" not in os.environ  # whose `out` is to be another one
-        rehearse(config, chosen * options.nodes, alone=alone)
+        run_preflight(config, chosen * options.nodes, alone=alone)
     print(chosen, config.out)
 
 

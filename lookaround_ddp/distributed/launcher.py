@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def chosen_processes(nodes: str, arguments: Sequence[str]) -> str:
-    """Returns how many ranks this node should have, which another process says that rehearses the training.
+    """Returns how many ranks this node should have, which the process that runs the preflight says.
 
     It says itself what it refuses; this process then exits with its status.
     """

@@ -18,7 +18,7 @@ from lookaround_ddp.training.state import check_resumable
 from lookaround_ddp.training.trial import try_out
 
 
-def rehearse(config: Config, processes: int, alone: bool) -> None:
+def run_preflight(config: Config, processes: int, alone: bool) -> None:
     """Opens the data, compares the config with the run folder's checkpoint, and trains a network on two images.
 
     It runs no code that the config names, and leaves out what it cannot look at without: the ranks do, once they have
@@ -26,7 +26,7 @@ def rehearse(config: Config, processes: int, alone: bool) -> None:
 
     Args:
         processes: of the whole job.
-        alone: no other host rehearses at this time, so that the run folder must be free.
+        alone: no other host runs its preflight at this time, so that the run folder must be free.
 
     Raises:
         UserError: as `fit` would on every rank, and again whenever the ranks are restarted.

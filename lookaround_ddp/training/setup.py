@@ -93,7 +93,7 @@ def make_lookaround(config: Config, replicas: list[Replica], per_epoch: int, wor
         outer = Outer(**config.average.outer.model_dump())
     try:
         nodes = make_nodes(config, per_epoch)
-        if world.replicas == 1:  # in a rehearsal
+        if world.replicas == 1:  # in a preflight
             outer = nodes = None
         return Lookaround(
             [replica.model for replica in replicas],

@@ -1,4 +1,4 @@
-"""Means that come late (`delay`): a plain loop's weights, on 1, 2 and 3 ranks, and after a kill before they came."""
+"""Delayed averaging (`delay`): a plain loop's weights, on 1, 2 and 3 ranks, and after a kill before they came."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lookaround_ddp import Lookaround
-from lookaround_ddp.averaging import delayed as late_module
+from lookaround_ddp.averaging import delayed as delayed_module
 from lookaround_ddp.averaging.exchange import average_matrices_
 from tests.support.ranks import run, same_bits
 from tests.support.trainings import Conv, square_loss
@@ -20,7 +20,7 @@ from tests.support.trainings import Conv, square_loss
 STEPS, K = 11, 4  # average steps after 4 and 8
 
 
-def late(hosted: range, delay: int, **groups: Any) -> list[dict[str, Tensor]]:
+def delayed(hosted: range, delay: int, **groups: Any) -> list[dict[str, Tensor]]:
     """With Lookaround."""
     torch.manual_seed(1)
     models = [Conv() for _ in hosted]
@@ -119,17 +119,17 @@ def lent(rank: int) -> list[Tensor]:
 
 
 def worker(rank: int, ranks: int) -> dict[str, Any]:
-    late_module.average_matrices_ = slow_exchange
+    delayed_module.average_matrices_ = slow_exchange
     lends = lent(rank)
-    late_module.average_matrices_ = average_matrices_
+    delayed_module.average_matrices_ = average_matrices_
     pair, beside = dist.new_group([0, 1]), dist.new_group([0, 1])
     one = range(rank, rank + 1)
     bad = {how: spoiled(rank, how) for how in ("inf", "double")}
-    results: dict[str, Any] = {f"3 of 3, {delay}": late(one, delay) for delay in (1, 3)} | bad
+    results: dict[str, Any] = {f"3 of 3, {delay}": delayed(one, delay) for delay in (1, 3)} | bad
     results["lent"] = lends
     if rank < 2:
-        results["2 of 2, 2"] = late(one, 2, group=pair, beside=beside)
-        results["4 of 2, 2"] = late(range(2 * rank, 2 * rank + 2), 2, group=pair, beside=beside)
+        results["2 of 2, 2"] = delayed(one, 2, group=pair, beside=beside)
+        results["4 of 2, 2"] = delayed(range(2 * rank, 2 * rank + 2), 2, group=pair, beside=beside)
         try:
             Lookaround(nn.Linear(2, 2), delay=1, group=pair)
         except ValueError as error:
@@ -147,7 +147,7 @@ def test_the_weights_are_those_of_a_plain_loop(on_ranks: list[dict[str, Any]], n
     d = int(name[0])
     expected = plain(d, delay)
     ranked = [state for results in on_ranks for state in results.get(name, [])]
-    for states in (ranked, late(range(d), delay)):
+    for states in (ranked, delayed(range(d), delay)):
         assert len(states) == d
         for state, own in zip(states, expected, strict=True):
             assert all(same_bits(value, own[key]) for key, value in state.items())
@@ -182,7 +182,7 @@ def test_the_mean_is_lent_while_corrections_are_on_their_way(on_ranks: list[dict
 
 def test_a_late_mean_is_another_algorithm() -> None:
     """Delay 3 moves the weights otherwise than delay 0, whose replicas are one after step 8; the mean, hardly."""
-    now, later = late(range(3), 0), late(range(3), 3)
+    now, later = delayed(range(3), 0), delayed(range(3), 3)
     assert (now[0]["conv.weight"] - later[0]["conv.weight"]).abs().max() > 1e-3
 
 

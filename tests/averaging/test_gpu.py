@@ -24,18 +24,18 @@ def replicas_on(device: torch.device, numbers: range) -> list[list[Tensor]]:
     return [[tensor.to(device) for tensor in tensors_of(number)] for number in numbers]
 
 
-def average_on(device: torch.device, numbers: range, members: ReplicaGroup, **options: Any) -> list[list[Tensor]]:
+def average_on(device: torch.device, numbers: range, replica_group: ReplicaGroup, **options: Any) -> list[list[Tensor]]:
     rows = replicas_on(device, numbers)
-    averaged(rows, members, share=True, **options)
+    averaged(rows, replica_group, share=True, **options)
     return [[tensor.cpu() for tensor in row] for row in rows]
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3, 6])
 @pytest.mark.parametrize("write", ["mean", "first", "difference"])
 def test_hosted_replicas(replicas: int, write: str) -> None:
-    members, numbers = ReplicaGroup(None, (replicas,)), range(replicas)
-    ours = average_on(GPU, numbers, members, write=write)
-    theirs = average_on(torch.device("cpu"), numbers, members, write=write)
+    replica_group, numbers = ReplicaGroup(None, (replicas,)), range(replicas)
+    ours = average_on(GPU, numbers, replica_group, write=write)
+    theirs = average_on(torch.device("cpu"), numbers, replica_group, write=write)
     for own, expected in zip(ours, theirs, strict=True):
         assert all(same_bits(a, b) for a, b in zip(own, expected, strict=True))
 
@@ -43,13 +43,15 @@ def test_hosted_replicas(replicas: int, write: str) -> None:
 def worker(rank: int, ranks: int, backend: str) -> list[Any]:
     group = dist.new_group(backend=backend)
     try:
-        rows = average_on(GPU, range(rank, rank + 1), ReplicaGroup.of(None, 1) if ranks == 1 else members_of(group))
+        rows = average_on(
+            GPU, range(rank, rank + 1), ReplicaGroup.of(None, 1) if ranks == 1 else replica_group_of(group)
+        )
     except (RuntimeError, dist.DistBackendError) as error:
         return [str(error).partition("\n")[0]]
     return rows
 
 
-def members_of(group: dist.ProcessGroup) -> ReplicaGroup:
+def replica_group_of(group: dist.ProcessGroup) -> ReplicaGroup:
     return ReplicaGroup(group, (1,) * dist.get_world_size(group))
 
 

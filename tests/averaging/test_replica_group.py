@@ -63,7 +63,7 @@ def test_squared_distances_are_of_each_replica_to_the_mean() -> None:
             rows = Rows(ReplicaGroup(None, (3,)))
             rows.open(replicas[0][:parameters], replicas[0][parameters:])
             rows.take(replicas)
-            squares = average_matrices_(rows.matrices, rows.members, None, measure=True)
+            squares = average_matrices_(rows.matrices, rows.replica_group, None, measure=True)
             assert squares is not None
             assert squares.tolist() == expected
-            assert average_matrices_(rows.matrices, rows.members, None) is None
+            assert average_matrices_(rows.matrices, rows.replica_group, None) is None

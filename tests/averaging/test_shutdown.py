@@ -46,11 +46,11 @@ def after_the_group(rank: int, ranks: int, **how: Any) -> dict[str, Any]:
     return result
 
 
-def late(rank: int, ranks: int) -> dict[str, Any]:
+def delayed(rank: int, ranks: int) -> dict[str, Any]:
     return after_the_group(rank, ranks, delay=1)
 
 
-@pytest.mark.parametrize("worker", [after_the_group, late])
+@pytest.mark.parametrize("worker", [after_the_group, delayed])
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_destroying_the_group_ends_the_backends_threads(worker: Any, ranks: int) -> None:
     """Though a `Lookaround` is still there; it refuses to average, and does not take this rank for the only one."""

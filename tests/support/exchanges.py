@@ -66,20 +66,20 @@ def tensors_of(replica: int) -> list[Tensor]:
     ]
 
 
-def average_of(hosted: range, members: ReplicaGroup, share: bool = False, **options: Any) -> list[list[Tensor]]:
+def average_of(hosted: range, replica_group: ReplicaGroup, share: bool = False, **options: Any) -> list[list[Tensor]]:
     """The rows after average_, as it leaves them; it must work in place and keep memory layouts."""
     rows = [tensors_of(replica) for replica in hosted]
-    averaged(rows, members, share, **options)
+    averaged(rows, replica_group, share, **options)
     return rows
 
 
-def averaged(rows: list[list[Tensor]], members: ReplicaGroup, share: bool, **options: Any) -> Tensor | None:
-    flat = Rows(members, moves=share)
+def averaged(rows: list[list[Tensor]], replica_group: ReplicaGroup, share: bool, **options: Any) -> Tensor | None:
+    flat = Rows(replica_group, moves=share)
     flat.open(rows[0], [])
     flat.take(rows)
-    members.meet()
+    replica_group.meet()
     before = [(t.data_ptr(), t.stride()) for row in rows for t in row]
-    squares = average_matrices_(flat.matrices, members, None, **options)
+    squares = average_matrices_(flat.matrices, replica_group, None, **options)
     flat.give()
     assert [(t.data_ptr(), t.stride()) for row in rows for t in row] == before
     return squares
@@ -91,25 +91,25 @@ def equal_rows(hosted: range) -> list[list[Tensor]]:
 
 
 def worker(rank: int, ranks: int) -> dict[str, Any]:
-    groups = {placement: dist.new_group(members) for placement, members in PLACEMENTS.items()}
+    groups = {placement: dist.new_group(ranks) for placement, ranks in PLACEMENTS.items()}
     results: dict[str, Any] = {}
     for placement, group in groups.items():
         if rank not in PLACEMENTS[placement]:
             continue
         name = "{}x{}".format(*placement)
-        members = ReplicaGroup.of(group, placement[1])
-        hosted = range(members.first, members.first + members.hosted)
+        replica_group = ReplicaGroup.of(group, placement[1])
+        hosted = range(replica_group.first, replica_group.first + replica_group.hosted)
         for sizes, (piece, block, share) in SIZES.items():
             collectives.PIECE_BYTES["cpu"], mean.BLOCK_ELEMENTS = piece, block
-            results[f"{name} {sizes}"] = average_of(hosted, members, share)
-            results[f"{name} {sizes} first only"] = average_of(hosted, members, share, write="first")
-            results[f"{name} {sizes} difference"] = average_of(hosted, members, share, write="difference")
-            results[f"{name} {sizes} inexact"] = average_of(hosted, members, share, exact=False)
+            results[f"{name} {sizes}"] = average_of(hosted, replica_group, share)
+            results[f"{name} {sizes} first only"] = average_of(hosted, replica_group, share, write="first")
+            results[f"{name} {sizes} difference"] = average_of(hosted, replica_group, share, write="difference")
+            results[f"{name} {sizes} inexact"] = average_of(hosted, replica_group, share, exact=False)
             same = equal_rows(hosted)
-            averaged(same, members, share)
+            averaged(same, replica_group, share)
             results[f"{name} {sizes} equal"] = same
             for exact in (True, False):
-                results[f"{name} {sizes} squares {exact}"] = squares_of(hosted, members, exact, share)
+                results[f"{name} {sizes} squares {exact}"] = squares_of(hosted, replica_group, exact, share)
         first, last = rank == PLACEMENTS[placement][0], rank == PLACEMENTS[placement][-1]
         results[f"{name} shares"] = shares(group)
         results[f"{name} shares elsewhere"] = shares(group, "another machine" if last else None)
@@ -122,9 +122,9 @@ def reals_of(replica: int) -> list[Tensor]:
     return [tensor for tensor in tensors_of(replica)[:-2] if not tensor.is_complex()]
 
 
-def squares_of(hosted: range, members: ReplicaGroup, exact: bool, share: bool = False) -> Tensor:
+def squares_of(hosted: range, replica_group: ReplicaGroup, exact: bool, share: bool = False) -> Tensor:
     rows = [reals_of(replica) for replica in hosted]
-    squares = averaged(rows, members, share, exact=exact, measure=True)
+    squares = averaged(rows, replica_group, share, exact=exact, measure=True)
     assert squares is not None
     return squares
 
@@ -139,7 +139,7 @@ def shares(group: dist.ProcessGroup, what: str | None = None) -> bool:
             os.truncate = refuse
         rows = Rows(ReplicaGroup.of(group, 1))
         rows.open([torch.zeros(3)], [])
-        return len(rows.matrices[0].rows) == rows.members.replicas
+        return len(rows.matrices[0].rows) == rows.replica_group.replicas
     finally:
         shared_memory._machine, os.truncate = machine, truncate
 

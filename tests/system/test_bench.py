@@ -82,7 +82,7 @@ def test_rounds(tmp_path: Path) -> None:
     for name in ("waited for", "delay 1", "delay 2"):
         cost = medians[name] - medians["never averaged"]
         assert rows[name]["average"] == pytest.approx(cost)
-        assert rows[name]["hidden"] == pytest.approx(1 - cost / waited)
+        assert rows[name]["overlapped"] == pytest.approx(1 - cost / waited)
     assert "Rounds of 3 steps of resnet8, 16 images of 32 px a step; n = 2" in said
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from lookaround_ddp.config.load import load_config
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.training.preflight import rehearse
+from lookaround_ddp.training.preflight import run_preflight
 from tests.support.mutations import mutated_config
 from tests.support.runs import train
 
@@ -27,7 +27,7 @@ def test_odd_configs(part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (tmp_path / "config.yaml").write_text(text := mutated_config(seed))
         try:
             config = load_config(Path("config.yaml"), [f"out={tmp_path}/run"])
-            rehearse(config, 1, alone=False)
+            run_preflight(config, 1, alone=False)
             accepted[text] = seed
         except UserError as error:
             refused.append(str(error))

@@ -10,7 +10,7 @@ import pytest
 from lookaround_ddp.checkpoint.run_folder import locked
 from lookaround_ddp.config.load import load_config
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.training.preflight import rehearse
+from lookaround_ddp.training.preflight import run_preflight
 from tests.support.limits import TEST_TIMEOUT
 from tests.support.runs import ROOT, TINY, Job, train
 
@@ -29,22 +29,22 @@ REFUSED = {
 @pytest.mark.parametrize(("value", "message"), REFUSED.items())
 def test_mistakes_are_found(tmp_path: Path, value: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        rehearse(load_config(None, [f"out={tmp_path}/run", *TINY, value]), 3, alone=True)
+        run_preflight(load_config(None, [f"out={tmp_path}/run", *TINY, value]), 3, alone=True)
     assert not (tmp_path / "run").exists()
 
 
 def test_shards_that_get_too_few_images(tmp_path: Path) -> None:
     config = load_config(None, [f"out={tmp_path}/run", *TINY])
-    rehearse(config, 24, alone=True)
+    run_preflight(config, 24, alone=True)
     with pytest.raises(UserError, match="fewer than 2 for each of a replica's 9 ranks"):
-        rehearse(config, 27, alone=True)
+        run_preflight(config, 27, alone=True)
 
 
 def test_a_run_folder_of_another_config(tmp_path: Path) -> None:
     train(tmp_path / "run", *TINY)
-    rehearse(load_config(None, [f"out={tmp_path}/run", *TINY]), 3, alone=True)
+    run_preflight(load_config(None, [f"out={tmp_path}/run", *TINY]), 3, alone=True)
     with pytest.raises(UserError, match=r"was made with another config \(optimizer.lr: 0.1 -> 0.2\)"):
-        rehearse(load_config(None, [f"out={tmp_path}/run", *TINY, "optimizer.lr=0.2"]), 3, alone=True)
+        run_preflight(load_config(None, [f"out={tmp_path}/run", *TINY, "optimizer.lr=0.2"]), 3, alone=True)
 
 
 def test_a_config_that_no_run_wrote_is_not_overwritten(tmp_path: Path) -> None:
@@ -53,14 +53,14 @@ def test_a_config_that_no_run_wrote_is_not_overwritten(tmp_path: Path) -> None:
     own.write_text("# how I train\nepochs: 1\n")
     said = rf"{own} is no run's, and a training would overwrite it: rename it, or give another `out`"
     with pytest.raises(UserError, match=said):
-        rehearse(load_config(own, [f"out={tmp_path}", *TINY]), 3, alone=True)
+        run_preflight(load_config(own, [f"out={tmp_path}", *TINY]), 3, alone=True)
     assert sorted(tmp_path.iterdir()) == [own]
     job = Job("train", str(own), f"out={tmp_path}", *TINY)
     assert job.wait() == [2]
     assert job.said() == f"error: {said}\n"
     assert own.read_text() == "# how I train\nepochs: 1\n"
     (tmp_path / "metrics.jsonl").write_text("")
-    rehearse(load_config(own, [f"out={tmp_path}", *TINY]), 3, alone=True)
+    run_preflight(load_config(own, [f"out={tmp_path}", *TINY]), 3, alone=True)
 
 
 @pytest.mark.parametrize(("nodes", "code"), [(1, 2), (3, 0)])

@@ -81,7 +81,7 @@ def perspective(images: Tensor, corners: Tensor) -> Tensor:
     places = []
     for below in (0, 1):
         line = (top + below).clamp_(0, height - 1) * width
-        places += [line + (left + beside).clamp_(0, width - 1) for beside in (0, 1)]
+        places += [line + (left + right).clamp_(0, width - 1) for right in (0, 1)]
     corner = [_picked(images, place.long()).double() for place in places]
     upper = corner[0] + (corner[1] - corner[0]) * dx
     lower = corner[2] + (corner[3] - corner[2]) * dx
