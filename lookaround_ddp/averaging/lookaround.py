@@ -7,27 +7,26 @@ replicas by their mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lookaround_ddp.averaging.average_step import AverageStep
 from lookaround_ddp.averaging.background import background_replica_group
 from lookaround_ddp.averaging.checks import check_again, check_all
 from lookaround_ddp.averaging.delayed import Corrections
 from lookaround_ddp.averaging.nodes import Nodes, nearby
 from lookaround_ddp.averaging.optimizer_state import average_states_, reset_state, same_states
 from lookaround_ddp.averaging.outer import Outer, OuterStep
-from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup, broadcast_, broadcast_to_all_
+from lookaround_ddp.averaging.replica_group import ReplicaGroup, broadcast_to_all_
+from lookaround_ddp.averaging.replicas import Replicas
 from lookaround_ddp.averaging.rounds import RoundLength
-from lookaround_ddp.averaging.tensors import as_list, as_models, local_tensors, preserved
+from lookaround_ddp.averaging.tensors import as_list, as_models
 
 
-class Lookaround:
+class Lookaround(Replicas):
     """Replaces the replicas' weights by their mean after every k steps of all replicas.
 
         around = Lookaround(model, k=5)
@@ -90,8 +89,6 @@ class Lookaround:
         UserWarning: at the first average, on one rank, if all replicas have trained and are the same.
     """
 
-    shards = WeakGroup()
-
     def __init__(
         self,
         models: nn.Module | Sequence[nn.Module],
@@ -111,33 +108,23 @@ class Lookaround:
         outer: Outer | None = None,
         nodes: Nodes | None = None,
     ) -> None:
-        self.models, self.optimizers = as_models(models), as_list(optimizers, torch.optim.Optimizer)
-        self.nodes, self.exact, self.measure, self.optimizer_state = nodes, exact, measure, optimizer_state
+        hosted, self.optimizers = as_models(models), as_list(optimizers, torch.optim.Optimizer)
+        self.nodes, self.measure, self.optimizer_state = nodes, measure, optimizer_state
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
-        self.replica_group = ReplicaGroup.of(group, hosted=len(self.models))
-        named = as_list(buffers, str)
+        replica_group, named = ReplicaGroup.of(group, hosted=len(hosted)), as_list(buffers, str)
         settings: dict[str, Any] = {"k": k, "start": start, "delay": delay, "optimizer_state": optimizer_state}
         settings |= {"buffers": named, "exact": exact, "measure": measure, "outer": outer, "nodes": nodes}
         groups = {"beside": beside, "inside": inside, "shards": shards}
-        self.rounds = check_all(self.models, self.replica_group, self.optimizers, groups, settings)
+        self.rounds = check_all(hosted, replica_group, self.optimizers, groups, settings)
         self.k, self.start, self.delay = self.rounds.k, self.rounds.start, self.rounds.delay
-        self.extra_buffers, self.shards = frozenset(named), shards
-        self.steps, self._lent = 0, False
-        neighbours = None if nodes is None else nearby(self.replica_group, nodes.size, inside)
-        self._average = AverageStep(
-            self.models, self.replica_group, neighbours, shards, self.extra_buffers, exact=exact
-        )
-        background = background_replica_group(self.replica_group, beside) if self.delay else self.replica_group
+        near = None if nodes is None else nearby(replica_group, nodes.size, inside)
+        super().__init__(hosted, replica_group, near, shards, frozenset(named), exact=exact)
+        background = background_replica_group(replica_group, beside) if self.delay else replica_group
         self.corrections = Corrections(self._average, background, shards)
         self.outer = OuterStep(outer) if outer is not None and outer.moves else None
         self.distances: Tensor | None = None
         self._start_anew()
-
-    @property
-    def replicas(self) -> int:
-        """d, the number of replicas on all ranks."""
-        return self.replica_group.replicas
 
     def due(self, steps: int) -> bool:
         """Returns whether an average step follows step number `steps`, counted from 1."""
@@ -156,7 +143,7 @@ class Lookaround:
             FloatingPointError, ValueError: see `average`; or k, if it is a function, gives no steps for the round that
                 is to begin, or no more than the delay. On a GPU, whose host does not wait for the answer, `average`'s
                 at the next average step or call of `look`: nothing has been written then.
-            ValueError: it is called while `averaged` lends the mean model; so are the methods below.
+            ValueError: it is called while `averaged` lends the mean model; so are `average` and `restart`.
         """
         self._refuse_while_lent("step")
         self.steps += 1
@@ -180,43 +167,6 @@ class Lookaround:
         self.corrections.drop()  # they leave the mean as it is
         self._begin(now=True)
 
-    def look(self) -> None:
-        """Raises what the last average step found, of which the host of a GPU has not waited to hear.
-
-        All methods here but `step` look; `step` does before the next average step.
-
-        Raises:
-            FloatingPointError, ValueError: on every rank: a replica could not be averaged, and nothing was written.
-        """
-        self._average.look()
-
-    @contextmanager
-    def averaged(self) -> Iterator[nn.Module]:
-        """Lends the mean model phi: this rank's first model, with the mean's weights while the block runs.
-
-        It is the plain mean of the replicas as they are, also with `outer`. Collective; on leaving, the replica is
-        restored bit for bit, integer and other buffers included. Buffers that are not averaged are replica 0's then.
-        Of a model that torch.compile made, the module that it compiles is lent; the compiled one has phi's weights too.
-
-        Raises:
-            FloatingPointError: on every rank, if a replica is not finite.
-            ValueError: on every rank: see `average`; another block lends the mean model already.
-        """
-        self._refuse_while_lent("averaged")
-        self.synchronize_shards()
-        model = self.models[0]
-        with preserved([*model.parameters(), *model.buffers()]):
-            with torch.no_grad():
-                others = local_tensors(model, self.extra_buffers)
-                self._average.average(self.steps, measure=False, write="first", others=others)
-                self._average.look()
-                broadcast_(others, self.replica_group.group)
-            self._lent = True
-            try:
-                yield model
-            finally:
-                self._lent = False
-
     def restart(self) -> None:
         """Gives all replicas the parameters and buffers of the first one, a new start of `outer` too; collective.
 
@@ -235,27 +185,6 @@ class Lookaround:
         self.corrections.drop()
         broadcast_to_all_([[*model.parameters(), *model.buffers()] for model in self.models], self.replica_group.group)
         self._average.restart(self.outer, begins=self.steps >= self.start)
-
-    @torch.no_grad()
-    def synchronize_shards(self) -> None:
-        """Gives all ranks of a replica the buffers of the first; collective.
-
-        DDP's ranks each keep statistics of their own share of the batch, until the next forward pass
-        does the same.
-        """
-        self.look()
-        for model in self.models:
-            broadcast_(model.buffers(), self.shards)
-
-    @torch.no_grad()
-    def check_finite(self, step: int | None = None) -> None:
-        """Raises FloatingPointError on all ranks, naming replica and step, if a weight is inf or NaN.
-
-        Args:
-            step: the number of the last step, if it has not been counted yet.
-        """
-        self.look()
-        self._average.check(self.steps if step is None else step)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the count of steps and the last distances, JSON-able; the caller keeps the replicas' own states.
@@ -297,12 +226,6 @@ class Lookaround:
             average_states_(states, replica_group, exact=self.exact)
         for optimizer in self.optimizers if self.optimizer_state == "reset" else ():
             reset_state(optimizer)
-
-    def _refuse_while_lent(self, method: str) -> None:
-        if self._lent:
-            raise ValueError(
-                f"{method}() inside averaged(): a replica has the mean's weights there; leave the block first"
-            )
 
     def _measured(self, squares: Tensor | None) -> None:
         """Keeps distances, from their squares, if they were measured."""
