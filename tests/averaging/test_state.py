@@ -11,35 +11,17 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from lookaround_ddp import Lookaround
 from tests.support.ranks import run, same_state
+from tests.support.trainings import Weights, fill
 
 State = dict[str, Tensor]
 
 
-class Weights(nn.Module):
-    """Two parameters without a network around them, whose gradients a test sets by hand."""
-
-    def __init__(self, value: float = 0.0) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.full((2,), value))
-        self.v = nn.Parameter(torch.tensor(value))
-        self.register_buffer("running_mean", torch.full((2,), value))
-        self.register_buffer("vector", torch.full((2,), value))
-        self.register_buffer("count", torch.tensor(round(value)))
-
-
 def snapshot(model: nn.Module) -> State:
     return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def fill(model: Weights, value: float) -> None:
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            tensor.fill_(value)
 
 
 def optimizer_state(replicas: Sequence[int], group: dist.ProcessGroup | None, how: str, adam: bool) -> list[Any]:
@@ -233,41 +215,3 @@ def test_shards_lend_one_mean_model(ranks: list[dict[str, Any]]) -> None:
     for result in ranks:
         lent = [result["shards"][f"lent {name}"].flatten()[0] for name in ("w", "v", "running_mean", "vector", "count")]
         assert lent == [3.5, 3.5, 2, 1, 1]
-
-
-def test_the_count_is_saved_and_loaded() -> None:
-    """k = 3: after 4 steps the next average follows the sixth."""
-    around = Lookaround(Weights(), k=3)
-    assert [around.step() for _ in range(4)] == [False, False, True, False]
-    assert around.state_dict() == {"steps": 4, "distances": None}
-    other = Lookaround(Weights(), k=3)
-    other.load_state_dict({"steps": 4, "distances": None})
-    assert [other.step() for _ in range(5)] == [False, True, False, False, True]
-
-
-def test_inexact_means_average_too() -> None:
-    models = [Weights(value) for value in (0.0, 1.0, 5.0)]
-    around = Lookaround(models, k=1, exact=False)
-    for model, value in zip(models, (0.0, 1.0, 5.0), strict=True):
-        fill(model, value)
-    assert around.step()
-    assert [model.w.tolist() for model in models] == [[2.0, 2.0]] * 3
-    assert [model.running_mean.tolist() for model in models] == [[2.0, 2.0]] * 3
-    assert [model.vector.tolist() for model in models] == [[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]]
-
-
-def test_what_begins_anew_takes_its_first_step_again() -> None:
-    """Adan of timm, whose first step is lr and which counts its steps in the group, not in the state."""
-    model = nn.PReLU(init=0.0)
-    weight = model.weight
-    optimizer = create_optimizer_v2([weight], opt="adan", lr=0.125, weight_decay=0.0)
-    around = Lookaround(model, k=2, optimizers=[optimizer], optimizer_state="reset")
-    steps = []
-    for gradient in (1.0, 3.0, 5.0):  # the third is the first after an average step
-        before, weight.grad = weight.item(), torch.tensor([gradient])
-        optimizer.step()
-        around.step()
-        steps.append(before - weight.item())
-    assert steps[0] == pytest.approx(0.125, rel=1e-5)
-    assert steps[1] != pytest.approx(0.125, rel=1e-2)
-    assert steps[2] == pytest.approx(0.125, rel=1e-5)

@@ -126,3 +126,21 @@ def square_loss(model: nn.Module, replica: int, step: int) -> Tensor:
     """The mean square of the outputs, on the inputs of this replica and step."""
     generator = torch.Generator().manual_seed(1000 * replica + step)
     return model(torch.randn(model.inputs, generator=generator)).square().mean()
+
+
+class Weights(nn.Module):
+    """Two parameters without a network around them, whose gradients a test sets by hand."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.full((2,), value))
+        self.v = nn.Parameter(torch.tensor(value))
+        self.register_buffer("running_mean", torch.full((2,), value))
+        self.register_buffer("vector", torch.full((2,), value))
+        self.register_buffer("count", torch.tensor(round(value)))
+
+
+def fill(model: Weights, value: float) -> None:
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(value)
