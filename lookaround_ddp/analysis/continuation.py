@@ -8,12 +8,13 @@ from pathlib import Path
 
 from lookaround_ddp.checkpoint import Checkpoints
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Code, load, open_on_all_ranks
+from lookaround_ddp.data import load, open_on_all_ranks
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import State
 from lookaround_ddp.optim import learning_rate
+from lookaround_ddp.own_code import Code
 from lookaround_ddp.training import build, check_resumable, make_lookaround, parts, shown
 
 

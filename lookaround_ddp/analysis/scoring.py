@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from lookaround_ddp import seeds
 from lookaround_ddp.checkpoint import Checkpoints, run_of
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Code, Dataset, Images, Subset, imported, refused
+from lookaround_ddp.data import Dataset, Images, Subset
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import Scorer, State, check_classes, check_same_data, mean_state, shipped_model
+from lookaround_ddp.own_code import Code, imported, refused
 
 Answer = TypeVar("Answer")
 

@@ -17,7 +17,7 @@ from lookaround_ddp.cli.arguments import paths, values
 from lookaround_ddp.cli.finished import analyze, ensemble, evaluate, report, soup
 from lookaround_ddp.cli.say import INTERRUPTED, say_once
 from lookaround_ddp.cli.trained import export, predict
-from lookaround_ddp.config import about, load_config, names
+from lookaround_ddp.config import about_config, config_names, load_config
 from lookaround_ddp.distributed import LostRanks, PreemptionHandler, adopt_step, idle_gpus, join, processes_here
 from lookaround_ddp.errors import (
     FAILED,
@@ -121,7 +121,7 @@ def show_config(options: argparse.Namespace) -> None:
 
 def list_configs(options: argparse.Namespace) -> None:
     """Prints the names of the configs that come with the package, with a line on each."""
-    chosen = [name for name in names() if options.word in name]
+    chosen = [name for name in config_names() if options.word in name]
     paper = [name for name in chosen if name.startswith("paper/")]
     if not options.word:
         chosen = [name for name in chosen if name not in paper]
@@ -129,7 +129,7 @@ def list_configs(options: argparse.Namespace) -> None:
         raise UserError(f"no config has {options.word!r} in its name: `configs` lists them")
     width = max(map(len, chosen))
     for name in chosen:
-        print(f"{name:{width}}  {about(name)}")
+        print(f"{name:{width}}  {about_config(name)}")
     if not options.word:
         print(f"and {len(paper)} cells of the paper's tables and figures: `configs paper` lists them")
 

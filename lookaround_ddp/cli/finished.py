@@ -53,8 +53,8 @@ def soup(options: argparse.Namespace) -> None:
     """Averages the weights of finished runs, prints what it is worth, and saves it if asked to."""
     runs, configs = runs_named(options.arguments, options.trust)
 
-    from lookaround_ddp.data import imported, refused
     from lookaround_ddp.evaluation import cook, score_text
+    from lookaround_ddp.own_code import imported, refused
 
     with join(configs[0]) as world:
         code = imported if options.trust else refused

@@ -26,7 +26,7 @@ from lookaround_ddp.config.schema import (
     TrajectoryConfig,
 )
 from lookaround_ddp.config.section import ListOf, Section
-from lookaround_ddp.config.shipped import about, configs_folder, names
+from lookaround_ddp.config.shipped import about_config, config_names, configs_folder
 from lookaround_ddp.config.sweep import Sweep, is_never_averaged
 from lookaround_ddp.config.text import dump
 
@@ -44,11 +44,12 @@ __all__ = [
     "Section",
     "Sweep",
     "TrajectoryConfig",
-    "about",
+    "about_config",
     "as_begun",
     "changed_keys",
     "check_cycles",
     "check_length",
+    "config_names",
     "configs_folder",
     "dump",
     "is_never_averaged",
@@ -61,7 +62,6 @@ __all__ = [
     "load_ingredients",
     "made_before",
     "make_config",
-    "names",
     "validated",
     "with_pipeline",
 ]

@@ -30,20 +30,20 @@ def find_config(path: Path) -> Path:
     found = configs_folder() / f"{name}.yaml"
     if ".." not in path.parts and os.path.isfile(found):
         return found
-    hint = nearest(name, names())
+    hint = nearest(name, config_names())
     if path.suffix not in (".yaml", ".yml") and hint.startswith("did you mean"):
         raise UserError(f"there is no config {shortened(str(path))}: {hint}")
     return path  # reading it says what is wrong
 
 
-def names() -> list[str]:
+def config_names() -> list[str]:
     """Returns the names of all shipped configs, such as digits/resnet8-lookaround."""
     folder = configs_folder()
     files = (path for path in folder.rglob("*.yaml") if path.parent.name != "base")  # what others are based on
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files)
 
 
-def about(name: str) -> str:
+def about_config(name: str) -> str:
     """Returns the first line of a shipped config's comment."""
     with (configs_folder() / f"{name}.yaml").open(encoding="utf-8") as file:
         return file.readline().removeprefix("#").strip()

@@ -9,21 +9,18 @@ from lookaround_ddp.data.loader import load
 from lookaround_ddp.data.mixing import mixed
 from lookaround_ddp.data.pipeline import make_batches, open_on_all_ranks
 from lookaround_ddp.data.reading import UnreadableImage, read_rgb
-from lookaround_ddp.data.transforms import Pipeline, central_square, evaluation_transform, train_pipelines
+from lookaround_ddp.data.transforms import central_square, evaluation_transform, train_pipelines
 from lookaround_ddp.data.workers import get_ready
-from lookaround_ddp.own_code import Code, imported, left_out, refused
 
 __all__ = [
     "Arrays",
     "Batch",
     "BatchPlan",
-    "Code",
     "Dataset",
     "EvaluationBatches",
     "Files",
     "Images",
     "Iterations",
-    "Pipeline",
     "Subset",
     "UnreadableImage",
     "central_square",
@@ -31,16 +28,13 @@ __all__ = [
     "evaluation_transform",
     "get_ready",
     "images_in",
-    "imported",
     "in_memory",
-    "left_out",
     "load",
     "make_batches",
     "mixed",
     "open_dataset",
     "open_on_all_ranks",
     "read_rgb",
-    "refused",
     "split_seed",
     "train_pipelines",
 ]

@@ -1,11 +1,10 @@
 """Exact scores on any number of ranks: of models, ensembles, soups."""
 
-from lookaround_ddp.evaluation.classifier import Classifier, read_classifier
+from lookaround_ddp.evaluation.classifier import read_classifier
 from lookaround_ddp.evaluation.evaluator import (
     Evaluator,
     Score,
     evaluating,
-    make_evaluator,
     make_evaluators,
     score_text,
 )
@@ -19,16 +18,14 @@ from lookaround_ddp.evaluation.finished_runs import (
     shipped_file,
     shipped_model,
 )
-from lookaround_ddp.evaluation.per_class import PerClass, per_class, show_classes, write_classes
+from lookaround_ddp.evaluation.per_class import per_class, show_classes, write_classes
 from lookaround_ddp.evaluation.predict import image_files, predictions
 from lookaround_ddp.evaluation.recalibrate import recalibrate
 from lookaround_ddp.evaluation.scorer import Scorer, State, loss_barrier
 from lookaround_ddp.evaluation.soup import check_recipe, cook, mean_state
 
 __all__ = [
-    "Classifier",
     "Evaluator",
-    "PerClass",
     "Score",
     "Scorer",
     "State",
@@ -43,7 +40,6 @@ __all__ = [
     "export_timm",
     "image_files",
     "loss_barrier",
-    "make_evaluator",
     "make_evaluators",
     "mean_state",
     "per_class",

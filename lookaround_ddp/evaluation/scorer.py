@@ -8,11 +8,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Batch, Code, Dataset, EvaluationBatches, Images, load, make_batches, refused
+from lookaround_ddp.data import Batch, Dataset, EvaluationBatches, Images, load, make_batches
 from lookaround_ddp.distributed import World
 from lookaround_ddp.evaluation.evaluator import Score, make_evaluator
 from lookaround_ddp.evaluation.recalibrate import recalibrate
 from lookaround_ddp.models import Normalize, empty_model, placed
+from lookaround_ddp.own_code import Code, refused
 
 State = dict[str, Tensor]  # of a network
 

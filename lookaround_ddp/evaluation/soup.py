@@ -13,12 +13,13 @@ from torch import nn
 
 from lookaround_ddp.checkpoint import MODEL, check_free, save_made, save_model
 from lookaround_ddp.config import Config, Recipe
-from lookaround_ddp.data import Code, Dataset, described, open_dataset, refused, split_seed
+from lookaround_ddp.data import Dataset, described, open_dataset, split_seed
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation.evaluator import Score, make_evaluator
 from lookaround_ddp.evaluation.finished_runs import check_classes, check_same_data, shipped_model
 from lookaround_ddp.evaluation.scorer import Scorer, State, loss_barrier
+from lookaround_ddp.own_code import Code, refused
 
 ALL_PAIRS = 5  # of more ingredients the barriers to the best one are measured, not those between all of them
 

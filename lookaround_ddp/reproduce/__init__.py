@@ -1,7 +1,7 @@
 """Trains and makes the cells of tables: the paper's, or one's own."""
 
 from lookaround_ddp.reproduce.dry_run import show_plan
-from lookaround_ddp.reproduce.plan import Making, Plan, Training, make_plan
+from lookaround_ddp.reproduce.plan import make_plan
 from lookaround_ddp.reproduce.run import carry_out, show_results
 
-__all__ = ["Making", "Plan", "Training", "carry_out", "make_plan", "show_plan", "show_results"]
+__all__ = ["carry_out", "make_plan", "show_plan", "show_results"]

@@ -10,9 +10,10 @@ import torch
 
 from lookaround_ddp.checkpoint import Checkpoints, locked, read_result, refuse_foreign_config
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import left_out, make_batches, open_on_all_ranks
+from lookaround_ddp.data import make_batches, open_on_all_ranks
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
+from lookaround_ddp.own_code import left_out
 from lookaround_ddp.training.setup import set_up
 from lookaround_ddp.training.state import check_resumable
 from lookaround_ddp.training.trial import try_out

@@ -9,12 +9,13 @@ from pathlib import Path
 from lookaround_ddp.averaging import Lookaround, Nodes, Outer, content_digest
 from lookaround_ddp.checkpoint import Checkpoints, pipeline_before
 from lookaround_ddp.config import Config, check_cycles, check_length, iterations_of, lengths, with_pipeline
-from lookaround_ddp.data import Code, Dataset, Iterations, imported, make_batches, open_on_all_ranks
+from lookaround_ddp.data import Dataset, Iterations, make_batches, open_on_all_ranks
 from lookaround_ddp.data.device import resolved
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.evaluation import make_evaluators
 from lookaround_ddp.optim import Trajectory
+from lookaround_ddp.own_code import Code, imported
 from lookaround_ddp.training.progress import Losses, Stopwatch
 from lookaround_ddp.training.record import Record
 from lookaround_ddp.training.replica import Replica

@@ -8,11 +8,11 @@ import traceback
 import torch
 
 from lookaround_ddp.config import Config
-from lookaround_ddp.data import Dataset, left_out, make_batches
+from lookaround_ddp.data import Dataset, make_batches
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import BatchError, UserError, shortened
 from lookaround_ddp.optim import learning_rate
-from lookaround_ddp.own_code import place_in_own_code
+from lookaround_ddp.own_code import left_out, place_in_own_code
 from lookaround_ddp.training.replica import Replica
 
 # what a wrong config makes PyTorch, timm and torchvision raise; not OSError, MemoryError or an interrupt

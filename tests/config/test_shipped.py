@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lookaround_ddp.config.load import load_config
-from lookaround_ddp.config.shipped import PACKAGED, about, configs_folder, find_config, names
+from lookaround_ddp.config.shipped import PACKAGED, about_config, config_names, configs_folder, find_config
 from lookaround_ddp.errors import UserError
 from tests.support.runs import ROOT
 
@@ -18,8 +18,8 @@ def test_they_are_those_of_the_clone() -> None:
     files = {
         path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "base"
     }
-    assert {Path(f"{name}.yaml") for name in names()} == files
-    assert about(DIGITS).startswith("Lookaround on 1,000 handwritten digits")
+    assert {Path(f"{name}.yaml") for name in config_names()} == files
+    assert about_config(DIGITS).startswith("Lookaround on 1,000 handwritten digits")
 
 
 @pytest.mark.parametrize("name", [DIGITS, f"{DIGITS}.yaml", f"configs/{DIGITS}.yaml", f"configs/{DIGITS}"])

@@ -16,7 +16,8 @@ from lookaround_ddp.config.load import load_config
 from lookaround_ddp.data import Subset, described, open_dataset
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
-from lookaround_ddp.evaluation import make_evaluator, read_classifier
+from lookaround_ddp.evaluation import read_classifier
+from lookaround_ddp.evaluation.evaluator import make_evaluator
 from lookaround_ddp.models import create_model, placed
 
 SIZES = [(40, 30), (23, 64), (16, 16), (300, 200)]

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lookaround_ddp.cli import main
-from lookaround_ddp.evaluation import PerClass, show_classes, write_classes
 from lookaround_ddp.evaluation.evaluator import _confusion
+from lookaround_ddp.evaluation.per_class import PerClass, show_classes, write_classes
 
 LOGITS = [[2.0, 1, 0], [0, 1, 2], [0, 3, 0], [9, 8, 7], [5, 6, 1], [1, 2, 3]]  # guesses 0, 2, 1, 0, 1, 2
 LABELS = [0, 0, 1, 1, 1, 0]
