@@ -215,11 +215,8 @@ def test_folders_of_runs(lookaround: Path, single: Path, tmp_path: Path, capsys:
 
 def test_what_cannot_be_reported(lookaround: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
-    for others, folder in (
-        ((str(lookaround),), tmp_path / "nowhere"),
-        ((), tmp_path / "nowhere"),
-        ((), tmp_path / "empty"),
-    ):
+    nowhere = tmp_path / "nowhere"
+    for others, folder in (((str(lookaround),), nowhere), ((), nowhere), ((), tmp_path / "empty")):
         said = mistake(capsys, "report", *others, str(folder))
         assert said.endswith(f"error: {folder} is not a run folder: there is no config.yaml in it\n")
     assert "name at least one run's folder" in mistake(capsys, "report")
