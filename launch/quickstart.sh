@@ -16,4 +16,4 @@ echo "== Baseline: 1 network that sees all three augmentations, equal data"
 
 "$python" -m lookaround_ddp report runs/quickstart-lookaround runs/quickstart-sgdm \
     --curves runs/quickstart-lookaround/against-sgdm.png
-echo "curves: runs/quickstart-lookaround/curves.png, and against the baseline: against-sgdm.png beside it"
+echo "pictures: runs/quickstart-lookaround/curves.png, and against the baseline runs/quickstart-lookaround/against-sgdm.png"

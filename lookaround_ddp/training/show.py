@@ -31,14 +31,14 @@ def facts(config: Config, world: World) -> Iterator[str]:
     yield f"{config.model.name}: {parameters:,} parameters, {run.dataset.classes} classes"
     data = run.dataset
     held_out = "" if data.validation is None else f", {len(data.validation):,} held out"
-    yield f"{config.data.name}: {len(data.train):,} training images{held_out}, {len(data.test):,} of the test"
+    yield f"{config.data.name}: {len(data.train):,} training images{held_out}, {len(data.test):,} test images"
     rounds = "never averaged" if config.average.k == "never" else f"k = {k_text(config.average.k)}"
     what = "1 network" if replicas == 1 else f"{replicas} replicas, {rounds}"
     yield f"{what}, on {processes} {'process' if processes == 1 else 'processes'} of this machine ({world.device.type})"
     yield f"{run.total:,} iterations, {run.per_epoch:,} in an epoch; {config.data.batch_size} images for each replica"
     hosted = -(-replicas // processes)
     seconds = seconds_of_iteration(run) * hosted * run.total
-    yield f"about {duration(seconds)} of training, by a few iterations of one replica; scoring comes on top"
+    yield f"about {duration(seconds)} of training, estimated from a few iterations of one replica; scoring comes on top"
 
 
 def seconds_of_iteration(run: Run) -> float:

@@ -27,7 +27,7 @@ def test_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     norms = 2 * (4 + 2 * 4 + 3 * 8 + 3 * 16)
     assert comments[0] == f"# resnet8: {parameters + norms + 16 * 10 + 10:,} parameters, 10 classes"
     assert comments[1:4] == [
-        "# digits: 500 training images, 100 held out, 797 of the test",
+        "# digits: 500 training images, 100 held out, 797 test images",
         "# 3 replicas, k = 5, on 2 processes of this machine (cpu)",
         "# 80 iterations, 4 in an epoch; 128 images for each replica",
     ]
