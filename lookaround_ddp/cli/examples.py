@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 EXAMPLES: Mapping[str, tuple[str, ...]] = {
-    "train": ("lookaround_ddp train digits/resnet8-lookaround optimizer.lr=0.05 out=runs/digits",),
+    "train": (
+        "lookaround_ddp train digits/resnet8-lookaround optimizer.lr=0.05 out=runs/digits",
+        "lookaround_ddp train digits/resnet8-lookaround out=runs/digits epochs=200 schedule.extend=stretch",
+    ),
     "show": ("lookaround_ddp show digits/resnet8-lookaround epochs=3",),
     "configs": ("lookaround_ddp configs", "lookaround_ddp configs paper/cifar"),
     "processes": ("lookaround_ddp processes digits/resnet8-lookaround --nodes 2",),
