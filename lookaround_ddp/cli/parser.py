@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -32,6 +33,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         UserError: a command, an option or a value that it does not know.
     """
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what could come next
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     options, rest = parser.parse_known_args(arguments)
     named = next((name for name in ("arguments", "overrides", "runs", "images") if hasattr(options, name)), None)
     if rest and (named is None or any(each.startswith("-") for each in rest)):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +16,8 @@ from lookaround_ddp.cli import commands, main
 from lookaround_ddp.cli.examples import EXAMPLES
 from lookaround_ddp.cli.parser import parse
 from lookaround_ddp.config import load_config
+from tests.support.limits import TEST_TIMEOUT
+from tests.support.runs import ROOT
 
 ANALYSES = ("quadratic", "convergence", "diversity", "sharpness", "plane", "trajectory")
 
@@ -61,3 +67,17 @@ def test_ctrl_c_says_what_is_true_of_the_command(
     assert ended.value.code == 130
     after = AFTER.get("diversity" if name == "analyze" else name, BEGINS_ANEW)
     assert capsys.readouterr() == ("", f"interrupted: {after}\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [("lookaround_ddp ex", ["export "]), ("lookaround_ddp analyze plane --po", ["--points "])],
+)
+def test_a_shell_completes_commands_and_options(line: str, completed: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("argcomplete")
+    said = tmp_path / "said"
+    asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_STDOUT_FILENAME": str(said)}
+    asked |= {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+    command = [sys.executable, "-m", "lookaround_ddp"]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, **asked}, timeout=TEST_TIMEOUT, check=True)
+    assert said.read_text().split("\n") == completed
