@@ -84,7 +84,7 @@ def test_a_constant_rate_has_the_bits_of_a_run_so_long_from_the_start(
     for run in (out, folder):
         main(["evaluate", str(run)])
         top1 = result(run)["trajectory"]["top1"]
-        assert f"trajectory {top1:.2f}" in capsys.readouterr().out
+        assert f"trajectory top-1 {top1:.2f} " in capsys.readouterr().out
     assert "has finished" in train(out, *CONSTANT, *longer)
     assert "has finished" in train(out, *CONSTANT, "epochs=4")
     main(["evaluate", str(out)])
