@@ -35,7 +35,7 @@ def photographs(root: Path) -> None:
     places = re.findall(r"`DIR/(\w+)/CLASS/\*\.jpg`", OWN)
     assert places == ["train", "val"]
     for number, colour in enumerate(COLOURS):
-        for place, count in zip(places, (24, 4), strict=True):
+        for place, count in zip(places, (12, 4), strict=True):
             folder = root / place / colour
             folder.mkdir(parents=True)
             for each in range(count):
