@@ -60,7 +60,7 @@ class Continuation:
         """Gives the replicas their state after this iteration and an average step: the beginning of a round."""
         Checkpoints(self.run, 1, self.world, print).restore(
             parts(self.replicas, [], self.around),
-            lambda state: check_resumable(self.original, self.dataset, state),
+            lambda state: check_resumable(self.original, self.dataset, state, longer=True),
             iteration,
         )
         self.average()

@@ -8,7 +8,7 @@ replicas by their mean.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -208,6 +208,13 @@ class Lookaround(Replicas):
         self.corrections.due = state.get("correction_due")
         if self.outer is not None and not self.outer.loaded:
             self.outer.begin(None)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Raises ValueError: a copy would average, with the other ranks, models that these do not have."""
+        raise ValueError(
+            "a Lookaround is neither copied nor pickled: it averages the models that it was made with. Copy the models "
+            "(copy.deepcopy), or keep state_dict(); and make another Lookaround of the copies, on all ranks"
+        )
 
     @torch.no_grad()
     def _begin(self, now: bool) -> None:

@@ -14,7 +14,7 @@ from lookaround_ddp.checkpoint.checkpoints import CHECKPOINTS, RunState, checkpo
 from lookaround_ddp.checkpoint.digests import file_digest, json_digest
 from lookaround_ddp.checkpoint.model_file import read_metadata
 from lookaround_ddp.checkpoint.run_folder import BEST, METRICS, MODEL, RESULT, TRAJECTORY, member_files
-from lookaround_ddp.config import Config, changed_keys, made_before
+from lookaround_ddp.config import Config, at_length_of, changed_keys, grown, made_before
 from lookaround_ddp.errors import UserError, shortened
 from lookaround_ddp.files import regular, write_atomically
 
@@ -27,7 +27,7 @@ def write_result(config: Config, result: RunState) -> RunState:
     Adds the config's values, the SHA-256 of the other files, and one of itself. Returns what it holds, but the last.
     """
     run = Path(config.out)
-    digests = {name: file_digest(run / name) for name in _files_left(config)}
+    digests = {name: file_digest(run / name) for name in files_left(config)}
     whole = {**result, "config": config.identity(), FILES: digests}
     text = json.dumps({**whole, DIGEST: json_digest(whole)}, indent=1)
     write_atomically(run / RESULT, text.encode())
@@ -73,14 +73,17 @@ def check_shipped(config: Config) -> None:
     run = Path(config.out)
     result = read_result(run) or {}
     for name, values in _made_with(config, result):
-        changes = list(changed_keys(_identifying_values(values, run / name), config.identity()))
+        made = _identifying_values(values, run / name)
+        if (name == BEST or name.startswith(CHECKPOINTS)) and grown(made, config) is not None:
+            made = at_length_of(made, config.identity())  # it is of before the run was extended
+        changes = list(changed_keys(made, config.identity()))
         if changes:
             raise UserError(
                 f"{run / name} and {run / 'config.yaml'} are not of one run ({shortened('; '.join(changes))}): put "
                 "back the one that was changed; other values to evaluate with go on the command line"
             )
     digests = result.get(FILES)
-    for name in _files_left(config):
+    for name in files_left(config):
         if digests is not None and (not isinstance(digests, dict) or digests.get(name) != file_digest(run / name)):
             raise UserError(
                 f"{run / name} is not what the run left (its checksum differs): put that back, or delete it and "
@@ -99,7 +102,7 @@ def pipeline_before(run: Path) -> str | None:
     return None if made is None else made["data"].get("pipeline", "workers")
 
 
-def _files_left(config: Config) -> list[str]:
+def files_left(config: Config) -> list[str]:
     """Returns the names of the files that are there of a finished run, but for result.json."""
     run = Path(config.out)
     names = [MODEL, TRAJECTORY, BEST, *(str(path.relative_to(run)) for path in member_files(config)), METRICS]
@@ -111,7 +114,7 @@ def _made_with(config: Config, result: RunState) -> Iterator[tuple[str, Any]]:
     run = Path(config.out)
     if "config" in result:
         yield RESULT, result["config"]
-    for name in _files_left(config):
+    for name in files_left(config):
         if name != METRICS and "config" in (metadata := read_metadata(run / name)):
             yield name, metadata["config"]
     for iteration in checkpoints_in(run / CHECKPOINTS):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lookaround_ddp.cli.arguments import paths, values
 from lookaround_ddp.cli.finished import analyze, ensemble, evaluate, report, soup
-from lookaround_ddp.cli.say import INTERRUPTED, say_once
+from lookaround_ddp.cli.say import say_once
 from lookaround_ddp.cli.trained import export, predict
 from lookaround_ddp.config import about_config, config_names, load_config
 from lookaround_ddp.distributed import LostRanks, PreemptionHandler, adopt_step, idle_gpus, join, processes_here
@@ -67,10 +67,6 @@ def run(options: argparse.Namespace) -> None:
             print(error, file=sys.stderr, flush=True)
         under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # which would start the ranks again
         sys.exit(0 if under_torchrun else status_of_signal(error.number))
-    except KeyboardInterrupt:
-        if is_main_rank():  # a terminal's Ctrl-C reaches every rank
-            print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED)
     except Exception as error:
         _stop_if_own(error)
         raise
@@ -176,21 +172,17 @@ def bench(options: argparse.Namespace) -> None:
 
     machine.check_writable(options.json)
     figures = {}
-    try:
-        parts = {
-            "average": measure_and_print_average,
-            "round": measure_and_print_rounds,
-            "data": measure_and_print_data,
-            "train": measure_and_print_training,
-        }
-        for name, measure_and_print in parts.items():
-            if options.what in (name, "all"):
-                figures[name] = measure_and_print(options)
-                if options.json is not None and is_main_rank():
-                    machine.write_figures(options.json, figures)
-    except KeyboardInterrupt:
-        say_once("interrupted: every process that was started has ended")
-        sys.exit(INTERRUPTED)
+    parts = {
+        "average": measure_and_print_average,
+        "round": measure_and_print_rounds,
+        "data": measure_and_print_data,
+        "train": measure_and_print_training,
+    }
+    for name, measure_and_print in parts.items():
+        if options.what in (name, "all"):
+            figures[name] = measure_and_print(options)
+            if options.json is not None and is_main_rank():
+                machine.write_figures(options.json, figures)
 
 
 COMMANDS = {

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from lookaround_ddp.cli.arguments import named_config, refuse_recalibration, runs_named
-from lookaround_ddp.cli.say import INTERRUPTED
 from lookaround_ddp.distributed import join
 from lookaround_ddp.errors import UserError, is_main_rank
 
@@ -88,19 +86,13 @@ def analyze(options: argparse.Namespace) -> None:
     """Computes one of the paper's analyses, of numbers or of runs."""
     from lookaround_ddp.analysis.command import OF_MODELS, RUNS, function_of
 
-    try:
-        if options.analysis in RUNS:
-            runs, configs = runs_named(options.arguments, options.trust, checkpoints=options.analysis in OF_MODELS)
-            analysis = function_of(options.analysis)
-            with join(configs[0]) as world:
-                analysis(options, runs, configs, world)
-        elif is_main_rank():
-            function_of(options.analysis)(options)
-    except KeyboardInterrupt:
-        kept = ": the same command goes on with the points that are done" if options.analysis == "plane" else ""
-        if is_main_rank():  # a terminal's Ctrl-C reaches every rank
-            print(f"interrupted{kept}", file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED)
+    if options.analysis in RUNS:
+        runs, configs = runs_named(options.arguments, options.trust, checkpoints=options.analysis in OF_MODELS)
+        analysis = function_of(options.analysis)
+        with join(configs[0]) as world:
+            analysis(options, runs, configs, world)
+    elif is_main_rank():
+        function_of(options.analysis)(options)
 
 
 def _print_scores(scores: Mapping[str, Any]) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lookaround_ddp import __version__
 from lookaround_ddp.analysis.arguments import add_analyses, add_trust
+from lookaround_ddp.cli.examples import EXAMPLES
 from lookaround_ddp.config import keys_named
 from lookaround_ddp.errors import UserError
 
 DESCRIPTION = "Trains networks with Lookaround, or with what it is compared with, and looks at what came of it."
 
+
+HELP_WIDTH = 80  # of what a command does
 
 TRAIN_HELP = "a YAML file (without one: handwritten digits), and values that replace the file's"
 
@@ -28,6 +33,10 @@ def parse_command(arguments: Sequence[str] | None) -> argparse.Namespace:
         UserError: a command, an option or a value that it does not know.
     """
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what could come next
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     options, rest = parser.parse_known_args(arguments)
     named = next((name for name in ("arguments", "overrides", "runs", "images") if hasattr(options, name)), None)
     if rest and (named is None or any(each.startswith("-") for each in rest)):
@@ -80,22 +89,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lookaround_ddp {__version__}")
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
 
-    command = commands.add_parser("train", help="train, or go on with, the run that a config describes")
+    command = _command(commands, "train", "train, or go on with, the run that a config describes")
     command.add_argument("arguments", nargs="*", metavar="[CONFIG] [key.path=value ...]", help=TRAIN_HELP)
 
-    command = commands.add_parser(
-        "show", help="print a whole config, and what it would train: processes, iterations, time"
-    )
+    command = _command(commands, "show", "print a whole config, and what it would train: processes, iterations, time")
     command.add_argument("arguments", nargs="*", metavar="[CONFIG] [key.path=value ...]", help=TRAIN_HELP)
 
-    command = commands.add_parser("configs", help="list the configs that come with the package")
+    command = _command(commands, "configs", "list the configs that come with the package")
     command.add_argument("word", nargs="?", default="", help="only those with this in their names, such as paper/cifar")
 
-    command = commands.add_parser("processes", help="for launchers: processes for this node, run folder")
+    command = _command(commands, "processes", "for launchers: processes for this node, run folder")
     command.add_argument("arguments", nargs="*", metavar="[CONFIG] [key.path=value ...]", help=TRAIN_HELP)
     command.add_argument("--nodes", type=int, default=1)
 
-    command = commands.add_parser("reproduce", help="train and make the cells of the paper's tables, or your own")
+    command = _command(commands, "reproduce", "train and make the cells of the paper's tables, or your own")
     named = "a table of the paper, by name or number; a file, or all files of a folder; and values for their configs"
     command.add_argument("arguments", nargs="+", metavar="TABLE|CELL.yaml|DIR ... [key.path=value ...]", help=named)
     command.add_argument("--dry-run", action="store_true", help="only list what would run")
@@ -103,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     folder = "where runs are, each in TABLE/CELL-sSEED (default: runs/paper of the paper's cells, runs of others)"
     command.add_argument("--runs", type=Path, metavar="DIR", help=folder)
 
-    command = commands.add_parser("evaluate", help="measure a finished run's scores again")
+    command = _command(commands, "evaluate", "measure a finished run's scores again")
     command.add_argument("run", type=Path)
     command.add_argument("overrides", nargs="*", metavar="key.path=value")
     about = "the accuracy of each class, and what it is taken for, of what the run is judged by"
@@ -111,12 +118,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, metavar="FILE", help="write it, too: a .json or .csv with all counts")
     add_trust(command)
 
-    command = commands.add_parser("ensemble", help="score the mean prediction of finished runs' models")
+    command = _command(commands, "ensemble", "score the mean prediction of finished runs' models")
     command.add_argument("arguments", nargs="+", metavar="RUN ... [key.path=value ...]")
     command.add_argument("--out", type=Path, metavar="DIR", help="save the scores, as a run's folder")
     add_trust(command)
 
-    command = commands.add_parser("soup", help="average the weights of finished runs that started from one point")
+    command = _command(commands, "soup", "average the weights of finished runs that started from one point")
     command.add_argument("arguments", nargs="+", metavar="RUN ... [key.path=value ...]")
     command.add_argument("--recipe", default="greedy", metavar="uniform|top:N|greedy", help="by default greedy")
     command.add_argument("--update-bn", action="store_true", help="measure batch-norm's statistics of mixtures anew")
@@ -124,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     add_trust(command)
 
     model = "a model.safetensors, or the folder of a finished run"
-    command = commands.add_parser("predict", help="name the classes of images")
+    command = _command(commands, "predict", "name the classes of images")
     command.add_argument("model", type=Path, metavar="MODEL", help=model)
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a file, or a folder of them")
     command.add_argument("--top", type=_count, default=1, metavar="N", help="so many classes, from the most probable")
@@ -132,13 +139,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--batch-size", type=_count, default=256, metavar="N", help="by default 256, as `evaluate`")
     add_trust(command)
 
-    command = commands.add_parser("export", help="write a trained model in the form that other programs read")
+    command = _command(commands, "export", "write a trained model in the form that other programs read")
     command.add_argument("model", type=Path, metavar="MODEL", help=model)
     command.add_argument("--timm", type=Path, metavar="DIR", help="a folder for timm, of a network that timm has")
     command.add_argument("--onnx", type=Path, metavar="FILE", help="needs the extra `onnx`")
     add_trust(command)
 
-    command = commands.add_parser("report", help="a table of runs' scores; runs that differ in seeds are one row")
+    command = _command(commands, "report", "a table of runs' scores; runs that differ in seeds are one row")
     command.add_argument("runs", nargs="*", type=Path, metavar="RUN")
     what = command.add_mutually_exclusive_group()
     what.add_argument("--brief", action="store_true", help="of each run only what its method is judged by")
@@ -146,10 +153,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--curves", type=Path, metavar="PNG", help="also draw their curves into this file")
     command.add_argument("--csv", type=Path, metavar="FILE", help="also write every run's scores, unrounded")
 
-    command = commands.add_parser("analyze", help="what the paper derives and what its figures show, computed")
-    add_analyses(command.add_subparsers(required=True, metavar="ANALYSIS"))
+    command = _command(commands, "analyze", "what the paper derives and what its figures show, computed")
+    analyses = command.add_subparsers(required=True, metavar="ANALYSIS")
+    add_analyses(analyses)
 
-    command = commands.add_parser("bench", help="measure the average step, augmentations and the trainer here")
+    command = _command(commands, "bench", "measure the average step, augmentations and the trainer here")
     choices = ("all", "average", "round", "data", "train")
     command.add_argument("what", nargs="?", choices=choices, default="all")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures into this file")
@@ -182,4 +190,13 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--fast-kernels", action="store_true", help="(train) deterministic: false, cudnn.benchmark")
     group.add_argument("--image-size", dest="image_size", type=int, help="(train) with --data noise any")
     group.add_argument("--consumer", default="timm:resnet18", metavar="MODEL", help="trained at 224 px, for JPEG files")
+    for name, described in (commands.choices | analyses.choices).items():
+        described.formatter_class = argparse.RawDescriptionHelpFormatter
+        described.description = textwrap.fill(described.description or "", HELP_WIDTH)
+        described.epilog = "\n  ".join(["for example:", *EXAMPLES[name]])
     return parser
+
+
+def _command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
+    return command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -10,6 +11,19 @@ import time
 from lookaround_ddp.errors import shortened, status_of_signal
 
 INTERRUPTED = status_of_signal(signal.SIGINT)
+
+AFTER_CTRL_C = {
+    "train": "the same command goes on from the last checkpoint, if there is one",
+    "reproduce": "the same command leaves out what is done, and goes on with the rest",
+    "plane": "the same command goes on with the points that are done",
+    "bench": "every process that was started has ended",
+}
+
+
+def after_interruption(options: argparse.Namespace) -> str:
+    """Says what has come of a command that Ctrl-C ended, and what the same command would do."""
+    what = getattr(options, "analysis", options.command)
+    return AFTER_CTRL_C.get(what, "the same command begins anew")
 
 
 def say_once(text: str, of_rank: bool = False, above: str = "", everywhere: bool = False) -> None:

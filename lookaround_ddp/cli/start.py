@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from lookaround_ddp.cli.parser import parse_command
-from lookaround_ddp.cli.say import say_once
-from lookaround_ddp.errors import MISTAKE, UserError
+from lookaround_ddp.cli.say import INTERRUPTED, after_interruption, say_once
+from lookaround_ddp.errors import MISTAKE, UserError, is_main_rank
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,6 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         say_once(f"error: {error}")
         sys.exit(MISTAKE)
-    from lookaround_ddp.cli.commands import run
+    try:
+        from lookaround_ddp.cli.commands import run
 
-    run(options)
+        run(options)
+    except KeyboardInterrupt:
+        if is_main_rank():  # a terminal's Ctrl-C reaches every rank
+            print(f"interrupted: {after_interruption(options)}", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)

@@ -3,6 +3,7 @@
 from lookaround_ddp.config.average import NodesConfig
 from lookaround_ddp.config.begun import as_begun, made_before, with_pipeline
 from lookaround_ddp.config.changes import changed_keys
+from lookaround_ddp.config.extend import as_extended, at_length_of, check_extension, grown
 from lookaround_ddp.config.load import (
     check_cycles,
     check_length,
@@ -16,13 +17,13 @@ from lookaround_ddp.config.load import (
 from lookaround_ddp.config.optimizer import OptimizerConfig
 from lookaround_ddp.config.recipe import Recipe
 from lookaround_ddp.config.rounds import iterations_of, k_text, lengths
+from lookaround_ddp.config.schedule import ScheduleConfig
 from lookaround_ddp.config.schema import (
     Augmentation,
     AugmentConfig,
     Config,
     DataConfig,
     ModelConfig,
-    ScheduleConfig,
     TrajectoryConfig,
 )
 from lookaround_ddp.config.section import ListOf, Section
@@ -46,12 +47,16 @@ __all__ = [
     "TrajectoryConfig",
     "about_config",
     "as_begun",
+    "as_extended",
+    "at_length_of",
     "changed_keys",
     "check_cycles",
+    "check_extension",
     "check_length",
     "config_names",
     "configs_folder",
     "dump",
+    "grown",
     "is_never_averaged",
     "iterations_of",
     "k_text",

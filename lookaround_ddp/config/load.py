@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from lookaround_ddp.config.extend import check_spans
 from lookaround_ddp.config.read import read_file, replace_values
 from lookaround_ddp.config.recipe import Recipe, check_recipe_file
 from lookaround_ddp.config.rounds import check_k, check_length_of_round, k_text
@@ -130,6 +131,7 @@ def _check_config(config: Config) -> None:
         check_length_of_round(config.average.nodes.k, "average.nodes.k is")
     if config.schedule.name == "multistep" and not config.schedule.milestones:
         raise UserError("schedule.milestones is empty: multistep needs the epochs at which the rate falls")
+    check_spans(config)
     check_update(config)
     if (config.data.mean is None) != (config.data.std is None):
         raise UserError("data.mean and data.std go together: set both or neither")

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from lookaround_ddp.config.average import AverageConfig
 from lookaround_ddp.config.optimizer import OptimizerConfig
+from lookaround_ddp.config.schedule import ScheduleConfig
 from lookaround_ddp.config.section import Count, Epochs, ListOf, OwnPath, PathText, Seconds, Section, Seed
 from lookaround_ddp.config.text import dump
 from lookaround_ddp.own_code import is_path
@@ -91,23 +92,6 @@ class AugmentConfig(Section):
     """Augmentations before each replica's own one."""
     after: ListOf[Augmentation] = ()
     """Augmentations after it."""
-
-
-class ScheduleConfig(Section):
-    name: Literal["constant", "multistep", "cosine"] = "cosine"
-    """How the learning rate falls."""
-    warmup_epochs: Epochs = 0
-    """Linear, per iteration."""
-    per: Literal["epoch", "iteration"] = "iteration"
-    """How often the cosine moves."""
-    milestones: ListOf[Epochs] = ()
-    """Epochs at which the learning rate is multiplied by gamma."""
-    gamma: float = Field(0.2, gt=0)
-    """multistep: see milestones."""
-    min_lr: float = Field(0.0, ge=0)
-    """cosine: the rate at the end."""
-    cycles: int = Field(1, ge=1)
-    """Cosine restarts: the run is divided into so many."""
 
 
 class TrajectoryConfig(Section):
@@ -243,6 +227,6 @@ class Config(Section):
         values = self.model_dump(mode="json", exclude=others)
         for key in ("root", "download", "workers", "on_corrupt", "missing_class"):
             del values["data"][key]
-        del values["model"]["checkpointing"]
+        del values["model"]["checkpointing"], values["schedule"]["extend"]
         del values["epochs" if self.iterations is not None else "iterations"]
         return values

@@ -25,7 +25,7 @@ from lookaround_ddp.errors import FAILED, MISTAKE, status_of_signal
 
 # for which a node whose ranks are done waits for the others, whose ranks end with them: torchrun waits 300 for one that
 # was cut off meanwhile
-EXIT_SECONDS = 15.0
+NODES_EXIT_SECONDS = 15.0
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     threading.Thread(target=leave_when_told, daemon=True).start()
     if "LOGLEVEL" not in os.environ:
         logging.disable(logging.CRITICAL)
-    api.LocalElasticAgent = partial(LocalElasticAgent, exit_barrier_timeout=EXIT_SECONDS)  # type: ignore[misc]
+    api.LocalElasticAgent = partial(LocalElasticAgent, exit_barrier_timeout=NODES_EXIT_SECONDS)  # type: ignore[assignment, misc]
     try:
         run(parse_args(arguments))
     except SignalException as error:

@@ -14,10 +14,16 @@ def learning_rate(config: Config, iteration: int, per_epoch: int) -> float:
         per_epoch: iterations in an epoch.
     """
     base, start = config.optimizer.lr, round(config.trajectory.start * per_epoch)
-    if config.trajectory.swa_lr is None or iteration < start:
-        return scheduled_rate(config.schedule, base, iteration, per_epoch, config.length(per_epoch))
-    rate = scheduled_rate(config.schedule, base, start, per_epoch, config.length(per_epoch))
-    return annealed_rate(config.trajectory, rate, iteration - start, per_epoch)
+    on_its_own = config.trajectory.swa_lr is None or iteration < start
+    place = iteration if on_its_own else start
+    total = length_over(config.schedule, place, config.length(per_epoch))
+    rate = scheduled_rate(config.schedule, base, place, per_epoch, total)
+    return rate if on_its_own else annealed_rate(config.trajectory, rate, iteration - start, per_epoch)
+
+
+def length_over(schedule: ScheduleConfig, iteration: int, total: int) -> int:
+    """Returns the iterations that a cosine goes over at this one: `total`, the run's, if the run was never extended."""
+    return next((length for begin, length in reversed(schedule.spans) if begin <= iteration), total)
 
 
 def annealed_rate(trajectory: TrajectoryConfig, rate: float, iterations: int, per_epoch: int) -> float:
@@ -48,12 +54,13 @@ def scheduled_rate(schedule: ScheduleConfig, base: float, iteration: int, per_ep
 
     Warm-up, at the start of the run, is linear: (i + 1) / n of the base rate in the i-th of its n iterations. Then
     multistep: base * gamma^(milestones passed); cosine: from base to min_lr by half a cosine over each of
-    `cycles` equal parts of the run, moving every iteration or every epoch (SGDR, arXiv 1608.03983, eq. 5).
+    `cycles` equal parts of the run, moving every iteration or every epoch (SGDR, arXiv 1608.03983, eq. 5), and
+    min_lr after it.
 
     Args:
         base: the rate after warm-up.
         per_epoch: iterations in an epoch.
-        total: iterations in the run.
+        total: iterations that a cosine goes over: those of the run.
     """
     warmup = round(schedule.warmup_epochs * per_epoch)
     if iteration < warmup:
@@ -62,6 +69,8 @@ def scheduled_rate(schedule: ScheduleConfig, base: float, iteration: int, per_ep
     if schedule.name == "multistep":
         return base * schedule.gamma ** sum(math.floor(epoch) >= milestone for milestone in schedule.milestones)
     if schedule.name == "cosine":
+        if iteration >= total:
+            return schedule.min_lr
         moves = iteration if schedule.per == "iteration" else iteration - iteration % per_epoch
         place = moves * schedule.cycles % total / total  # the share of its cycle that is over, exact at its ends
         return schedule.min_lr + (base - schedule.min_lr) * (1 + math.cos(math.pi * place)) / 2

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from lookaround_ddp.averaging import Lookaround
 from lookaround_ddp.checkpoint import Part, RunState, missing_files, read_result
-from lookaround_ddp.config import Config, changed_keys
+from lookaround_ddp.config import Config, at_length_of, changed_keys, check_extension, grown
 from lookaround_ddp.data import Dataset
 from lookaround_ddp.errors import UserError
 from lookaround_ddp.optim import Trajectory
+from lookaround_ddp.training.extend import extend
 from lookaround_ddp.training.model_files import restore_best
 from lookaround_ddp.training.progress import Losses, Stopwatch
 from lookaround_ddp.training.replica import Replica
@@ -33,7 +34,13 @@ def restore(run: Run) -> RunState | None:
     state = run.checkpoints.restore(kept, lambda found: check_resumable(config, run.dataset, found))
     with world.together():
         finished = read_result(Path(config.out)) if world.main else None
-        if finished is not None and (gone := missing_files(Path(config.out), finished)):
+    finished = world.share(finished)
+    if state is None and finished is not None and "config" in finished:
+        check_config(config, finished["config"], f"the run in {config.out} was trained")
+    if extend(run, state, finished):
+        finished = None
+    with world.together():
+        if world.main and finished is not None and (gone := missing_files(Path(config.out), finished)):
             run.record.say(
                 f"{config.out} has finished, and lost {', '.join(gone)}: made again, and result.json with it"
             )
@@ -95,8 +102,12 @@ def with_later_keys(made: RunState, defaults: RunState) -> RunState:
     return kept | made | below
 
 
-def check_resumable(config: Config, dataset: Dataset, state: RunState) -> None:
-    """Raises UserError if the checkpoint of this state was made with other data or another config."""
+def check_resumable(config: Config, dataset: Dataset, state: RunState, longer: bool = False) -> None:
+    """Raises UserError if the checkpoint of this state was made with other data or another config.
+
+    Args:
+        longer: the config may be of a longer run, as it may be with `schedule.extend`.
+    """
     if state["classes"] != dataset.classes:
         raise UserError(
             f"the checkpoint in {config.out} has {state['classes']} classes, the data has {dataset.classes}: "
@@ -107,12 +118,25 @@ def check_resumable(config: Config, dataset: Dataset, state: RunState) -> None:
             f"the checkpoint in {config.out} was trained on {state['trained_on']}, the data has {dataset.trained_on}: "
             f"put back what is missing, or train in another `out`"
         )
-    made = state["config"]
+    check_config(config, state["config"], f"the checkpoint in {config.out} was made", longer)
+
+
+def check_config(config: Config, made: RunState, what: str, longer: bool = False) -> None:
+    """Raises UserError if a config is another than that of these values, which `what` was done with."""
     made = made | {"data": {"pipeline": "workers"} | made["data"]}  # older checkpoints say nothing of it
     made["data"].pop("on_corrupt", None)  # and this of what no longer matters
-    changes = list(changed_keys(with_later_keys(made, Config().identity()), config.identity()))
+    made, wanted = with_later_keys(made, Config().identity()), config.identity()
+    if not config.schedule.spans:  # the run has its own, if it was extended
+        wanted["schedule"]["spans"] = made["schedule"]["spans"]
+    if grows := grown(made, config) is not None:
+        if config.schedule.extend is not None:
+            check_extension(config)
+        if longer or config.schedule.extend is not None:
+            made = at_length_of(made, wanted)
+    changes = list(changed_keys(made, wanted))
     if changes:
+        only = grows and not list(changed_keys(at_length_of(made, wanted), wanted))
+        mend = "make it longer with schedule.extend=stretch or hold, or " if only else "or "
         raise UserError(
-            f"the checkpoint in {config.out} was made with another config ({'; '.join(changes)}): "
-            f"change it back, or train in another `out`"
+            f"{what} with another config ({'; '.join(changes)}): change it back, {mend}train in another `out`"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -80,6 +81,9 @@ def worker(rank: int, ranks: int) -> dict[str, Any]:
     twin = copy.deepcopy(model)
     fill(twin, 7.0)
     results["after a deepcopy"] = model[2].weight[0, 0].item()
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(ValueError, match=r"neither copied nor pickled: .* Copy the models .* on all ranks"):
+            copied(around)
     fill(model, 1.0 + rank)
     around.average()
     results["stayed"] = homes == addresses(model)

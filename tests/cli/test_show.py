@@ -32,7 +32,7 @@ def test_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         "# 80 iterations, 4 in an epoch; 128 images for each replica",
     ]
     assert re.fullmatch(
-        r"# about \d+:\d\d of training, by a few iterations of one replica; scoring comes on top", comments[4]
+        r"# about \d+:\d\d of training, estimated from a few iterations of one replica; scoring comes on top", comments[4]
     )
     assert list(tmp_path.iterdir()) == [tmp_path / "printed.yaml"]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.runs import train
+from tests.support.runs import ROOT, train
 from tests.support.small_runs import CONFIG
 
 
@@ -26,3 +28,14 @@ def stopped(finished: Path, tmp_path: Path) -> Path:
     for name in ("result.json", "model.safetensors"):
         (out / name).unlink()
     return out
+
+
+@pytest.fixture(scope="session")
+def activated(venv: Path) -> dict[str, str]:
+    """The variables of a shell in which that environment is activated, with the package of this checkout."""
+    made = venv / "bin"
+    (made / "lookaround_ddp").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lookaround_ddp "$@"\n')
+    (made / "lookaround_ddp").chmod(0o755)
+    (made / "activate").write_text(f'export PATH="{made}:$PATH"\n')
+    own = {"PYTHONPATH": str(ROOT), "PATH": f"{made}:{os.environ['PATH']}", "VENV": str(venv), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **own}

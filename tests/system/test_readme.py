@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,12 +11,12 @@ import pytest
 from lookaround_ddp.config.load import load_config
 from tests.support.limits import TEST_TIMEOUT
 from tests.support.pictures import picture_folder
+from tests.support.readme import README, blocks, commands
 from tests.support.runs import ROOT, torchrun
 
 PAGES = [
     path for path in sorted(ROOT.rglob("README.md")) if "node_modules" not in path.parts and ".venv" not in path.parts
 ]
-README = (ROOT / "README.md").read_text()
 ELSEWHERE = (
     "NNODES=2 ",
     "sbatch ",
@@ -26,38 +24,19 @@ ELSEWHERE = (
 )  # several machines, SLURM, containers: tests/system/cluster
 
 
-def blocks(language: str, text: str = README) -> list[str]:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    return [text for name, text in fenced if name == language]
-
-
-def commands() -> list[str]:
-    """The lines of the shell blocks, without their comments."""
-    lines = [line.partition("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith(ELSEWHERE)]
-
-
 @pytest.mark.timeout(3 * TEST_TIMEOUT)
-def test_every_command(tmp_path: Path, venv: Path) -> None:
+def test_every_command(tmp_path: Path, venv: Path, activated: dict[str, str]) -> None:
     """With the environment of the tests for one that is installed; trainings are cut short, tests collected alone."""
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", "--no-hardlinks", str(ROOT), str(clone)], check=True, timeout=TEST_TIMEOUT)
     picture_folder(tmp_path / "images")
-    made = venv / "bin"
-    (made / "lookaround_ddp").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lookaround_ddp "$@"\n')
-    (made / "lookaround_ddp").chmod(0o755)
-    (made / "activate").write_text(f'export PATH="{made}:$PATH"\n')
     (clone / ".venv").symlink_to(venv)
     marker = venv / "installed"  # with the test extras, which also serve where none are asked for
     marker.write_text(marker.read_text().split(" [")[0].rstrip() + " [test]\n")
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(clone),
-        "PATH": f"{made}:{os.environ['PATH']}",
-    }
-    environment.pop("VENV", None)
-    script = "\n".join(["set -e", *commands()]).replace("DIR", str(tmp_path / "images"))
+    environment = activated | {"PYTHONPATH": str(clone)}
+    del environment["VENV"]
+    here = [each for each in commands() if not each.startswith(ELSEWHERE)]
+    script = "\n".join(["set -e", *here]).replace("DIR", str(tmp_path / "images"))
     script = script.replace("bash launch/test.sh", "bash launch/test.sh --collect-only -q -n 0")
     script = script.replace("launch/quickstart.sh", "launch/quickstart.sh epochs=2").replace("epochs=10", "epochs=2")
     script = re.sub(r"(launch/torchrun.sh digits/\S+)", r"\1 epochs=2", script)
