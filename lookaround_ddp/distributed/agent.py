@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     threading.Thread(target=leave_when_told, daemon=True).start()
     if "LOGLEVEL" not in os.environ:
         logging.disable(logging.CRITICAL)
-    api.LocalElasticAgent = partial(LocalElasticAgent, exit_barrier_timeout=EXIT_SECONDS)  # type: ignore[misc]
+    api.LocalElasticAgent = partial(LocalElasticAgent, exit_barrier_timeout=EXIT_SECONDS)  # type: ignore[assignment, misc]
     try:
         run(parse_args(arguments))
     except SignalException as error:
