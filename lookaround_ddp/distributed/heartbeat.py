@@ -25,6 +25,7 @@ COLLECTIVE = re.compile(r"gloo|NCCL|c10d|TCPStore|Connection (closed|reset)|Brok
 
 AGAIN = "Start the same command again"
 OWN_ERROR = ("failed", "left (SystemExit")  # how the reasons of ranks begin that ended by themselves
+UNSEEN = {"beats": 0, "doing": "starting", "seconds": 0.0, "ended": ""}  # the state of a rank that was not heard of
 
 
 class LostRanks(RuntimeError):
@@ -123,8 +124,9 @@ class Heartbeat:
         self._tell()
 
     def _read(self) -> list[dict[str, Any]]:
-        """Returns each rank's last state."""
-        return [json.loads(value) for value in self.store.multi_get([str(rank) for rank in range(self.size)])]
+        """Returns each rank's last state; of a rank that has told none, a first one."""
+        ranks = [str(rank) for rank in range(self.size)]  # the store would wait for what is not there
+        return [json.loads(self.store.get(rank)) if self.store.check([rank]) else dict(UNSEEN) for rank in ranks]
 
     def _roll_call(self, waited: bool) -> Sequence[Mapping[str, Any]]:
         """Returns each rank's last state, with `alive`: whether it gave a sign of life meanwhile, or said why it ends.

@@ -86,18 +86,13 @@ HOW = ("a step more", "averaged on rank 0", "a step more, averaged states", "ave
 
 
 def uneven(rank: int, how: str) -> list[Any]:
-    """Rank 1 has done a step more than rank 0, or rank 0 alone lends the mean after step 2 of 3.
-
-    What is averaged of the optimizers differs, too: rank 1's alone has momentum.
-    """
-    model = network()
-    how, _, states = how.partition(", ")
+    """Rank 1, whose optimizer alone has momentum, is a step ahead; or rank 0 alone lends the mean after step 2 of 3."""
+    model, (how, _, states) = network(), how.partition(", ")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9 * rank)
     around = Lookaround(model, k=3, optimizers=[optimizer], optimizer_state="average" if states else "local")
     fill(model, float(rank))
     model(torch.ones(2, 2)).sum().backward()
     optimizer.step()
-    message = "no error"
     for _ in range(2):
         around.step()
     if how == "a step more":
@@ -151,8 +146,7 @@ def worker(rank: int, ranks: int) -> dict[str, Any]:
     for change in CHANGES:
         for alone in (True, False):
             results[f"{change.__name__}, {alone}"] = changed(change, rank, alone)
-    for how in HOW:
-        results[how] = uneven(rank, how)
+    results |= {how: uneven(rank, how) for how in HOW}
     results["left alone"] = left_alone(rank)
     return results
 

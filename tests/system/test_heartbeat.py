@@ -63,6 +63,21 @@ def test_the_rank_that_does_not_come_is_named(tmp_path: Path, how: str, what: st
     assert "Traceback" not in job.said(0) + job.said(2)
 
 
+def die_before_the_first_beat(rank: int) -> None:
+    from lookaround_ddp.distributed import rendezvous
+
+    if rank == 1:
+        rendezvous.Heartbeat = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[misc, assignment]
+
+
+def test_a_rank_that_was_never_heard_of_is_named(tmp_path: Path) -> None:
+    job = Job("train", f"out={tmp_path}/run", *TINY, "timeout=6", ranks=3, prepare=die_before_the_first_beat)
+    assert job.wait() == [1, -signal.SIGKILL, 1], job.said()
+    expected = r"stopped: ranks 0 and 2 waited in vain, starting \(timeout 6 s\): rank 1 gives no sign of life, last"
+    assert re.match(expected, job.said(0).splitlines()[-1]), job.said()
+    assert "stopped" not in job.said(2)
+
+
 def stop_in_training(rank: int) -> None:
     """Rank 3 stands still when it begins iteration 5, in which its replica's other rank waits for its gradients."""
     from lookaround_ddp.training.replica import Replica
