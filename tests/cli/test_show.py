@@ -13,7 +13,7 @@ from lookaround_ddp.config.load import load_config
 
 
 def test_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What it prints is a config: the same. 500 images in batches of 128 are 4 iterations, 20 epochs 80."""
+    """What it prints is a config: the same. 500 images in batches of 32 are 16 iterations, 30 epochs 480."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NPROC", "2")
     values = ["data.train_images=500", "data.validation=100", "model.width=4", "channels_last=false"]
@@ -29,11 +29,10 @@ def test_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert comments[1:4] == [
         "# digits: 500 training images, 100 held out, 797 test images",
         "# 3 replicas, k = 5, on 2 processes of this machine (cpu)",
-        "# 80 iterations, 4 in an epoch; 128 images for each replica",
+        "# 480 iterations, 16 in an epoch; 32 images for each replica",
     ]
-    assert re.fullmatch(
-        r"# about \d+:\d\d of training, estimated from a few iterations of one replica; scoring comes on top", comments[4]
-    )
+    estimate = r"# about \d+:\d\d of training, estimated from a few iterations of one replica; scoring comes on top"
+    assert re.fullmatch(estimate, comments[4])
     assert list(tmp_path.iterdir()) == [tmp_path / "printed.yaml"]
 
 

@@ -37,7 +37,7 @@ def test_a_file_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "configs" / "digits").mkdir(parents=True)
     (tmp_path / "configs" / f"{DIGITS}.yaml").write_text("epochs: 3\n")
     assert load_config(Path(f"configs/{DIGITS}.yaml")).epochs == 3
-    assert load_config(Path(DIGITS)).epochs == 20
+    assert load_config(Path(DIGITS)).epochs == 30
 
 
 @pytest.mark.parametrize(
