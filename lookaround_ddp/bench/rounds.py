@@ -137,7 +137,7 @@ def _print_rounds(figures: Figures) -> None:
     table = []
     for name, row in figures["rows"].items():
         average = "-" if row["average"] is None else f"{row['average']:.0f}"
-        overlapped = "-" if row["overlapped"] is None else f"{100 * row['hidden']:.0f} %"
+        overlapped = "-" if row["overlapped"] is None else f"{100 * row['overlapped']:.0f} %"
         table.append([name, *machine.spread_cells(row["milliseconds"], 0), average, overlapped])
     machine.print_figures(("ms", "min", "median", "max", "average", "overlapped"), table)
     print(ROUND_NOTES)
