@@ -50,11 +50,11 @@ def add_trust(command: argparse.ArgumentParser) -> None:
 
 def _add_quadratic(commands: Commands) -> None:
     command = _add(commands, "quadratic", "steady-state variances of the noisy quadratic model")
-    command.add_argument("--a", type=number_list, default=[1.0], metavar="A[,A...]", help="curvatures; by default 1")
+    command.add_argument("--a", type=numbers, default=[1.0], metavar="A[,A...]", help="curvatures; by default 1")
     command.add_argument("--gamma", type=number, default=0.1, help="learning rate")
     command.add_argument(
         "--sigma2",
-        type=number_list,
+        type=numbers,
         default=[2.0],
         metavar="S[,S...]",
         help="variance of the noise; one, or one for each A",
@@ -73,9 +73,7 @@ def _add_convergence(commands: Commands) -> None:
     command = _add(
         commands, "convergence", "rates of momentum on deterministic quadratics, by condition number (Fig. 2)"
     )
-    command.add_argument(
-        "--kappa", type=number_list, metavar="N[,N...]", help="condition numbers; by default 1e1 to 1e7"
-    )
+    command.add_argument("--kappa", type=numbers, metavar="N[,N...]", help="condition numbers; by default 1e1 to 1e7")
     command.add_argument("--k", type=int, default=20, help="steps in a round")
     command.add_argument("--beta", type=number, default=0.99, help="momentum")
     command.add_argument("--alpha", type=number, default=0.5, help="Lookahead's step of the slow weights")
@@ -125,7 +123,7 @@ def _add_trajectory(commands: Commands) -> None:
     command.add_argument("--at", type=int, metavar="N", help="checkpoint to start from; by default the newest")
     command.add_argument("--iterations", type=int, default=20)
     about = "learning rates; by default the run's first one, a tenth and a hundredth of it"
-    command.add_argument("--lr", type=number_list, metavar="LR[,LR...]", help=about)
+    command.add_argument("--lr", type=numbers, metavar="LR[,LR...]", help=about)
     command.add_argument("--recalibrate", action="store_true", help="measure batch-norm's statistics for each score")
 
 
@@ -133,7 +131,7 @@ def integers(text: str) -> list[int]:  # argparse shows the name
     return [int(each) for each in text.split(",")]
 
 
-def number_list(text: str) -> list[float]:
+def numbers(text: str) -> list[float]:
     found = [float(each) for each in text.split(",")]
     if not all(map(math.isfinite, found)):
         raise ValueError(text)
@@ -141,7 +139,7 @@ def number_list(text: str) -> list[float]:
 
 
 def number(text: str) -> float:
-    return number_list(text)[0] if "," not in text else float(text)
+    return numbers(text)[0] if "," not in text else float(text)
 
 
 def select_checkpoints(given: Sequence[int] | None, known: Sequence[int], run: Path) -> list[int]:
