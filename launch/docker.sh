@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains a config in a container, on all GPUs of this machine.
-#   bash launch/docker.sh CONFIG [key.path=value ...]        CONFIG: a file below configs/, or one of your own
+#   bash launch/docker.sh CONFIG [key.path=value ...]        CONFIG: one of configs/ by its name, or a file of your own
 # DATA (default: data) is mounted as /workspace/data, RUNS (default: runs) as /workspace/runs, both from here.
 # Several machines: with NNODES, NODE_RANK and HEAD, as launch/torchrun.sh has them. ENGINE names another docker.
 set -euo pipefail
@@ -8,6 +8,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [ $# -ge 1 ] || { sed -n '2,6s/^# //p' "${BASH_SOURCE[0]}" >&2 && exit 2; }
 engine=${ENGINE:-docker} config=$1
 shift
+[ -f "$config" ] || config=$root/configs/${config%.yaml}.yaml
 [ -f "$config" ] || { echo "error: there is no config $config" >&2 && exit 2; }
 config=$(realpath "$config")
 case $config in # one of the clone's may be based on others there

@@ -4,6 +4,8 @@
 # An environment that they did not make is used as it is, if it has the package; nothing is installed into it.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${VENV:-$root/.venv}
+case $venv in /*) ;; *) venv=$PWD/$venv ;; esac # the scripts go to the clone
+[ -z "${VENV:-}" ] || VENV=$venv # for scripts that these call
 wanted="$(cksum <"$root/pyproject.toml") ${EXTRAS:-}"
 if [ -x "$venv/bin/python" ] && [ ! -e "$venv/installed" ]; then
     "$venv/bin/python" -I -c "import lookaround_ddp" 2>/dev/null || {

@@ -22,6 +22,14 @@ def status_of_signal(number: int) -> int:
     return 128 + number
 
 
+def name_of_signal(number: int) -> str:
+    """Returns the name of a signal, or that it is one without a name: a real-time signal."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 class BatchError(Exception):
     """A batch that could not be made: by an augmentation of the user's, or since a loader worker has ended.
 

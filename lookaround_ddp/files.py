@@ -84,7 +84,8 @@ def link(path: Path, name: Path) -> None:
     try:
         os.link(path, name)
     except OSError:
-        shutil.copyfile(path, name)
+        with path.open("rb") as source:
+            write(name, lambda file: shutil.copyfileobj(source, file))
 
 
 def open_in_place(path: Path, mode: str) -> IO[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 import sysconfig
@@ -112,7 +113,11 @@ def place_in_own_code(error: BaseException) -> str | None:
     return None
 
 
-_OTHERS = (Path(__file__).parent, Path(sysconfig.get_path("stdlib")), Path(importlib.__file__).parents[1])
+_FOUND = [importlib.util.find_spec(name) for name in ("torch", "torchvision", "timm", "numpy", "PIL")]
+_OTHERS = (  # wherever they are installed
+    *(Path(__file__).parent, Path(sysconfig.get_path("stdlib")), Path(importlib.__file__).parents[1]),
+    *(Path(found.origin).parent for found in _FOUND if found is not None and found.origin is not None),
+)
 
 
 def _is_known(path: str) -> bool:

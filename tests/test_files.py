@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lookaround_ddp.checkpoint import locked
-from lookaround_ddp.files import make_folder, open_in_place, regular, remove, write_atomically, write_picture
+from lookaround_ddp.files import link, make_folder, open_in_place, regular, remove, write_atomically, write_picture
 
 
 @pytest.fixture
@@ -87,3 +87,15 @@ def test_only_a_file_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert regular(tmp_path) == tmp_path
     with pytest.raises(FileNotFoundError):
         regular(Path("none"))
+
+
+def test_where_a_file_can_have_but_one_name_it_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the copy is on the disk before the original may be removed."""
+    synced: list[bytes] = []
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(1, "Operation not permitted")))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").read_bytes()))
+    (tmp_path / "one").write_bytes(b"content")
+    (tmp_path / "other").write_bytes(b"of before")
+    link(tmp_path / "one", tmp_path / "other")
+    assert (tmp_path / "other").read_bytes() == b"content"
+    assert synced == [b"content"]

@@ -82,7 +82,7 @@ class Continuation:
             rate: learning rate; None takes the schedule's, and after the run's end its last one.
 
         Raises:
-            FloatingPointError: on all ranks, a weight is inf or NaN after an iteration, which is not yielded.
+            NotFiniteError: on all ranks, a weight is inf or NaN after an iteration, which is not yielded.
         """
         last = self.config.length(self.per_epoch) - 1
         upcoming = range(first, first + count)

@@ -24,6 +24,7 @@ from lookaround_ddp.analysis.scoring import (
     map_over_ranks,
     parameters_of,
 )
+from lookaround_ddp.averaging import NotFiniteError
 from lookaround_ddp.config import Config, k_text
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
@@ -74,12 +75,12 @@ def analyze_diversity(
                     print(f"checkpoint {start}, round {number + 1}: {_row_text(row)}", flush=True)
                 rows.append(row)
                 going.average()
-        except FloatingPointError as error:  # the other rounds are no worse for it
+        except NotFiniteError as error:  # the other rounds are no worse for it
             diverged.append(f"from checkpoint {start}: {error}")
             if world.main:
                 print(diverged[-1], flush=True)
     if not rows:
-        raise FloatingPointError(diverged[-1])
+        raise NotFiniteError(diverged[-1])
     if world.main:
         numbers = {
             "run": str(run),

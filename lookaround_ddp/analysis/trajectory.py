@@ -12,6 +12,7 @@ from lookaround_ddp.analysis.arguments import select_checkpoints
 from lookaround_ddp.analysis.continuation import Continuation
 from lookaround_ddp.analysis.output import Numbers, Output, empty_figure, legend_below, without_formulas
 from lookaround_ddp.analysis.scoring import Pace, code_of, default_output, describe_images, lone_scorer, map_over_ranks
+from lookaround_ddp.averaging import NotFiniteError
 from lookaround_ddp.config import Config
 from lookaround_ddp.distributed import World
 from lookaround_ddp.errors import UserError
@@ -55,7 +56,7 @@ def analyze_trajectory(
             for _ in going.train(start, options.iterations, rate):
                 rows.append(score_states(scorer, going.states(), world))
                 pace.tick(len(curves) * (options.iterations + 1) + len(rows))
-        except FloatingPointError as error:  # the iterations before it and the other rates are still good
+        except NotFiniteError as error:  # the iterations before it and the other rates are still good
             diverged = f"learning rate {rate:g}: {error}"
             if world.main:
                 print(diverged, flush=True)
@@ -75,7 +76,7 @@ def analyze_trajectory(
         _draw_trajectory(numbers, output)
         output.write(numbers)
     if all(curve["diverged"] for curve in curves):
-        raise FloatingPointError(curves[-1]["diverged"])
+        raise NotFiniteError(curves[-1]["diverged"])
 
 
 def score_states(scorer: Scorer, states: Sequence[State], world: World) -> list[Score]:

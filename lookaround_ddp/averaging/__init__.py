@@ -8,10 +8,12 @@ from lookaround_ddp.averaging.outer import Outer
 from lookaround_ddp.averaging.replica_group import WeakGroup, broadcast_
 from lookaround_ddp.averaging.shutdown import expect_lost_ranks
 from lookaround_ddp.averaging.tensors import content_digest, preserved
+from lookaround_ddp.averaging.verdict import NotFiniteError
 
 __all__ = [
     "Lookaround",
     "Nodes",
+    "NotFiniteError",
     "Outer",
     "WeakGroup",
     "broadcast_",

@@ -99,7 +99,7 @@ class AverageStep:
             others: further tensors that must be alike on all ranks.
 
         Raises:
-            FloatingPointError, UnlikeReplicasError: see `Verdict.look`; also of the last average, if nobody has looked.
+            NotFiniteError, UnlikeReplicasError: see `Verdict.look`; also of the last average, if nobody has looked.
             UnlikeReplicasError: on all ranks: their models have changed alike, and not in their dtypes alone.
         """
         self.look()

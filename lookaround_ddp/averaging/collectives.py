@@ -103,7 +103,7 @@ def gather_segments_(own: Tensor, segment: Tensor, shards: dist.ProcessGroup, de
 
 def _piece(own: Tensor, replica_group: ReplicaGroup, task: Task) -> int:
     """Returns how many columns to exchange at a time: whole shards, and whole blocks where distances are measured."""
-    wanted = PIECE_BYTES[own.device.type] // own.itemsize
+    wanted = PIECE_BYTES.get(own.device.type, PIECE_BYTES["cuda"]) // own.itemsize
     unit = replica_group.ranks * UNIT
     if task.squares is not None:
         unit = lcm(unit, within.BLOCK_ELEMENTS)

@@ -49,7 +49,7 @@ class Corrections:
             measure: see `Lookaround`.
 
         Raises:
-            FloatingPointError, UnlikeReplicasError: see `AverageStep.check`; on a GPU perhaps later.
+            NotFiniteError, UnlikeReplicasError: see `AverageStep.check`; on a GPU perhaps later.
         """
         self.drop()
         average, rows = self._average, self._average.rows

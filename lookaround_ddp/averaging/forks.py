@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import threading
 from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,7 @@ _map_memory.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, c
 
 _tensors: WeakKeyDictionary[mmap.mmap, list[tuple[int, int]]] = WeakKeyDictionary()  # addresses and bytes to be kept
 _kept: list[tuple[int, int, list[tuple[int, bytes]]]] = []  # while a process forks: memory, its size, what stands where
+_forking = threading.Lock()  # one thread at a time
 
 
 def keep_in_children(memory: mmap.mmap, tensors: Iterable[Tensor]) -> None:
@@ -35,6 +37,7 @@ def keep_in_children(memory: mmap.mmap, tensors: Iterable[Tensor]) -> None:
 
 def _before() -> None:
     """Copies the values before the fork: after it the parent may change them before the child has read them."""
+    _forking.acquire()
     for memory, tensors in list(_tensors.items()):
         values = [(address, ctypes.string_at(address, size)) for address, size in tensors]
         _kept.append((ctypes.addressof(ctypes.c_char.from_buffer(memory)), len(memory), values))
@@ -48,7 +51,12 @@ def _in_child() -> None:
             os._exit(1)
         for address, value in values:
             ctypes.memmove(address, value, len(value))
+    _after()
+
+
+def _after() -> None:
     _kept.clear()
+    _forking.release()
 
 
-os.register_at_fork(before=_before, after_in_child=_in_child, after_in_parent=_kept.clear)
+os.register_at_fork(before=_before, after_in_child=_in_child, after_in_parent=_after)

@@ -142,7 +142,7 @@ class Lookaround(Replicas):
         Call it on every rank after each step, attempted or skipped. Returns whether it averaged, or began to.
 
         Raises:
-            FloatingPointError, ValueError: see `average`; or k, if it is a function, gives no steps for the round that
+            NotFiniteError, ValueError: see `average`; or k, if it is a function, gives no steps for the round that
                 is to begin, or no more than the delay. On a GPU, whose host does not wait for the answer, `average`'s
                 at the next average step or call of `look`: nothing has been written then.
             ValueError: it is called while `averaged` lends the mean model; so are `average` and `restart`.
@@ -160,7 +160,7 @@ class Lookaround(Replicas):
         """Averages now, on all ranks: theta_j = phi = 1/d sum_i theta_i for every replica j. Rounds go on meanwhile.
 
         Raises:
-            FloatingPointError: on every rank, before any weight is touched, if a replica is not finite, or was not when
+            NotFiniteError: on every rank, before any weight is touched, if a replica is not finite, or was not when
                 its node averaged (which leaves its ranks' replicas as they are).
             ValueError: on every rank, before any weight is touched, if optimizer states to average differ; if the ranks
                 are at different steps; if parameters or buffers have become others, but for their dtype.

@@ -59,7 +59,7 @@ class Replicas:
         All methods but `step` look; `step` does before the next average step.
 
         Raises:
-            FloatingPointError, ValueError: on every rank: a replica could not be averaged, and nothing was written.
+            NotFiniteError, ValueError: on every rank: a replica could not be averaged, and nothing was written.
         """
         self._average.look()
 
@@ -72,7 +72,7 @@ class Replicas:
         Of a model that torch.compile made, the module that it compiles is lent; the compiled one has phi's weights too.
 
         Raises:
-            FloatingPointError: on every rank, if a replica is not finite.
+            NotFiniteError: on every rank, if a replica is not finite.
             ValueError: on every rank: see `average`; another block lends the mean model already.
         """
         self._refuse_while_lent("averaged")
@@ -103,7 +103,7 @@ class Replicas:
 
     @torch.no_grad()
     def check_finite(self, step: int | None = None) -> None:
-        """Raises FloatingPointError on all ranks, naming replica and step, if a weight is inf or NaN.
+        """Raises NotFiniteError on all ranks, naming replica and step, if a weight is inf or NaN.
 
         Args:
             step: the number of the last step, if it has not been counted yet.

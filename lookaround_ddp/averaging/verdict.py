@@ -15,6 +15,10 @@ KIND_BITS = 32
 STEP_BITS = 31  # so that both are one number that int64 can hold
 
 
+class NotFiniteError(FloatingPointError):
+    """A replica, or its loss, is inf or NaN: found by all ranks together, and raised on each."""
+
+
 class UnlikeReplicasError(ValueError):
     """Replicas that can no longer be averaged: some are others than they were, or at another step."""
 
@@ -76,7 +80,7 @@ class Verdict:
         Raises:
             UnlikeReplicasError: ranks that are at different steps; tensors that were replaced by others of another
                 dtype or shape, registered or removed, on some ranks only.
-            FloatingPointError: inf or NaN in a tensor; names the replicas.
+            NotFiniteError: inf or NaN in a tensor; names the replicas.
         """
         if self._looked:
             return
@@ -88,7 +92,7 @@ class Verdict:
         bad = [replica for replica, each in enumerate(sums) if not math.isfinite(each)]
         if bad:
             which = "replica " + str(bad[0]) if len(bad) == 1 else "replicas " + ", ".join(map(str, bad))
-            raise FloatingPointError(
+            raise NotFiniteError(
                 f"{which} not finite after iteration {self.step}: lower the learning rate, clip the "
                 f"gradient or use bf16 instead of fp16"
             )

@@ -2,7 +2,7 @@
 
 from lookaround_ddp.checkpoint.checkpoints import Checkpoints, RunState
 from lookaround_ddp.checkpoint.digests import file_digest
-from lookaround_ddp.checkpoint.ended import set_aside
+from lookaround_ddp.checkpoint.ended import ENDED, set_aside
 from lookaround_ddp.checkpoint.made import check_free, check_network, save_made
 from lookaround_ddp.checkpoint.model_file import load_model, load_state, read_network, save_model
 from lookaround_ddp.checkpoint.part_file import Part
@@ -28,6 +28,7 @@ from lookaround_ddp.checkpoint.shipped import check_shipped, missing_files, pipe
 
 __all__ = [
     "BEST",
+    "ENDED",
     "LOCK",
     "METRICS",
     "MODEL",

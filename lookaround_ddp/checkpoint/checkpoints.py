@@ -96,6 +96,13 @@ class Checkpoints:
         """
         if self.under_way is None:
             return
+        temporary = self.under_way.temporary
+        if self.world.share(not temporary.is_dir()):
+            self.give_up()
+            self.warn(
+                f"warning: {temporary} was removed while a checkpoint was written into it: there will be a next one"
+            )
+            return
         try:
             self._finish(self.under_way)
         except UserError:

@@ -11,6 +11,7 @@ from lookaround_ddp.config import Config
 from lookaround_ddp.files import link, make_folder, remove, sync
 
 CONFIG, CURVES = "config.yaml", "curves.png"
+ENDED = "ended-"  # how the names of these folders begin
 
 
 def set_aside(config: Config, result: RunState) -> Path:
@@ -24,7 +25,7 @@ def set_aside(config: Config, result: RunState) -> Path:
         OSError: the folder cannot be written; the error has its name.
     """
     run = Path(config.out)
-    folder = run / f"ended-{result['iterations']}"
+    folder = run / f"{ENDED}{result['iterations']}"
     names = [CONFIG, CURVES, *files_left(config), RESULT]
     kept = folder / RESULT
     if not kept.is_file() or kept.read_bytes() != (run / RESULT).read_bytes():  # else some have left the run already

@@ -66,7 +66,7 @@ def run_of(path: Path) -> tuple[Path, int | None]:
     return (path.parent.parent, int(path.name)) if found else (path, None)
 
 
-FOLDERS = (CHECKPOINTS, "members", "snapshots")  # of a run, for files
+FOLDERS = (CHECKPOINTS, "members", "snapshots", "tensorboard", "wandb")  # of a run, for files
 
 
 MODEL, TRAJECTORY, RESULT, METRICS = "model.safetensors", "trajectory.safetensors", "result.json", "metrics.jsonl"

@@ -13,12 +13,21 @@ import sys
 import traceback
 from pathlib import Path
 
+from lookaround_ddp.averaging import NotFiniteError
 from lookaround_ddp.cli.arguments import paths, values
 from lookaround_ddp.cli.finished import analyze, ensemble, evaluate, report, soup
-from lookaround_ddp.cli.say import say_once
+from lookaround_ddp.cli.say import reader_left, say_once
 from lookaround_ddp.cli.trained import export, predict
 from lookaround_ddp.config import about_config, config_names, load_config
-from lookaround_ddp.distributed import LostRanks, PreemptionHandler, adopt_step, idle_gpus, join, processes_here
+from lookaround_ddp.distributed import (
+    LostRanks,
+    PreemptionHandler,
+    adopt_step,
+    idle_gpus,
+    join,
+    processes_here,
+    tell_agent,
+)
 from lookaround_ddp.errors import (
     FAILED,
     MISTAKE,
@@ -43,8 +52,7 @@ def run(options: argparse.Namespace) -> None:
     except UserError as error:
         say_once(f"error: {error}", everywhere=error.everywhere)
         sys.exit(MISTAKE)
-    except FloatingPointError as error:
-        _stop_if_own(error)
+    except NotFiniteError as error:
         say_once(f"stopped: {error}")
         sys.exit(FAILED)
     except BatchError as error:
@@ -54,8 +62,11 @@ def run(options: argparse.Namespace) -> None:
         if os.environ.get("RANK", "0") == str(error.speaker):
             print(f"stopped: {error}. {error.mend}", file=sys.stderr, flush=True)
         sys.exit(FAILED)
-    except BrokenPipeError:  # of `| head`; Python would complain once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError as error:
+        if not reader_left():
+            _stop_if_own(error)
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain once more when it ends
     except OSError as error:
         if error.filename is None and error.errno not in FULL:  # no matter of files
             _stop_if_own(error)
@@ -66,6 +77,7 @@ def run(options: argparse.Namespace) -> None:
         if is_main_rank():
             print(error, file=sys.stderr, flush=True)
         under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # which would start the ranks again
+        tell_agent(error.number)
         sys.exit(0 if under_torchrun else status_of_signal(error.number))
     except Exception as error:
         _stop_if_own(error)
@@ -109,9 +121,9 @@ def show_config(options: argparse.Namespace) -> None:
     config = load_config(named[0] if named else None, values(options.arguments))
     print(config.text(), end="", flush=True)
 
-    from lookaround_ddp.training import facts
+    from lookaround_ddp.training import facts, of_one_replica
 
-    with join(config.model_copy(update={"replicas": config.replicas[:1]})) as world:
+    with join(of_one_replica(config)) as world:
         for line in facts(config, world):
             print(f"# {line}", flush=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import signal
 import sys
 import time
@@ -43,3 +44,11 @@ def say_once(text: str, of_rank: bool = False, above: str = "", everywhere: bool
     if rank != "0" or (of_rank and os.environ.get("WORLD_SIZE", "1") != "1"):
         text = f"rank {rank}: {text}"
     print(f"{above}{text}", file=sys.stderr, flush=True)
+
+
+def reader_left() -> bool:
+    """Returns whether who read this process's standard output or standard error has gone, as `| head` does."""
+    streams = select.poll()
+    for descriptor in (1, 2):
+        streams.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in streams.poll(0))

@@ -19,7 +19,7 @@ from multiprocessing.queues import Queue
 from multiprocessing.util import Finalize
 from typing import Any
 
-from lookaround_ddp.errors import BatchError, UserError, explained, told
+from lookaround_ddp.errors import BatchError, UserError, explained, name_of_signal, told
 
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -134,7 +134,7 @@ def failure(error: Exception, processes: Sequence[BaseProcess]) -> Exception:
         return explanation(error)
     if codes[0] >= 0:
         return BatchError(f"a loader worker ended, with exit status {codes[0]}")
-    name = signal.Signals(-codes[0]).name
+    name = name_of_signal(-codes[0])
     mend = DEATHS.get(name, "set data.workers=0 to see whether this process dies, too")
     return BatchError(f"a loader worker was killed by {name}: {mend}")
 

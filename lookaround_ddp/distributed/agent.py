@@ -9,9 +9,11 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -20,8 +22,9 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher import api
 from torch.distributed.run import parse_args, run
 
+from lookaround_ddp.distributed.preemption import LEFT_FOR
 from lookaround_ddp.distributed.supervisor import LEAVE
-from lookaround_ddp.errors import FAILED, MISTAKE, status_of_signal
+from lookaround_ddp.errors import FAILED, MISTAKE, name_of_signal, status_of_signal
 
 # for which a node whose ranks are done waits for the others, whose ranks end with them: torchrun waits 300 for one that
 # was cut off meanwhile
@@ -40,14 +43,19 @@ def main(arguments: Sequence[str]) -> None:
         logging.disable(logging.CRITICAL)
     api.LocalElasticAgent = partial(LocalElasticAgent, exit_barrier_timeout=NODES_EXIT_SECONDS)  # type: ignore[assignment, misc]
     try:
-        run(parse_args(arguments))
+        with tempfile.TemporaryDirectory(prefix="lookaround_ddp-") as folder:
+            left = Path(folder) / "left"
+            os.environ[LEFT_FOR] = str(left)
+            run(parse_args(arguments))
+            if left.exists():  # a signal reached ranks, and not this process
+                sys.exit(status_of_signal(int(left.read_text())))
     except SignalException as error:
         sys.exit(status_of_signal(error.sigval))
     except ChildFailedError as error:
         _, first = error.get_first_failure()
         if first.exitcode < 0:  # it could not say it itself
             print(
-                f"stopped: rank {first.local_rank} of this node was killed by {signal.Signals(-first.exitcode).name}. "
+                f"stopped: rank {first.local_rank} of this node was killed by {name_of_signal(-first.exitcode)}. "
                 "Start the same command again",
                 file=sys.stderr,
             )

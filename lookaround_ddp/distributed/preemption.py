@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -16,6 +17,7 @@ from lookaround_ddp._parent import PARENT, signal_when_parent_ends
 from lookaround_ddp.distributed.world import World
 from lookaround_ddp.errors import is_main_rank
 
+LEFT_FOR = "LOOKAROUND_LEFT_FOR"  # the agent's variable: a file for the number of the signal that the ranks left for
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
@@ -86,6 +88,12 @@ class PreemptionHandler:
         if self.caught is None and is_main_rank():
             os.write(2, f"{signal.Signals(number).name}: the ranks save and leave as soon as they can\n".encode())
         self.caught = self.caught or signal.Signals(number)
+
+
+def tell_agent(number: signal.Signals) -> None:
+    """Tells the agent that started this rank, if one did, for which signal the rank leaves, with status 0."""
+    if LEFT_FOR in os.environ:
+        Path(os.environ[LEFT_FOR]).write_text(str(int(number)))
 
 
 def ignored(number: signal.Signals) -> bool:

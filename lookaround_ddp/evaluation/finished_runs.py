@@ -10,6 +10,7 @@ from torch import nn
 
 from lookaround_ddp.checkpoint import (
     BEST,
+    ENDED,
     MODEL,
     RESULT,
     TRAJECTORY,
@@ -69,7 +70,8 @@ def evaluate_run(run: Path, config: Config, world: World) -> Scores:
         dataset = open_dataset(config.data, config.seed)
     evaluators = make_evaluators(config, dataset, world)
     scores: Scores = {}
-    if config.evaluate.replicas or config.average.k == "never":
+    ended = run.name.startswith(ENDED)  # before it was made longer; the checkpoints went on with it
+    if config.evaluate.replicas or (config.average.k == "never" and not ended):
         iteration, models = _replicas(run, config, dataset, world)
         last = (read_result(run) or {}).get("iterations", iteration)
         name = "replicas" if iteration == last else f"iteration {iteration}'s replicas"  # the newest file was damaged

@@ -32,7 +32,7 @@ def extend(run: Run, state: RunState | None, finished: RunState | None) -> bool:
         if made is None and given.schedule.extend is not None:
             run.record.say(f"schedule.extend has no effect: no run in {out} has begun")
         return False
-    if finished is not None and done < finished["iterations"]:
+    if finished is not None and done < finished.get("iterations", 0):
         raise UserError(
             f"{out} has finished, and its last checkpoint ({finished['iterations']}), from which a longer run goes on, "
             "is not there or is damaged: put it back, or train in another `out`"

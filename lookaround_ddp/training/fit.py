@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from lookaround_ddp.averaging import NotFiniteError
 from lookaround_ddp.checkpoint import PREEMPTED, RunState, write_config
 from lookaround_ddp.config import Config, k_text
 from lookaround_ddp.data import get_ready
 from lookaround_ddp.distributed import PreemptionHandler, World, lost_connection
 from lookaround_ddp.optim import ends_cycle, learning_rate
-from lookaround_ddp.own_code import place_in_own_code
 from lookaround_ddp.training.results import finish, save_snapshot
 from lookaround_ddp.training.rounds import average, training_line, unreached
 from lookaround_ddp.training.run import Run, due, load_batches
@@ -29,7 +29,7 @@ def fit(config: Config, world: World, preemption: PreemptionHandler) -> RunState
 
     Raises:
         UserError: a mistake in the config, the data or the run folder.
-        FloatingPointError: a replica is no longer finite; the last checkpoint stays.
+        NotFiniteError: a replica is no longer finite; the last checkpoint stays.
         Preempted: a rank got a signal, and all have saved.
     """
     if config.data.workers:
@@ -65,10 +65,9 @@ def fit(config: Config, world: World, preemption: PreemptionHandler) -> RunState
         finish_checkpoint(run)
         keep_folder(run)
         return finish(run)
-    except FloatingPointError as error:
-        if place_in_own_code(error) is None:  # all ranks have found it together
-            finish_checkpoint(run)
-            run.losses.check()  # names the very iteration, where a loss tells it
+    except NotFiniteError:  # found by all ranks together
+        finish_checkpoint(run)
+        run.losses.check()  # names the very iteration, where a loss tells it
         raise
     except TRIED as error:
         if run.iteration > first + 1 or lost_connection(error):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from lookaround_ddp.averaging import NotFiniteError
 from lookaround_ddp.config import Config
 from lookaround_ddp.data import Iterations
 from lookaround_ddp.distributed import World
@@ -74,7 +75,7 @@ class Losses:
         """Gathers the pending losses; waits for the device.
 
         Raises:
-            FloatingPointError: naming the first iteration and replica whose loss is not finite. (In fp16 a
+            NotFiniteError: naming the first iteration and replica whose loss is not finite. (In fp16 a
                 loss may overflow while the scaler looks for its scale; only weights are checked then.)
         """
         mine = torch.stack(self.pending).cpu() if self.pending else torch.zeros(0, len(self.world.hosted))
@@ -86,7 +87,7 @@ class Losses:
         bad = (~losses.isfinite()).nonzero().tolist()
         if bad and self.config.precision != "fp16":
             row, replica = bad[0]
-            raise FloatingPointError(
+            raise NotFiniteError(
                 f"the loss of replica {replica} is not finite at iteration {self.counted - len(losses) + row + 1}: "
                 f"lower optimizer.lr or set optimizer.clip_norm; the last checkpoint is kept"
             )

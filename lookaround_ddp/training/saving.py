@@ -23,7 +23,7 @@ def save_or_leave(run: Run, preemption: PreemptionHandler) -> None:
 
     Raises:
         Preempted: a rank got a signal, and all have saved.
-        FloatingPointError, UserError: as `begin_checkpoint`.
+        NotFiniteError, UserError: as `begin_checkpoint`.
     """
     leaving = None
     if run.iteration < run.total:
@@ -45,7 +45,7 @@ def begin_checkpoint(run: Run) -> None:
     Its files are written while the training goes on, until `finish_checkpoint`.
 
     Raises:
-        FloatingPointError: a loss or a weight is not finite: nothing is written.
+        NotFiniteError: a loss or a weight is not finite: nothing is written.
         UserError: the folder cannot be written, or a file of the checkpoint before.
     """
     run.world.does(f"saving after iteration {run.iteration}")

@@ -26,7 +26,7 @@ def facts(config: Config, world: World) -> Iterator[str]:
         UserError: what a training would refuse.
     """
     replicas, processes = len(config.replicas), processes_here(config)
-    run = set_up(config.model_copy(update={"replicas": config.replicas[:1]}), world)
+    run = set_up(of_one_replica(config), world)
     parameters = sum(each.numel() for each in run.replicas[0].model.parameters())
     yield f"{config.model.name}: {parameters:,} parameters, {run.dataset.classes} classes"
     data = run.dataset
@@ -39,6 +39,12 @@ def facts(config: Config, world: World) -> Iterator[str]:
     hosted = -(-replicas // processes)
     seconds = seconds_of_iteration(run) * hosted * run.total
     yield f"about {duration(seconds)} of training, estimated from a few iterations of one replica; scoring comes on top"
+
+
+def of_one_replica(config: Config) -> Config:
+    """Returns the config with its first replica alone, which has nothing to be averaged with."""
+    average = config.average.model_copy(update={"nodes": None})
+    return config.model_copy(update={"replicas": config.replicas[:1], "average": average})
 
 
 def seconds_of_iteration(run: Run) -> float:

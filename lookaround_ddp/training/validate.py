@@ -20,7 +20,7 @@ def validate(run: Run) -> None:
     """Scores the mean model, and each replica as it is before the average step, if asked for. Collective.
 
     Raises:
-        FloatingPointError: a loss or a weight is not finite.
+        NotFiniteError: a loss or a weight is not finite.
     """
     run.world.does(f"evaluating after iteration {run.iteration}")
     check_finite(run)
@@ -53,7 +53,7 @@ def _scores(run: Run) -> RunState:
 
 
 def check_finite(run: Run) -> None:
-    """Raises FloatingPointError on all ranks if a loss, or a weight of a replica, is inf or NaN."""
+    """Raises NotFiniteError on all ranks if a loss, or a weight of a replica, is inf or NaN."""
     run.losses.check()
     run.around.synchronize_shards()  # before the weights, so that all ranks find the same
     run.around.check_finite(run.iteration)

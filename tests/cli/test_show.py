@@ -36,6 +36,14 @@ def test_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert list(tmp_path.iterdir()) == [tmp_path / "printed.yaml"]
 
 
+def test_show_of_replicas_in_nodes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What two nodes of two average is no matter of the one replica that is timed."""
+    monkeypatch.setenv("NPROC", "4")
+    values = ["data.train_images=64", "model.width=4", "channels_last=false", "replicas=[[crop],[crop],[none],[none]]"]
+    main(["show", "digits/resnet8-lookaround", *values, "average.nodes={size: 2, k: 20}"])
+    assert "# 4 replicas, k = 5, on 4 processes of this machine (cpu)" in capsys.readouterr().out
+
+
 def test_show_of_data_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The config is printed all the same."""
     with pytest.raises(SystemExit) as ended:

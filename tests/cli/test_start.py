@@ -84,3 +84,32 @@ def test_who_reads_runs_does_not_load_the_trainer(lookaround: Path) -> None:
     watch = ("torchvision", "lookaround_ddp.training")
     told = after_each(*commands, watch=watch)
     assert told == [[2, ["torchvision"]]] * 5 + [[2, list(watch)]]  # `analyze trajectory` trains on
+
+
+LEFT = """
+import os, sys
+from lookaround_ddp.cli import commands
+from lookaround_ddp.cli.say import reader_left
+reader, writer = os.pipe()
+os.dup2(writer, 1)
+os.close(writer)
+def fails(options):
+    raise BrokenPipeError("a socket of somebody's own")
+commands.COMMANDS["fails"] = fails
+options = type("Options", (), {"command": "fails"})
+for gone in (False, True):
+    if gone:
+        os.close(reader)
+    try:
+        commands.run(options)
+        said = "silent"
+    except BrokenPipeError:
+        said = "raised"
+    print(reader_left() if not gone else gone, said, file=sys.stderr)
+"""
+
+
+def test_only_a_reader_that_left_ends_a_command_in_silence() -> None:
+    """`| head` has read enough; another broken pipe is an error like any other."""
+    done = subprocess.run([sys.executable, "-c", LEFT], cwd=ROOT, capture_output=True, text=True, timeout=TEST_TIMEOUT)
+    assert done.stderr.splitlines() == ["False raised", "True silent"]

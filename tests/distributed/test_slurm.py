@@ -1,4 +1,4 @@
-"""SLURM's variables, as its manual gives them, become torchrun's; tests/cluster starts the real thing."""
+"""SLURM's variables, as its manual gives them, become torchrun's; tests/system/cluster starts the real thing."""
 
 from __future__ import annotations
 

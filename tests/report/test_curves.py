@@ -134,7 +134,7 @@ def test_a_run_that_has_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_short_run_is_seen_whole_and_of_a_long_one_the_end_of_each_curve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 3 points each has a mark, and the lowest replica is on the axes; of 30 the first epochs may be cut off."""
+    """Of 3 points each has a mark, and the lowest replica is on the axes; of 60 the first epochs may be cut off."""
     lines = [training(1, 2.0, 2.1, 2.2)]
     lines += [evaluation(e, mean=score(100), replicas=[score(10 * e + j) for j in range(3)]) for e in (1, 2, 3)]
     loss, accuracy = drawn(monkeypatch, tmp_path / "short.png", write_run(tmp_path / "short", THREE, lines))

@@ -90,6 +90,17 @@ def test_a_constant_rate_has_the_bits_of_a_run_so_long_from_the_start(
     main(["evaluate", str(out)])
 
 
+def test_an_ensemble_of_before_is_evaluated_by_its_members(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The replicas' checkpoints went on with the run."""
+    out, ensemble = tmp_path / "run", (*CONFIG, "average.k=never", "schedule.name=constant")
+    train(out, *ensemble)
+    before = result(out)["ensemble"]["logits"]["top1"]
+    train(out, *ensemble, "epochs=3", "schedule.extend=hold")
+    main(["evaluate", str(out / "ended-10")])
+    assert f"ensemble (logits) top-1 {before:.2f} " in capsys.readouterr().out
+    main(["evaluate", str(out)])
+
+
 def test_a_stretched_cosine_is_what_its_config_says(tmp_path: Path) -> None:
     """The rates; its config.yaml trains the same bits anew; and what is said where its end is no longer there."""
     out = tmp_path / "run"

@@ -101,3 +101,25 @@ def test_an_environment_of_somebody_else(tmp_path: Path, has_it: bool, status: i
     assert ("install it there yourself" in done.stderr) == (not has_it)
     assert not (tmp_path / "bin" / "pip.called").exists()
     assert not (tmp_path / "installed").exists()
+
+
+def test_a_relative_environment(tmp_path: Path) -> None:
+    """The scripts go to the clone, and find it all the same; so do those that they call."""
+    (tmp_path / "env" / "bin").mkdir(parents=True)
+    (tmp_path / "env" / "bin" / "python").write_text("#!/bin/sh\n")
+    (tmp_path / "env" / "bin" / "python").chmod(0o755)
+    script = f"set -e; source {ROOT}/launch/environment.sh; cd /; $python; bash -c 'echo $VENV'"
+    environment = os.environ | {"VENV": "env"}
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/env\n"), done.stderr
+
+
+@pytest.mark.parametrize("config", ["digits/resnet8-lookaround", "configs/digits/resnet8-lookaround.yaml"])
+def test_a_container_gets_a_config_by_its_name(config: str, tmp_path: Path) -> None:
+    """An engine that only says what it was asked for."""
+    environment = os.environ | {"ENGINE": "echo", "RUNS": str(tmp_path / "runs"), "DATA": str(tmp_path / "data")}
+    command = ["bash", "launch/docker.sh", config, "epochs=3"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{ROOT}/configs:/workspace/configs:ro lookaround_ddp /workspace/configs/digits/resnet8-" in done.stdout
+    assert done.stdout.endswith("lookaround.yaml data.root=/workspace/data epochs=3\n")

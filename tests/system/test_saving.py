@@ -134,14 +134,21 @@ def lose(what: str, rank: int) -> None:
     Replica.step = losing
 
 
-@pytest.mark.parametrize(("what", "lines"), [(".", 4), ("config.yaml", 10), ("metrics.jsonl", 4)])
+@pytest.mark.parametrize(
+    ("what", "lines", "grace"), [(".", 4, 0.001), (".", 4, 20), ("config.yaml", 10, 0.001), ("metrics.jsonl", 4, 0.001)]
+)
 def test_what_is_removed_while_a_run_trains_is_made_again(
-    undisturbed: Path, tmp_path: Path, what: str, lines: int
+    undisturbed: Path, tmp_path: Path, what: str, lines: int, grace: float
 ) -> None:
-    """The checkpoint after iteration 6 finds it; the record has a line for each iteration from 7 on, or all of them."""
+    """The checkpoint after iteration 6 finds it; the record has a line for each iteration from 7 on, or all of them.
+
+    With a grace of 20 s no rank votes in so short a run: the checkpoint of iteration 4 is still under way.
+    """
     out = tmp_path / "run"
-    job = Job("train", f"out={out}", *CONFIG, ranks=2, prepare=partial(lose, what))
+    values = (*CONFIG, f"checkpoint.grace_seconds={grace}")
+    job = Job("train", f"out={out}", *values, ranks=2, prepare=partial(lose, what))
     assert job.wait() == [0, 0], job.said()
+    assert ("was removed while a checkpoint was written into it" in job.said(0)) == (grace == 20)
     assert "was removed while the run trained: made again" in job.said(0)
     assert ("without the lines so far" in job.said(0)) == (what != "config.yaml")
     assert weights(out) == weights(undisturbed)

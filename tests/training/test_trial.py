@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from lookaround_ddp import own_code
 from lookaround_ddp.config.load import load_config
 from lookaround_ddp.data.datasets import open_dataset
 from lookaround_ddp.errors import UserError
@@ -74,3 +77,8 @@ def test_the_traceback_of_somebodys_own_code_is_shown(capsys: pytest.CaptureFixt
         line = str(as_mistake(raised.value, config, dataset))
         assert line.startswith("the first iteration fails: ")
         assert ("Traceback" in capsys.readouterr().err) == shown
+
+
+def test_libraries_are_nobodys_own_code_wherever_they_are_installed() -> None:
+    """On PYTHONPATH, as without the folder of installed packages in their path."""
+    assert {Path(torch.__file__).parent, Path(np.__file__).parent} <= set(own_code._OTHERS)

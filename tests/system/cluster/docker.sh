@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # launch/docker.sh and the image, tried where no docker runs: Debian's buildah builds, its podman runs.
-#   bash tests/cluster/docker.sh DIR       DIR gets a base system, the image and the runs: 15 GB, some ten minutes
+#   bash tests/system/cluster/docker.sh DIR       DIR gets a base system, the image and the runs: 15 GB, some ten minutes
 # As root, with Debian's buildah, podman, runc, catatonit, fuse-overlayfs and debootstrap.
 # BUILD_OPTIONS are added to those of `buildah bud`, such as volumes with a package index.
 set -euo pipefail
