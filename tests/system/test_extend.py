@@ -97,7 +97,7 @@ def test_an_ensemble_of_before_is_evaluated_by_its_members(tmp_path: Path, capsy
     before = result(out)["ensemble"]["logits"]["top1"]
     train(out, *ensemble, "epochs=3", "schedule.extend=hold")
     main(["evaluate", str(out / "ended-10")])
-    assert f"ensemble (logits) top-1 {before:.2f} " in capsys.readouterr().out
+    assert f"ensemble (mean of logits) top-1 {before:.2f} " in capsys.readouterr().out
     main(["evaluate", str(out)])
 
 
