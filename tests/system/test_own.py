@@ -42,7 +42,7 @@ def test_ranks_that_share_a_replica(tmp_path: Path) -> None:
 
 def test_a_loss_that_fails_on_one_rank(tmp_path: Path) -> None:
     """An error as the trainer's own, of replicas that are not finite, is none: all ranks would have raised that."""
-    loss = f"loss={{{HERE}.FailsLater: {{calls: 8}}}}"
+    loss = f"loss={{{HERE}.FailsLater: {{calls: 20}}}}"
     job = Job("train", f"out={tmp_path}/run", *OWN, "replicas=[[rotation],[none]]", loss, "timeout=20", ranks=2)
     assert job.wait() == [1, 1], job.said()
     what = "FloatingPointError: no more losses"
