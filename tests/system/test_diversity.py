@@ -91,13 +91,14 @@ def test_a_round_that_diverges_leaves_the_others(
 ) -> None:
     """Rounds from checkpoint 10 diverge; those from 5 and 15 are what they are without it. If all do, it stops."""
     from lookaround_ddp.analysis.continuation import Continuation
+    from lookaround_ddp.averaging import NotFiniteError
     from lookaround_ddp.cli import main
 
     train = Continuation.train
 
     def some(self: Continuation, first: int, count: int, rate: float | None) -> Iterator[int]:
         if first == 10:
-            raise FloatingPointError("replica 1 not finite after iteration 12")
+            raise NotFiniteError("replica 1 not finite after iteration 12")
         return train(self, first, count, rate)
 
     command = ["analyze", "diversity", f"{analysed}/lookaround", "--images=20", f"--out={tmp_path}/d"]
