@@ -8,7 +8,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [ $# -ge 1 ] || { sed -n '2,6s/^# //p' "${BASH_SOURCE[0]}" >&2 && exit 2; }
 engine=${ENGINE:-docker} config=$1
 shift
-[ -f "$config" ] || config=$root/configs/${config%.yaml}.yaml
+shipped=$root/configs/${config%.yaml}.yaml
+[ -f "$config" ] || [ ! -f "$shipped" ] || config=$shipped
 [ -f "$config" ] || { echo "error: there is no config $config" >&2 && exit 2; }
 config=$(realpath "$config")
 case $config in # one of the clone's may be based on others there

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests in an environment with the test extras, and says how long they took.
-#   bash launch/test.sh         unit tests, Algorithm 1 on up to 3 ranks, one real training on 2: 90 s on 2 cores
+#   bash launch/test.sh         unit tests, Algorithm 1 on up to 3 ranks, one real training on 2: 97 s on 2 cores
 #   bash launch/test.sh all     every tier
 #   bash launch/test.sh TIER    unit, ranks (several ranks), system (whole jobs), or cluster (SLURM, several hosts, faults;
 #                               as root, on Debian)

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lookaround_ddp.averaging.average_step import AverageStep
 from lookaround_ddp.averaging.background import background_replica_group
 from lookaround_ddp.averaging.checks import check_again, check_all
 from lookaround_ddp.averaging.delayed import Corrections
@@ -119,7 +120,7 @@ class Lookaround(Replicas):
         self.rounds = check_all(hosted, replica_group, self.optimizers, groups, settings)
         self.k, self.start, self.delay = self.rounds.k, self.rounds.start, self.rounds.delay
         near = None if nodes is None else nearby(replica_group, nodes.size, inside)
-        super().__init__(hosted, replica_group, near, shards, frozenset(named), exact=exact)
+        super().__init__(AverageStep(hosted, replica_group, near, shards, frozenset(named), exact=exact))
         if optimizer_state == "average":  # the host waits for what the ranks say of their optimizers anyway
             self._average.later = False
         background = background_replica_group(replica_group, beside) if self.delay else replica_group

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from lookaround_ddp.averaging.average_step import AverageStep
-from lookaround_ddp.averaging.replica_group import ReplicaGroup, WeakGroup, broadcast_
+from lookaround_ddp.averaging.replica_group import WeakGroup, broadcast_
 from lookaround_ddp.averaging.tensors import local_tensors, preserved
 
 
@@ -20,12 +19,7 @@ class Replicas:
     `Lookaround` trains them in rounds. Every method is collective.
 
     Args:
-        models: those that this rank hosts.
-        replica_group: the ranks.
-        near: those among them that average by themselves, if replicas have nodes.
-        shards: see `Lookaround`.
-        extra_buffers: names of buffers to average in addition to the running statistics.
-        exact: see `Lookaround`.
+        average: forms their mean.
 
     Attributes:
         steps: of each replica so far.
@@ -33,20 +27,11 @@ class Replicas:
 
     shards = WeakGroup()
 
-    def __init__(
-        self,
-        models: Sequence[nn.Module],
-        replica_group: ReplicaGroup,
-        near: ReplicaGroup | None,
-        shards: dist.ProcessGroup | None,
-        extra_buffers: frozenset[str],
-        *,
-        exact: bool,
-    ) -> None:
-        self.models, self.replica_group, self.shards = models, replica_group, shards
-        self.extra_buffers, self.exact = extra_buffers, exact
+    def __init__(self, average: AverageStep) -> None:
+        self._average = average
+        self.models, self.replica_group, self.shards = average.models, average.replica_group, average.shards
+        self.extra_buffers, self.exact = average.extra, average.exact
         self.steps, self._lent = 0, False
-        self._average = AverageStep(models, replica_group, near, shards, extra_buffers, exact=exact)
 
     @property
     def replicas(self) -> int:

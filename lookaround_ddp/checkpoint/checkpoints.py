@@ -88,21 +88,21 @@ class Checkpoints:
         """Whether a checkpoint is under way whose files this rank has written: it is whole when all `finish` it."""
         return self.under_way is not None and self.under_way.writer.done
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """Makes the checkpoint that is under way whole, if there is one: waits for its files, renames it; collective.
+
+        Returns False, with a warning, if somebody has removed what was written of it, else True.
 
         Raises:
             UserError: on every rank, if a file cannot be written; the checkpoints before stay.
         """
         if self.under_way is None:
-            return
+            return True
         temporary = self.under_way.temporary
         if self.world.share(not temporary.is_dir()):
             self.give_up()
-            self.warn(
-                f"warning: {temporary} was removed while a checkpoint was written into it: there will be a next one"
-            )
-            return
+            self.warn(f"warning: {temporary} was removed while a checkpoint was written into it: that one is lost")
+            return False
         try:
             self._finish(self.under_way)
         except UserError:
@@ -110,6 +110,7 @@ class Checkpoints:
             raise
         self.seconds = self.under_way.writer.seconds
         self.under_way = None
+        return True
 
     def give_up(self) -> None:
         """Lets go of the checkpoint that is under way, if there is one: the run ends by an error. Not collective."""

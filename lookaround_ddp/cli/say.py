@@ -12,6 +12,8 @@ import time
 from lookaround_ddp.errors import shortened, status_of_signal
 
 INTERRUPTED = status_of_signal(signal.SIGINT)
+SPEAKS_AFTER = 3.0  # seconds, in which rank 0 mostly has ended the job
+ENDED_AFTER = 20.0  # seconds, in which a launcher has ended this rank, on a busy machine too
 
 AFTER_CTRL_C = {
     "train": "the same command goes on from the last checkpoint, if there is one",
@@ -40,7 +42,7 @@ def say_once(text: str, of_rank: bool = False, above: str = "", everywhere: bool
     text = shortened(" ".join(text.splitlines()), 2000)
     rank = os.environ.get("RANK", "0")
     if rank != "0":
-        time.sleep(20 if everywhere and "TORCHELASTIC_RUN_ID" in os.environ else 3)
+        time.sleep(ENDED_AFTER if everywhere and "TORCHELASTIC_RUN_ID" in os.environ else SPEAKS_AFTER)
     if rank != "0" or (of_rank and os.environ.get("WORLD_SIZE", "1") != "1"):
         text = f"rank {rank}: {text}"
     print(f"{above}{text}", file=sys.stderr, flush=True)

@@ -8,8 +8,9 @@ from pydantic import Field
 
 from lookaround_ddp.config.section import Epochs, ListOf, Section
 
-Moment = Annotated[int, Field(ge=0, le=10**12)]
-Span = Annotated[tuple[Moment, Moment], Field(strict=False)]  # (iteration, length): from it on, that length
+IterationCount = Annotated[int, Field(ge=0, le=10**12)]
+# (iteration, length): from that one on, the schedule is of a run of this length
+Span = Annotated[tuple[IterationCount, IterationCount], Field(strict=False)]
 
 
 class ScheduleConfig(Section):

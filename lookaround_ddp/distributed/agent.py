@@ -41,7 +41,8 @@ def main(arguments: Sequence[str]) -> None:
     threading.Thread(target=leave_when_told, daemon=True).start()
     if "LOGLEVEL" not in os.environ:
         logging.disable(logging.CRITICAL)
-    api.LocalElasticAgent = partial(LocalElasticAgent, exit_barrier_timeout=NODES_EXIT_SECONDS)  # type: ignore[assignment, misc]
+    agent = partial(LocalElasticAgent, exit_barrier_timeout=NODES_EXIT_SECONDS)
+    api.LocalElasticAgent = agent  # type: ignore[assignment, misc]  # no option of torchrun's sets it
     try:
         with tempfile.TemporaryDirectory(prefix="lookaround_ddp-") as folder:
             left = Path(folder) / "left"

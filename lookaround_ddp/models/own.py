@@ -39,5 +39,5 @@ def use_checkpointing(model: nn.Module, name: str) -> None:
     """
     try:
         model.set_grad_checkpointing(True)  # type: ignore[operator]  # timm's, or an own network's
-    except (AttributeError, AssertionError, NotImplementedError):  # it has none; timm's, or another's, refuses
+    except (AttributeError, AssertionError, NotImplementedError):  # no such method, or one that says no (timm asserts)
         raise UserError(f"model.checkpointing: {name} has no activation checkpointing: set it to false") from None

@@ -53,9 +53,8 @@ def draw_curves(groups: Sequence[Group], path: Path) -> None:
     tops = [y for group in groups for run in _drawn(group) for _, y in _judged(run)]
     if tops:  # the first epochs of a long run may be cut off below
         middle, drawn = sorted(tops)[len(tops) // 2], [list(curve.get_ydata()) for curve in accuracy.lines]
-        seen = [
-            min(curve if len(curve) <= SHORT else curve[len(curve) // 2 :]) for curve in drawn
-        ]  # of all that the legend lists
+        # of all that the legend lists, the second half is seen, or the whole
+        seen = [min(curve if len(curve) <= SHORT else curve[len(curve) // 2 :]) for curve in drawn]
         bottom, top = max(0.0, min(middle - 4 * (max(tops) - middle) - 3, *seen)), max(map(max, drawn))
         margin = 1 + (top - bottom) / 50  # a curve on the frame would be hidden by it
         accuracy.set_ylim(bottom=bottom - margin, top=top + margin)

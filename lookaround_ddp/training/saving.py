@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lookaround_ddp.checkpoint import BEST, LOCK, METRICS, PREEMPTED, locked
 from lookaround_ddp.distributed import PreemptionHandler
-from lookaround_ddp.errors import Preempted
+from lookaround_ddp.errors import Preempted, UserError
 from lookaround_ddp.files import write_atomically
 from lookaround_ddp.training.rounds import share_single
 from lookaround_ddp.training.run import SAVING, Run, due
@@ -35,7 +35,8 @@ def save_or_leave(run: Run, preemption: PreemptionHandler) -> None:
         keep_folder(run)
         begin_checkpoint(run)
     if leaving:
-        finish_checkpoint(run)
+        if not finish_checkpoint(run):
+            raise UserError(f"{leaving.name}: left without saving, since {run.config.out} was removed meanwhile")
         raise preempted(run, leaving)
 
 
@@ -77,16 +78,19 @@ def _begin(run: Run) -> None:
     run.checkpoints.begin(run.iteration, mine, state, [best] if "sha256" in (run.best or {}) else [])
 
 
-def finish_checkpoint(run: Run) -> None:
+def finish_checkpoint(run: Run) -> bool:
     """Waits until the checkpoint that was begun last is whole, if it is not. Collective.
+
+    Returns False if somebody has removed what was written of it.
 
     Raises:
         UserError: a file cannot be written.
     """
     run.world.does(f"saving after iteration {run.iteration}")
     with run.watch.paused(SAVING):
-        run.checkpoints.finish()
+        whole = run.checkpoints.finish()
     warn_of_slow_saving(run)
+    return whole
 
 
 def keep_folder(run: Run) -> None:

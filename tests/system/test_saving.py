@@ -162,3 +162,31 @@ def test_what_is_removed_while_a_run_trains_is_made_again(
 def test_a_refused_config_leaves_no_folder(tmp_path: Path) -> None:
     train(tmp_path / "run", *CONFIG, "model.name=timm:nix", expect=2)
     assert list(tmp_path.iterdir()) == []
+
+
+def leave_while_the_folder_goes(rank: int) -> None:
+    """Sends rank 0 SIGTERM in iteration 6; removes the run's checkpoints when that one's has begun."""
+    from lookaround_ddp.training.replica import Replica
+
+    step, begin = Replica.step, Checkpoints.begin
+
+    def leaving(self: Replica, batches: object, number: int, rate: float) -> object:
+        if number == 5 and rank == 0 and self.number == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batches, number, rate)
+
+    def losing(self: Checkpoints, iteration: int, *arguments: object) -> None:
+        begin(self, iteration, *arguments)
+        if iteration == 6 and rank == 0:
+            shutil.rmtree(self.folder)
+
+    Replica.step, Checkpoints.begin = leaving, losing
+
+
+def test_nothing_is_called_saved_that_was_removed_meanwhile(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    job = Job("train", f"out={out}", *CONFIG, ranks=2, prepare=leave_while_the_folder_goes)
+    assert job.wait() == [2, 2], job.said()
+    assert f"error: SIGTERM: left without saving, since {out} was removed meanwhile" in job.said(0)
+    assert "saved after" not in job.said()
+    assert not (out / "PREEMPTED").exists()
