@@ -17,6 +17,11 @@ from contextlib import suppress
 
 import torch.distributed as dist
 
+if dist.is_available():
+    # Its functions keep, as a default, the group that there is when it is imported: no thread of gloo's would end with
+    # that one. The first optimizer of a program imports it, if nobody has before.
+    import torch.distributed.nn.functional  # noqa: F401
+
 EXIT_SECONDS = 30.0  # for which a process that ends waits for collectives of its own threads
 
 # The same after an error, and for gloo's threads, which are done at once unless a rank has gone

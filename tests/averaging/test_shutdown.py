@@ -133,3 +133,32 @@ def test_a_program_may_end_while_an_average_is_under_way(backend: str, how: str,
 def test_the_trainer_leaves_no_thread_of_the_backend_behind(end: str) -> None:
     """Whether or not it ends well. (Where ranks share a replica, DDP keeps its group.)"""
     assert statuses(JOINED.format(end=end), 3) == [0] * 3
+
+
+AN_OPTIMIZER_AFTER_THE_GROUP = """
+import torch, torch.distributed as dist
+from pathlib import Path
+from lookaround_ddp import Lookaround
+dist.init_process_group("gloo", init_method="tcp://127.0.0.1:{port}", rank=0, world_size=1)
+model = torch.nn.Linear(3, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+around = Lookaround(model, k=1)
+optimizer.zero_grad()
+model(torch.ones(2, 3)).sum().backward()
+optimizer.step()
+around.step()
+def threads():
+    return sum("gloo" in (task / "comm").read_text() for task in Path("/proc/self/task").iterdir())
+before = threads()
+dist.destroy_process_group()
+print(before > 0, threads())
+"""
+
+
+def test_the_first_optimizer_keeps_no_group() -> None:
+    """Torch imports what it needs with it, and of that some functions have the group of that moment as a default."""
+    program = AN_OPTIMIZER_AFTER_THE_GROUP.format(port=free_port())
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=TEST_TIMEOUT
+    )
+    assert (done.returncode, done.stdout) == (0, "True 0\n"), done.stderr
